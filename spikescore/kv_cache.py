@@ -1,0 +1,157 @@
+"""A key/value cache with one slot per dialogue, written in place and kept from turn to turn.
+
+Slot b holds the tokens of one dialogue at indices 0 .. n_b - 1, so a token's index is its position
+and there are no holes. Forgetting a rewritten tail is setting n_b lower: what lies beyond is
+overwritten before it can be attended. The last index of every slot is a bin for the keys of
+padding, and no mask ever admits it.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
+
+from spikescore.errors import UserError
+
+GROWTH = 512  # tokens; capacity grows by whole blocks, and on CPU the attended length is a multiple
+
+
+class SlotCache(Cache):
+    """Keys and values of all layers, `[slots, kv_heads, capacity + 1, head_dim]` each, grown in
+    place.
+
+    Before a forward pass `aim` says which slots the rows of the batch are, where their new tokens
+    go and how much of the cache they look at; during it every attention layer calls `update`.
+    """
+
+    def __init__(self, slots: int, n_layers: int) -> None:
+        super().__init__(layers=[])
+        self.slots = slots
+        self.capacity = 0
+        self._keys: list[torch.Tensor | None] = [None] * n_layers
+        self._values: list[torch.Tensor | None] = [None] * n_layers
+        self._whole = True
+        self._rows = self._at = torch.empty(0, dtype=torch.long)
+        self._view = 0
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for `tokens` tokens in every slot, layer by layer, so the peak is one layer
+        more.
+        """
+        if tokens <= self.capacity:
+            return
+        capacity = max(tokens, self.capacity + self.capacity // 2)
+        self.capacity = -(-capacity // GROWTH) * GROWTH
+        for kept in (self._keys, self._values):
+            for layer, old in enumerate(kept):
+                if old is not None:
+                    kept[layer] = self._allocate(old)
+                    kept[layer][:, :, : old.shape[2] - 1].copy_(old[:, :, :-1])
+
+    def _allocate(self, like: torch.Tensor) -> torch.Tensor:
+        # zeros: a padding row may look at unwritten entries, and 0 * garbage could be NaN
+        return like.new_zeros(self.slots, like.shape[1], self.capacity + 1, like.shape[3])
+
+    def aim(self, *, rows: torch.Tensor | None, at: torch.Tensor, view: int) -> None:
+        """Prepare one forward pass.
+
+        rows: slot of each batch row, `[batch]`, or None when row b is slot b for all slots.
+        at: index where each new token's key goes, `[batch, width]`; `capacity` is the bin.
+        view: number of leading entries that attention sees.
+        """
+        self._whole = rows is None
+        self._rows = torch.arange(self.slots, device=at.device) if rows is None else rows
+        self._at, self._view = at, view
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store the new keys and values and return all that the rows may look at."""
+        return (
+            self._store(self._keys, key_states, layer_idx),
+            self._store(self._values, value_states, layer_idx),
+        )
+
+    def _store(
+        self, kept: list[torch.Tensor | None], new: torch.Tensor, layer: int
+    ) -> torch.Tensor:
+        if kept[layer] is None:
+            kept[layer] = self._allocate(new)
+        whole = kept[layer]
+        rows, at = self._rows.to(whole.device), self._at.to(whole.device)
+        # indices on both sides of the head axis put it last: [batch, width, kv_heads, head_dim]
+        whole[rows[:, None], :, at] = new.transpose(1, 2)
+        if self._whole:
+            return whole[:, :, : self._view]
+        return whole[rows, :, : self._view]
+
+    def keep(self, slots: list[int]) -> None:
+        """Shrink to these slots, in this order."""
+        self.slots = len(slots)
+        for kept in (self._keys, self._values):
+            for layer, old in enumerate(kept):
+                if old is not None:
+                    kept[layer] = old[torch.tensor(slots, device=old.device)]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Of no meaning with slots of different lengths; positions are always passed explicitly."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self._view, 0
+
+
+def cache_bytes_per_token(model: PreTrainedModel) -> int:
+    """Bytes of keys and values that one token of one dialogue costs."""
+    config = text_config(model.config)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize
+
+
+def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The language model's part of a configuration (itself, unless the model is multimodal)."""
+    return config.get_text_config(decoder=True)
+
+
+def layer_windows(config: PreTrainedConfig) -> dict[str, int | None]:
+    """Return {attention type: sliding window or None} of a model's layers.
+
+    Raises UserError for attention types whose state is not a plain key/value cache.
+    """
+    config = text_config(config)
+    window = getattr(config, "sliding_window", None)
+    if getattr(config, "use_sliding_window", True) is False:
+        window = None
+    types = getattr(config, "layer_types", None)
+    if types is None:
+        types = ["sliding_attention" if window else "full_attention"]
+    unknown = set(types) - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise UserError(
+            f"this engine cannot run layers of type {', '.join(sorted(unknown))} ({config.model_type}); "
+            "use a model with full or sliding-window attention"
+        )
+    return {kind: window if kind == "sliding_attention" else None for kind in sorted(set(types))}
+
+
+def attention_masks(
+    windows: dict[str, int | None], positions: torch.Tensor, view: int, dtype: torch.dtype
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """Additive masks `[batch, 1, width, view]`: a token at position p sees entries p - window < j
+    <= p.
+
+    A row of padding (position -1) sees entry 0, so that no softmax is over nothing. One kind of
+    layer gives a tensor, several give a dict by kind, as the models of transformers expect them.
+    """
+    entry = torch.arange(view, device=positions.device)
+    query = positions.clamp(min=0)[:, None, :, None]
+    masks = {}
+    for kind, window in windows.items():
+        seen = entry <= query
+        if window is not None:
+            seen &= entry > query - window
+        mask = torch.zeros(seen.shape, dtype=dtype, device=positions.device)
+        masks[kind] = mask.masked_fill_(~seen, torch.finfo(dtype).min)
+    return masks if len(masks) > 1 else next(iter(masks.values()))

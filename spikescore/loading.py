@@ -1,0 +1,139 @@
+"""Loading a chat model and its tokenizer from a folder or the hub, with errors that say what is missing."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from spikescore.config import Config
+from spikescore.errors import UserError
+from spikescore.kv_cache import cache_bytes_per_token, text_config
+
+log = logging.getLogger("spikescore")
+
+# Settings of a checkpoint's own generation_config that would change the text beyond config.json
+_BEYOND_CONFIG = ("top_k", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size")
+_NEUTRAL = {"top_k": (None, 0, 50), "repetition_penalty": (None, 1.0), "typical_p": (None, 1.0)}
+
+
+def load_model(config: Config) -> PreTrainedModel:
+    """Load the chat model for inference: float16 on a GPU and float32 on CPU unless `dtype` says else.
+
+    With more than one device or `device_map` set, layers are placed by accelerate (offload included).
+    """
+    path = _checked_path(config.model_path)
+    placement = config.device_map
+    if placement is None and torch.cuda.is_available():
+        placement = "auto"
+    on_gpu = torch.cuda.is_available() and placement != "cpu"
+    dtype = config.dtype if config.dtype != "auto" else ("float16" if on_gpu else "float32")
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    if placement is not None:
+        options["device_map"] = placement
+    if config.max_memory is not None:
+        limits = config.max_memory.items()
+        options["max_memory"] = {int(k) if k.isdigit() else k: v for k, v in limits}
+    if config.attn_implementation is not None:
+        options["attn_implementation"] = config.attn_implementation
+    try:
+        architecture = AutoConfig.from_pretrained(path)
+        if getattr(architecture, "quantization_config", None) is not None:
+            log.warning("%s is quantised; FP16 checkpoints give more faithful hidden states", path)
+        return AutoModelForCausalLM.from_pretrained(path, **options).eval()
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(
+            f'model_path "{config.model_path}" could not be loaded: {_first_line(error)}'
+        ) from error
+
+
+def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
+    """Load the model's tokenizer."""
+    try:
+        return AutoTokenizer.from_pretrained(_checked_path(config.model_path))
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(
+            f'no tokenizer could be loaded from model_path "{config.model_path}": '
+            f"{_first_line(error)}"
+        ) from error
+
+
+def _checked_path(model_path: str) -> str:
+    """A folder that exists, or something that reads as a hub id (owner/name)."""
+    path = Path(model_path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(
+                f'model_path "{model_path}" holds no config.json, so it is no model folder; '
+                "give the folder that has config.json, the weights and the tokenizer"
+            )
+        return str(path)
+    looks_local = model_path.startswith((".", "/", "~")) or model_path.count("/") != 1
+    if looks_local or path.exists():
+        raise UserError(
+            f'model_path "{model_path}" is not a folder; give a folder with config.json, weights and '
+            "tokenizer, or a hub id such as meta-llama/Llama-3.2-3B-Instruct"
+        )
+    return model_path
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Token ids that end an answer: the generation config's and the tokenizer's end of sequence."""
+    named = model.generation_config.eos_token_id
+    ids = set(named if isinstance(named, list) else [named]) | {tokenizer.eos_token_id}
+    return {token for token in ids if token is not None}
+
+
+def report_generation_config(model: PreTrainedModel) -> dict[str, Any]:
+    """Return, and log, what the checkpoint's generation_config asks for and config.json has no key for."""
+    settings = model.generation_config.to_diff_dict()
+    asked = {
+        key: settings[key]
+        for key in _BEYOND_CONFIG
+        if key in settings and settings[key] not in _NEUTRAL.get(key, (None,))
+    }
+    if asked:
+        log.warning(
+            "the model's generation_config asks for %s; not applied, config.json rules",
+            ", ".join(f"{key}={value}" for key, value in asked.items()),
+        )
+    return asked
+
+
+def auto_batch_size(model: PreTrainedModel, *, tokens_per_dialogue: int, n_items: int) -> int:
+    """Choose how many dialogues advance together: what half the free memory holds, at most 128 (CPU)
+    or 512 (GPU), and no more than there are.
+    """
+    device = model.get_input_embeddings().weight.device
+    if device.type == "cuda":
+        free, most = torch.cuda.mem_get_info(device)[0], 512
+    else:
+        free, most = _free_ram(), 128
+    per_dialogue = cache_bytes_per_token(model) * tokens_per_dialogue
+    return int(max(1, min(most, n_items, free // 2 // per_dialogue)))
+
+
+def _free_ram() -> int:
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def pair_bytes(model: PreTrainedModel, turns: int, n_keys: int = 3) -> int:
+    """Bytes of one dialogue's PKL: keys x turns x (L + 1) states of FP16."""
+    config = text_config(model.config)
+    return n_keys * turns * (config.num_hidden_layers + 1) * config.hidden_size * 2

@@ -1,0 +1,334 @@
+"""The pair on disk: `<id>.json` with the dialogue and `<id>.pkl` with its hidden states.
+
+Everything that reads or writes a pair goes through here, so that the promises are kept in one
+place: loading a pickle never runs code from it, a write is atomic, the PKL is written before the
+JSON, and a JSON with `"complete": true` marks a finished pair. The older public form of both files
+is read, never written.
+
+States are a dict `{turn: {token_key: array}}`, turn counted from 1, each array FP16 of shape
+`[L+1, H]` (index 0 = embedding output, last = the final entry of `output_hidden_states`).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import re
+import secrets
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spikescore.errors import UserError
+
+TOKEN_KEYS = (
+    "last_token_embedding",
+    "sec_last_token_embedding",
+    "last_tok_bef_gen_embedding",
+)
+States = dict[int, dict[str, np.ndarray]]
+
+_NOT_PAIRS = {"config.json", "run.json", "summary.json", "progress.json"}
+
+
+# --- names ------------------------------------------------------------------------------------
+
+
+def file_id(own_id: object, content: str) -> str:
+    """Return the data set's own id made safe for a file name, or 12 hex digits of the content's
+    hash.
+    """
+    text = re.sub(r"[^A-Za-z0-9._-]+", "_", str(own_id)).strip("._") if own_id is not None else ""
+    if not text or len(text) > 120:
+        return sha256(content.encode()).hexdigest()[:12]
+    return text
+
+
+# --- writing ----------------------------------------------------------------------------------
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write bytes so that the path holds either its old content or all of the new, even after kill
+    -9.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write UTF-8 JSON, indented, atomically. NaN and infinity are refused (ValueError): not JSON."""
+    text = json.dumps(record, ensure_ascii=False, indent=2, allow_nan=False)
+    write_atomic(path, (text + "\n").encode("utf-8", "surrogatepass"))
+
+
+def write_pair(folder: Path, record: dict[str, Any], states: States, *, model: str) -> None:
+    """Write a finished pair, PKL first, then the JSON with `"complete": true`.
+
+    Raises UserError, naming turn, token key and layer, when a state is not finite or beyond FP16's
+    range.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    packed = pack_states(states, model=model)
+    write_atomic(folder / f"{record['id']}.pkl", pickle.dumps(packed, protocol=4))
+    write_json(folder / f"{record['id']}.json", {**record, "complete": True})
+    (folder / f"{record['id']}.error.json").unlink(missing_ok=True)
+
+
+def pack_states(states: States, *, model: str) -> dict[str, Any]:
+    """Return the PKL's content (DESIGN: format 1) after checking every array: shape, type, finite."""
+    n_states = hidden_size = 0
+    for turn, by_key in states.items():
+        for key, array in by_key.items():
+            if array.dtype != np.float16 or array.ndim != 2:
+                raise ValueError(
+                    f"turn {turn} {key}: expected float16 [L+1, H], got {array.dtype} {array.shape}"
+                )
+            bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+            if bad.size:
+                raise UserError(
+                    f"turn {turn}, {key}: the state of layer {bad[0]} is not finite in FP16 (beyond 65504 or NaN); "
+                    'run this model with "dtype": "float32" or leave the layer out of the study'
+                )
+            n_states, hidden_size = array.shape
+    return {
+        "format": 1,
+        "model": model,
+        "n_layers": n_states - 1,
+        "hidden_size": hidden_size,
+        "dtype": "float16",
+        "turns": states,
+    }
+
+
+def write_error(folder: Path, item_id: str, reason: str, **details: Any) -> None:
+    """Record that an item failed, and why, as `<id>.error.json` next to where its pair would be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{item_id}.error.json", {"id": item_id, "error": reason, **details})
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; UserError with file, line and column when it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f'"{path}" does not exist') from error
+    except OSError as error:
+        raise UserError(f'"{path}" cannot be read: {error.strerror}') from error
+    except ValueError as error:
+        raise UserError(
+            f'"{path}" is not valid JSON ({error}); restore or delete the file'
+        ) from error
+
+
+def find_records(folder: str | Path) -> list[Path]:
+    """Return the dialogue JSON files under a folder, recursively, sorted. Error files and run
+    files are left out.
+
+    A file counts when its name is not one of ours for other purposes; `read_record` says whether
+    it really is one.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(
+            f'folder "{folder}" does not exist; give the folder that stage 1 wrote its pairs to'
+        )
+    return sorted(
+        path
+        for path in folder.rglob("*.json")
+        if path.name not in _NOT_PAIRS
+        and not path.name.startswith(".")
+        and not path.name.endswith((".error.json", "_error.json"))
+    )
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Read a dialogue JSON in today's form; None when the file is some other JSON.
+
+    The older public form (`reasoning_chain` with `step` from 0, `nli_label`) is converted in
+    memory and marked `"legacy": true`: its steps become turns from 1 on, its label keeps its
+    meaning (1 = consistent).
+    """
+    raw = read_json(path)
+    if not isinstance(raw, dict):
+        return None
+    if isinstance(raw.get("cot_steps"), list):
+        return raw
+    if not isinstance(raw.get("reasoning_chain"), list):
+        return None
+    steps = []
+    for place, step in enumerate(raw["reasoning_chain"]):
+        number = step.get("step", place)
+        steps.append(
+            {
+                **step,
+                "turn": int(number) + 1,
+                "response": step.get("response") or step.get("answer"),
+            }
+        )
+    return {
+        **{key: value for key, value in raw.items() if key != "reasoning_chain"},
+        "id": raw.get("id", path.stem),
+        "cot_steps": steps,
+        "nil_label": raw.get("nli_label", raw.get("nil_label")),
+        "metrics": raw.get("metrics") or {},
+        "complete": True,
+        "legacy": True,
+    }
+
+
+def iter_records(folder: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield (path, record) for every dialogue under a folder, in order of path."""
+    for path in find_records(folder):
+        record = read_record(path)
+        if record is not None:
+            yield path, record
+
+
+def read_states(path: Path) -> States:
+    """Read a PKL into `{turn: {token_key: float16 [L+1, H]}}` without running anything it holds.
+
+    The older public form, `{step: {key: torch tensor}}` from step 0, is renumbered from turn 1;
+    its bfloat16 tensors are converted and a state beyond FP16's range is an error.
+    """
+    content = load_pickle(path)
+    if isinstance(content, dict) and content.get("format") == 1:
+        turns, offset = content["turns"], 0
+    elif isinstance(content, dict) and content and all(_is_int(key) for key in content):
+        turns, offset = content, 1 if min(map(int, content)) == 0 else 0
+    else:
+        raise UserError(
+            f'"{path}" holds no hidden states in a known form; write it again with reasoning_lite.py'
+        )
+    states: States = {}
+    for turn, by_key in turns.items():
+        if not isinstance(by_key, dict):
+            raise UserError(f'"{path}": turn {turn} is not a dict of token keys')
+        arrays = {}
+        for key, value in by_key.items():
+            arrays[key] = _as_float16(value, path, turn, key)
+        states[int(turn) + offset] = arrays
+    return states
+
+
+def _is_int(key: object) -> bool:
+    return isinstance(key, int) or (isinstance(key, str) and key.isdigit())
+
+
+def _as_float16(value: Any, path: Path, turn: object, key: object) -> np.ndarray:
+    if not isinstance(value, np.ndarray):
+        if not hasattr(value, "detach"):
+            raise UserError(f'"{path}": turn {turn}, {key} is {type(value).__name__}, not an array')
+        value = value.detach().float().numpy()
+    value = np.atleast_2d(np.squeeze(value)) if value.ndim != 2 else value
+    if value.dtype == np.float16:
+        return value
+    with np.errstate(over="ignore"):
+        half = value.astype(np.float16)
+    bad = np.flatnonzero(np.isfinite(value).all(axis=1) & ~np.isfinite(half).all(axis=1))
+    if bad.size:
+        raise UserError(f'"{path}": turn {turn}, {key}: layer {bad[0]} is beyond the range of FP16')
+    return half
+
+
+# --- pickles ----------------------------------------------------------------------------------
+
+# What a pickle may name. Each entry only builds data: arrays, tensors, plain containers.
+_ADMITTED = {
+    ("builtins", "dict"), ("builtins", "list"), ("builtins", "set"), ("builtins", "frozenset"),
+    ("builtins", "tuple"), ("builtins", "int"), ("builtins", "float"), ("builtins", "str"),
+    ("builtins", "bool"), ("builtins", "bytes"), ("builtins", "bytearray"), ("builtins", "complex"),
+    ("builtins", "slice"), ("builtins", "range"), ("collections", "OrderedDict"), ("_codecs", "encode"),
+    ("numpy", "ndarray"), ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"),
+    ("numpy.core.numeric", "_frombuffer"), ("numpy._core.numeric", "_frombuffer"),
+    ("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter"),
+    ("torch", "Size"), ("torch", "device"), ("torch", "float16"), ("torch", "bfloat16"), ("torch", "float32"),
+    ("torch", "float64"), ("torch", "int64"), ("torch", "int32"), ("torch", "bool"), ("torch", "uint8"),
+}  # fmt: skip
+_FORBIDDEN_HELP = (
+    "only numpy arrays, torch tensors and plain containers are loaded; "
+    "do not load this file by other means unless you trust who made it"
+)
+
+
+def _load_storage(data: bytes) -> Any:
+    """Stand in for torch's own storage loader, which would unpickle without restriction."""
+    import torch
+
+    return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+
+
+class _InertConfig:
+    """Stands in for the settings object inside probe files of the public release: attributes only."""
+
+
+class _RestrictedUnpickler(pickle.Unpickler):
+    def __init__(self, file: Any, path: Path) -> None:
+        super().__init__(file)
+        self._path = path
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return _load_storage
+        if (module, name) in _ADMITTED or (
+            module == "torch" and re.fullmatch(r"[A-Z]\w*Storage", name)
+        ):
+            return super().find_class(module, name)
+        if name == "TrainingConfig":  # whatever module it names, that module is not imported
+            return _InertConfig
+        raise UserError(f'"{self._path}" was refused: it names {module}.{name}; {_FORBIDDEN_HELP}')
+
+
+def load_pickle(path: str | Path) -> Any:
+    """Unpickle a file of arrays, tensors and plain containers; anything else is refused, and
+    nothing is run.
+
+    Files written with `torch.save` are read with `weights_only=True`. Raises UserError for a
+    missing, broken or refused file.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4)
+            file.seek(0)
+            if head == b"PK\x03\x04":
+                return _load_torch_zip(path)
+            return _RestrictedUnpickler(file, path).load()
+    except FileNotFoundError as error:
+        raise UserError(f'"{path}" does not exist') from error
+    except OSError as error:
+        raise UserError(f'"{path}" cannot be read: {error.strerror}') from error
+    except UserError:
+        raise
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise UserError(
+            f'"{path}" is not a readable pickle ({type(error).__name__}: {error}); it may be cut short'
+        ) from error
+
+
+def _load_torch_zip(path: Path) -> Any:
+    import torch
+
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f'"{path}" was refused by torch.load(weights_only=True); {_FORBIDDEN_HELP}'
+        ) from error

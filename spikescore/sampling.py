@@ -1,0 +1,67 @@
+"""Choosing the next token: temperature and top-p as transformers applies them, seeded per dialogue
+and turn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from spikescore.seeding import derived_seed
+
+_FIRST_LOOK = 64  # tokens; the nucleus nearly always lies among the most probable few
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """temperature 0 is greedy; top_p 1 keeps the whole distribution."""
+
+    temperature: float
+    top_p: float
+    seed: int
+
+
+def turn_uniforms(sampling: Sampling, item_id: str, turn: int, n: int) -> np.ndarray:
+    """Return the n uniforms in [0, 1) that a turn's tokens are drawn with: a function of names
+    only.
+    """
+    seed = derived_seed(sampling.seed, item_id, turn, "tokens")
+    return np.random.Generator(np.random.Philox(seed)).random(n)
+
+
+def choose_tokens(logits: torch.Tensor, uniforms: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Draw one token per row of `logits` `[n, vocabulary]` (float32) by inverse CDF with the row's
+    uniform.
+
+    Top-p keeps the smallest set of most probable tokens whose mass reaches top_p: token i stays
+    when the mass before it is below top_p, at least one token. A row's choice depends on that row
+    alone.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1)
+    probabilities = torch.softmax(logits / sampling.temperature, dim=-1)
+    if sampling.top_p >= 1:
+        return _draw(probabilities, uniforms, sampling.top_p)
+    k = min(_FIRST_LOOK, probabilities.shape[-1])
+    head, order = probabilities.topk(k, dim=-1)
+    chosen = order.gather(1, _draw(head, uniforms, sampling.top_p)[:, None])[:, 0]
+    wide = head.double().sum(dim=-1) < sampling.top_p + 1e-6
+    if bool(wide.any()):
+        full, order = probabilities[wide].sort(dim=-1, descending=True, stable=True)
+        drawn = _draw(full, uniforms[wide], sampling.top_p)
+        chosen[wide] = order.gather(1, drawn[:, None])[:, 0]
+    return chosen
+
+
+def _draw(probabilities: torch.Tensor, uniforms: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Index drawn from each row's nucleus; rows are in descending order unless top_p is 1."""
+    mass = probabilities.double()
+    if top_p < 1:
+        before = mass.cumsum(dim=-1) - mass
+        mass = torch.where(before < top_p, mass, 0.0)
+    upto = mass.cumsum(dim=-1)
+    target = uniforms.double()[:, None] * upto[:, -1:]
+    last_possible = (mass > 0).sum(dim=-1) - 1 if top_p < 1 else mass.shape[-1] - 1
+    return (upto <= target).sum(dim=-1).clamp(max=last_possible)
