@@ -1,1 +1,1 @@
-"""The library the three scripts share. Modules know nothing of argparse and never import a script."""
+"""The library the three scripts share. Modules know no argparse and never import a script."""

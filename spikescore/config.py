@@ -1,4 +1,4 @@
-"""`config.json`: one dataclass is the only truth about its keys, their defaults and their checks."""
+"""`config.json`: one dataclass is the only truth about its keys, defaults and checks."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Config:
     use_model_generation_config: bool = False
 
     def datasets(self) -> list[tuple[str, Path]]:
-        """Return (path, output folder) of each data set; several get a folder each, by file name."""
+        """(path, output folder) of each data set; several get a folder each, by file name."""
         if isinstance(self.dataset_path, str):
             return [(self.dataset_path, Path(self.output_dir))]
         return [(path, Path(self.output_dir) / Path(path).stem) for path in self.dataset_path]
@@ -117,8 +117,8 @@ _TYPES = {
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read config.json, apply `key=value` overrides (dotted keys reach into `sampling`), and check.
 
-    Raises UserError for a missing or broken file, an unknown key (naming the nearest known one), a value
-    of the wrong type or outside its range.
+    Raises UserError for a missing or broken file, an unknown key (naming the nearest known one), a
+    value of the wrong type or outside its range.
     """
     raw = read_json(Path(path))
     if not isinstance(raw, dict):
@@ -150,6 +150,11 @@ def parse_config(raw: dict[str, Any], *, source: str) -> Config:
     paths = config.dataset_path
     if not paths or not all(isinstance(path, str) and path for path in paths):
         raise UserError(f'{source}: "dataset_path" must be a path or a list of paths')
+    folders = [folder for _, folder in config.datasets()]
+    if len(set(folders)) < len(folders):
+        raise UserError(f'{source}: two entries of "dataset_path" have the same file name')
+    if config.prompts_file and not Path(config.prompts_file).is_file():
+        raise UserError(f'{source}: prompts_file "{config.prompts_file}" does not exist')
     return config
 
 

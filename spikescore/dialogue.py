@@ -1,7 +1,8 @@
-"""One dialogue: a message list that is only ever appended to, rendered by the model's chat template.
+"""One dialogue: a message list that is only ever appended to, rendered by the model's chat
+template.
 
-The engine asks for token ids and returns token ids; here they become messages, steps and the record on
-disk (DESIGN: the pair).
+The engine asks for token ids and returns token ids; here they become messages, steps and the
+record on disk (DESIGN: the pair).
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ _THINKING = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 class ChatFormat:
     """Turns messages into token ids with the model's chat template, and answers back into text.
 
-    Without a template a plain format is used ("User: ... Assistant: ..."), with a warning; a template
-    that refuses or drops the system role gets the system prompt at the head of the first user message.
+    Without a template a plain format is used ("User: ... Assistant: ..."), with a warning; a
+    template that refuses or drops the system role gets the system prompt at the head of the first
+    user message.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, enable_thinking: bool) -> None:
@@ -52,7 +54,9 @@ class ChatFormat:
         return probe in text
 
     def render(self, messages: Sequence[Message]) -> list[int]:
-        """Return the ids of the messages plus the opening of the assistant's turn; one BOS at most."""
+        """Return the ids of the messages plus the opening of the assistant's turn; one BOS at
+        most.
+        """
         if self._fold_system and messages[0]["role"] == "system":
             system, first, *rest = messages
             folded = {"role": "user", "content": f"{system['content']}\n\n{first['content']}"}
@@ -87,8 +91,8 @@ def visible_answer(text: str) -> str:
 class Dialogue:
     """The conversation about one question, as the engine runs it.
 
-    `on_first_answer` is called with the text of the initial answer as soon as it is known, so that it
-    can be judged while the dialogue goes on.
+    `on_first_answer` is called with the text of the initial answer as soon as it is known, so that
+    it can be judged while the dialogue goes on.
     """
 
     def __init__(
@@ -98,30 +102,37 @@ class Dialogue:
         chat: ChatFormat,
         *,
         families: dict[str, tuple[Prompt, ...]] = FAMILIES,
-        on_first_answer: Callable[[str], None] | None = None,
     ) -> None:
         self.item_id = question.id
         self.question = question
         self.prompts = [Prompt("initial", 0, first_message(question))]
         self.stopped = ""  # a reason of our own to end early
+        self.on_first_answer: Callable[[str], None] | None = None
         self._config = config
         self._chat = chat
         self._families = families
-        self._on_first_answer = on_first_answer
-        system = [{"role": "system", "content": config.system_prompt}] if config.system_prompt else []
+        system = (
+            [{"role": "system", "content": config.system_prompt}] if config.system_prompt else []
+        )
         self._messages: list[Message] = [
             *system,
             {"role": "user", "content": self.prompts[0].text},
         ]
 
+    def shown_at_first(self) -> str:
+        """All text the model sees before its first answer, for the leak guard."""
+        return "\n\n".join(message["content"] for message in self._messages)
+
     def next_prompt(self, last: Turn | None) -> list[int] | None:
-        """Return the ids of the next turn's prompt; None after `max_steps` turns or at a stop rule."""
+        """Return the ids of the next turn's prompt; None after `max_steps` turns or at a stop
+        rule.
+        """
         if last is None:
             return self._chat.render(self._messages)
         answer = self._chat.text(last.answer_ids)
         if last.number == 1:
-            if self._on_first_answer:
-                self._on_first_answer(visible_answer(answer))
+            if self.on_first_answer:
+                self.on_first_answer(visible_answer(answer))
             if self._config.history == "question_only":
                 # the public release's behaviour, kept as a switch to measure what it does
                 self._messages = [{"role": "user", "content": self.question.question}]
@@ -155,8 +166,9 @@ def dialogue_record(
 ) -> dict[str, Any]:
     """The JSON of a finished dialogue, label still open.
 
-    Token ids: a turn's prompt is the first `n_kept` ids of the turn before (its prompt and response)
-    followed by `prompt_ids`; then come `response_ids`. So the whole dialogue can be encoded again.
+    Token ids: a turn's prompt is the first `n_kept` ids of the turn before (its prompt and
+    response) followed by `prompt_ids`; then come `response_ids`. So the whole dialogue can be
+    encoded again.
     """
     question = dialogue.question
     steps, before = [], []

@@ -77,7 +77,7 @@ class Conversation(Protocol):
     item_id: str
 
     def next_prompt(self, last: Turn | None) -> list[int] | None:
-        """Return the token ids of the next turn's whole prompt, or None when the dialogue is over."""
+        """Return the ids of the next turn's whole prompt, or None when the dialogue is over."""
 
 
 @dataclass
@@ -158,8 +158,9 @@ class Engine:
             except torch.OutOfMemoryError as error:
                 if self.batch_size == 1:
                     raise UserError(
-                        "out of memory with a single dialogue; lower max_new_tokens or model_max_tokens, or set "
-                        "device_map and max_memory so that part of the model is offloaded"
+                        "out of memory with a single dialogue; lower max_new_tokens or "
+                        "model_max_tokens, or set device_map and max_memory so that part of the "
+                        "model is offloaded"
                     ) from error
                 self.batch_size = max(1, self.batch_size // 2)
                 log.warning("out of memory: going on with batch size %d", self.batch_size)
@@ -245,7 +246,7 @@ class _Flight:
         return None
 
     def _ask(self, row: _Row) -> bool:
-        """Get the row's next prompt. False, with the dialogue moved to `done`, when there is none."""
+        """Get the row's next prompt; False, with the dialogue in `done`, when there is none."""
         last = row.turns[-1] if row.turns else None
         if last is not None and last.ends_dialogue:
             return self._end(row, last.finish_reason)
@@ -304,7 +305,7 @@ class _Flight:
     def _encode_part(
         self, slots: list[int], parts: dict[int, list[int]]
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """One pass over new tokens, padded on the left so that every row ends in the last column."""
+        """One pass over new tokens, padded on the left: every row ends in the last column."""
         multiple = self.engine._width_multiple
         width = -(-max(len(parts[slot]) for slot in slots) // multiple) * multiple
         ids = torch.zeros(len(slots), width, dtype=torch.long)

@@ -130,7 +130,8 @@ def layer_windows(config: PreTrainedConfig) -> dict[str, int | None]:
     unknown = set(types) - {"full_attention", "sliding_attention"}
     if unknown:
         raise UserError(
-            f"this engine cannot run layers of type {', '.join(sorted(unknown))} ({config.model_type}); "
+            f"this engine cannot run layers of type {', '.join(sorted(unknown))} "
+            f"({config.model_type}); "
             "use a model with full or sliding-window attention"
         )
     return {kind: window if kind == "sliding_attention" else None for kind in sorted(set(types))}

@@ -1,4 +1,6 @@
-"""Loading a chat model and its tokenizer from a folder or the hub, with errors that say what is missing."""
+"""Loading a chat model and its tokenizer from a folder or the hub, with errors that say what is
+missing.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from spikescore.config import Config
 from spikescore.errors import UserError
@@ -27,11 +30,14 @@ _NEUTRAL = {"top_k": (None, 0, 50), "repetition_penalty": (None, 1.0), "typical_
 
 
 def load_model(config: Config) -> PreTrainedModel:
-    """Load the chat model for inference: float16 on a GPU and float32 on CPU unless `dtype` says else.
+    """Load the chat model for inference: float16 on a GPU and float32 on CPU unless `dtype` says
+    else.
 
-    With more than one device or `device_map` set, layers are placed by accelerate (offload included).
+    With more than one device or `device_map` set, layers are placed by accelerate (offload
+    included).
     """
     path = _checked_path(config.model_path)
+    disable_progress_bar()
     placement = config.device_map
     if placement is None and torch.cuda.is_available():
         placement = "auto"
@@ -80,8 +86,8 @@ def _checked_path(model_path: str) -> str:
     looks_local = model_path.startswith((".", "/", "~")) or model_path.count("/") != 1
     if looks_local or path.exists():
         raise UserError(
-            f'model_path "{model_path}" is not a folder; give a folder with config.json, weights and '
-            "tokenizer, or a hub id such as meta-llama/Llama-3.2-3B-Instruct"
+            f'model_path "{model_path}" is not a folder; give a folder with config.json, weights '
+            "and tokenizer, or a hub id such as meta-llama/Llama-3.2-3B-Instruct"
         )
     return model_path
 
@@ -99,7 +105,9 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[
 
 
 def report_generation_config(model: PreTrainedModel) -> dict[str, Any]:
-    """Return, and log, what the checkpoint's generation_config asks for and config.json has no key for."""
+    """Return, and log, what the checkpoint's generation_config asks for and config.json has no key
+    for.
+    """
     settings = model.generation_config.to_diff_dict()
     asked = {
         key: settings[key]
@@ -115,8 +123,8 @@ def report_generation_config(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def auto_batch_size(model: PreTrainedModel, *, tokens_per_dialogue: int, n_items: int) -> int:
-    """Choose how many dialogues advance together: what half the free memory holds, at most 128 (CPU)
-    or 512 (GPU), and no more than there are.
+    """Choose how many dialogues advance together: what half the free memory holds, at most 128
+    (CPU) or 512 (GPU), and no more than there are.
     """
     device = model.get_input_embeddings().weight.device
     if device.type == "cuda":

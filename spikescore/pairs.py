@@ -33,6 +33,7 @@ TOKEN_KEYS = (
 )
 States = dict[int, dict[str, np.ndarray]]
 
+_NUMBER_LIST = re.compile(r"\[\n\s+[-0-9.eE+,\s]+\n\s+\]")
 _NOT_PAIRS = {"config.json", "run.json", "summary.json", "progress.json"}
 
 
@@ -44,7 +45,8 @@ def file_id(own_id: object, content: str) -> str:
     hash.
     """
     text = re.sub(r"[^A-Za-z0-9._-]+", "_", str(own_id)).strip("._") if own_id is not None else ""
-    if not text or len(text) > 120:
+    taken = f"{text}.json" in _NOT_PAIRS or text.endswith((".error", "_error"))
+    if not text or len(text) > 120 or taken:
         return sha256(content.encode()).hexdigest()[:12]
     return text
 
@@ -69,8 +71,10 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, record: Any) -> None:
-    """Write UTF-8 JSON, indented, atomically. NaN and infinity are refused (ValueError): not JSON."""
+    """Write UTF-8 JSON, indented, atomically; NaN and infinity, not JSON, are a ValueError."""
     text = json.dumps(record, ensure_ascii=False, indent=2, allow_nan=False)
+    # lists of numbers on one line each; a raw line break never occurs inside a JSON string
+    text = _NUMBER_LIST.sub(lambda found: " ".join(found.group().split()), text)
     write_atomic(path, (text + "\n").encode("utf-8", "surrogatepass"))
 
 
@@ -88,7 +92,7 @@ def write_pair(folder: Path, record: dict[str, Any], states: States, *, model: s
 
 
 def pack_states(states: States, *, model: str) -> dict[str, Any]:
-    """Return the PKL's content (DESIGN: format 1) after checking every array: shape, type, finite."""
+    """Return the PKL's content (format 1) after checking shape, type and values of all arrays."""
     n_states = hidden_size = 0
     for turn, by_key in states.items():
         for key, array in by_key.items():
@@ -99,7 +103,8 @@ def pack_states(states: States, *, model: str) -> dict[str, Any]:
             bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
             if bad.size:
                 raise UserError(
-                    f"turn {turn}, {key}: the state of layer {bad[0]} is not finite in FP16 (beyond 65504 or NaN); "
+                    f"turn {turn}, {key}: the state of layer {bad[0]} is not finite in FP16 "
+                    "(beyond 65504 or NaN); "
                     'run this model with "dtype": "float32" or leave the layer out of the study'
                 )
             n_states, hidden_size = array.shape
@@ -213,7 +218,7 @@ def read_states(path: Path) -> States:
         turns, offset = content, 1 if min(map(int, content)) == 0 else 0
     else:
         raise UserError(
-            f'"{path}" holds no hidden states in a known form; write it again with reasoning_lite.py'
+            f'"{path}" holds no hidden states in a known form; make it again with stage 1'
         )
     states: States = {}
     for turn, by_key in turns.items():
@@ -253,14 +258,16 @@ _ADMITTED = {
     ("builtins", "dict"), ("builtins", "list"), ("builtins", "set"), ("builtins", "frozenset"),
     ("builtins", "tuple"), ("builtins", "int"), ("builtins", "float"), ("builtins", "str"),
     ("builtins", "bool"), ("builtins", "bytes"), ("builtins", "bytearray"), ("builtins", "complex"),
-    ("builtins", "slice"), ("builtins", "range"), ("collections", "OrderedDict"), ("_codecs", "encode"),
+    ("builtins", "slice"), ("builtins", "range"), ("collections", "OrderedDict"),
+    ("_codecs", "encode"),
     ("numpy", "ndarray"), ("numpy", "dtype"),
     ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
     ("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"),
     ("numpy.core.numeric", "_frombuffer"), ("numpy._core.numeric", "_frombuffer"),
     ("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter"),
-    ("torch", "Size"), ("torch", "device"), ("torch", "float16"), ("torch", "bfloat16"), ("torch", "float32"),
-    ("torch", "float64"), ("torch", "int64"), ("torch", "int32"), ("torch", "bool"), ("torch", "uint8"),
+    ("torch", "Size"), ("torch", "device"), ("torch", "float16"), ("torch", "bfloat16"),
+    ("torch", "float32"), ("torch", "float64"), ("torch", "int64"), ("torch", "int32"),
+    ("torch", "bool"), ("torch", "uint8"),
 }  # fmt: skip
 _FORBIDDEN_HELP = (
     "only numpy arrays, torch tensors and plain containers are loaded; "
@@ -276,7 +283,7 @@ def _load_storage(data: bytes) -> Any:
 
 
 class _InertConfig:
-    """Stands in for the settings object inside probe files of the public release: attributes only."""
+    """Stands in for the settings object in the public release's probe files: attributes only."""
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
@@ -319,7 +326,8 @@ def load_pickle(path: str | Path) -> Any:
         raise
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise UserError(
-            f'"{path}" is not a readable pickle ({type(error).__name__}: {error}); it may be cut short'
+            f'"{path}" is not a readable pickle ({type(error).__name__}: {error}); '
+            "it may be cut short"
         ) from error
 
 

@@ -108,15 +108,18 @@ _LADDERS: dict[str, list[tuple[str, int]]] = {
         ("critical", 3), ("reflective", 4),
     ],
     "deep_analysis": [("analytical", 5), ("step_by_step", 5), ("technical", 5), ("critical", 4)],
-    "creative_thinking": [("exploratory", 5), ("creative", 5), ("encouragement", 4), ("reflective", 5)],
+    "creative_thinking": [
+        ("exploratory", 5), ("creative", 5), ("encouragement", 4), ("reflective", 5),
+    ],
     "continue": [(PLACEBO, 1)],
 }  # fmt: skip
 STRATEGIES = (
-    "progressive", "mixed", "random", "adaptive", "deep_analysis", "creative_thinking", "fixed", "continue",
+    "progressive", "mixed", "random", "adaptive", "deep_analysis", "creative_thinking", "fixed",
+    "continue",
 )  # fmt: skip
 _MIXED_ORDER = (
-    "encouragement", "analytical", "critical", "exploratory", "step_by_step", "reflective", "technical",
-    "creative",
+    "encouragement", "analytical", "critical", "exploratory", "step_by_step", "reflective",
+    "technical", "creative",
 )  # fmt: skip
 
 SHORT_ANSWER_TOKENS = 16

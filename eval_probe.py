@@ -1,0 +1,196 @@
+"""Stage 3: SpikeScore and AUROC from scored dialogues.
+
+Reads every dialogue JSON under --data_dir (any depth, one folder per domain), computes SpikeScore
+from the probe scores that metrics_probe.py wrote, measures how well it tells hallucinated answers
+from consistent ones, and writes tables and plots to --report_dir. No .pkl file is opened.
+
+    python eval_probe.py --data_dir ./outputs --report_dir ./reports
+
+What it writes
+  <data_dir>/**/<id>.json   metrics.spike_score and metrics.spike_turn, added to each dialogue
+  scores.csv                one row per dialogue: label, scores of all turns, SpikeScore
+  summary.md, summary.json  AUROC with 95% interval, n and hallucination rate, beside the controls
+  roc.png, histogram.png, trajectories.png
+  spiky_dialogue.md         the dialogue with the largest SpikeScore, turn by turn
+
+y = 1 means hallucinated, and a higher score means more hallucinated. In-domain, pooled cross-domain
+and macro cross-domain figures are separate. Items that the probe was trained on are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from spikescore.errors import UserError, run_main
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data_dir", required=True, help="folder with scored dialogue .json files")
+    parser.add_argument(
+        "--report_dir", required=True, help="folder for the report (made if absent)"
+    )
+    parser.add_argument(
+        "--include_train",
+        action="store_true",
+        help="also evaluate the probe's own training and validation items (not held-out any more)",
+    )
+    parser.add_argument(
+        "--draws", type=int, default=2000, help="bootstrap draws behind each interval (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (%(default)s)")
+    args = parser.parse_args(arguments)
+    if args.draws < 1:
+        parser.error(f"--draws must be at least 1, not {args.draws}")
+    return args
+
+
+def main() -> int:
+    args = parse_arguments()
+    data_dir, report_dir = Path(args.data_dir), Path(args.report_dir)
+
+    from spikescore import report, results
+
+    items = read_and_score(data_dir)
+    evaluated, coverage = results.choose_items(items, include_train=args.include_train)
+    covered = results.describe_coverage(coverage)
+    warnings = results.find_warnings(items, evaluated)
+    print(f"dialogues: {covered}")
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+    views = results.build_views(items, evaluated, draws=args.draws, seed=args.seed)
+    for view in views:
+        if view.kind == "domain":
+            print(report.figure_line("spike_score", view.methods["spike_score"], view.title))
+            continue
+        for method, figure in view.methods.items():
+            print(report.figure_line(method, figure, view.title))
+        for other, difference in view.paired.items():
+            print(report.difference_line(other, difference, view.title))
+        if view.flags:
+            print(f"SpikeScore at {report.flags_text(view.flags)} ({view.title})")
+
+    run = run_name(data_dir, evaluated)
+    command = shlex.join(["python", *sys.argv])
+    summary = {
+        "command": command,
+        "run": run,
+        "coverage": coverage,
+        "warnings": warnings,
+        "draws": args.draws,
+        "seed": args.seed,
+        "views": [results.view_summary(view) for view in views],
+        "versions": versions(),
+    }
+    markdown = report.summary_markdown(run, covered, warnings, views, command)
+    for path in write_report(report_dir, data_dir, items, evaluated, views, summary, markdown):
+        print(f"wrote {path}")
+    return 0
+
+
+def read_and_score(data_dir: Path) -> list[Any]:
+    """Read all dialogues under a folder and write SpikeScore back into each that can be scored.
+
+    Files in the older public form are read only. A file that already holds the same value is left
+    untouched.
+    """
+    from tqdm import tqdm
+
+    from spikescore import pairs, results
+
+    if data_dir.exists() and not data_dir.is_dir():
+        raise UserError(
+            f'--data_dir "{data_dir}" is not a folder; give the folder of the .json files'
+        )
+    items = []
+    for path in tqdm(pairs.find_records(data_dir), desc="reading", unit="file", disable=None):
+        record = pairs.read_record(path)
+        if record is None:
+            continue
+        item = results.read_item(record, path)
+        items.append(item)
+        found = {"spike_score": item.spike_score, "spike_turn": item.spike_turn}
+        metrics = record.get("metrics") or {}
+        if item.spike_score is None or record.get("legacy") or metrics.items() >= found.items():
+            continue
+        record["metrics"] = {**metrics, **found}
+        try:
+            pairs.write_json(path, record)
+        except OSError as error:
+            raise UserError(
+                f'SpikeScore cannot be written into "{path}": {error.strerror}; '
+                "make the folder writable or evaluate a copy of it"
+            ) from error
+    if not items:
+        raise UserError(
+            f'no dialogue (.json with "cot_steps") under "{data_dir}"; '
+            "give the output_dir of reasoning_lite.py or a folder above it"
+        )
+    return items
+
+
+def run_name(data_dir: Path, evaluated: list[Any]) -> str:
+    """Return what the plots call this run: the folder, and model and probe where there is one."""
+    parts = [data_dir.resolve().name]
+    for what in ("model", "probe"):
+        names = {Path(getattr(item, what)).name for item in evaluated} - {""}
+        parts += [f"{what} {names.pop()}"] if len(names) == 1 else []
+    return ", ".join(parts)
+
+
+def write_report(
+    report_dir: Path,
+    data_dir: Path,
+    items: list[Any],
+    evaluated: list[Any],
+    views: list[Any],
+    summary: dict[str, Any],
+    markdown: str,
+) -> list[Path]:
+    """Write every file of the report and return their paths, the tables first."""
+    from spikescore import pairs, report
+
+    spikiest = max(evaluated, key=lambda item: item.spike_score)
+    dialogue = report.dialogue_markdown(pairs.read_record(spikiest.path), spikiest)
+    names = ("summary.md", "summary.json", "scores.csv", "roc.png", "histogram.png")
+    names += ("trajectories.png", "spiky_dialogue.md")
+    paths = {name: report_dir / name for name in names}
+    try:
+        report_dir.mkdir(parents=True, exist_ok=True)
+        pairs.write_atomic(paths["summary.md"], markdown.encode("utf-8", "replace"))
+        pairs.write_json(paths["summary.json"], summary)
+        report.write_scores_csv(paths["scores.csv"], items, data_dir)
+        report.plot_roc(paths["roc.png"], views, summary["run"])
+        report.plot_histogram(paths["histogram.png"], views, summary["run"])
+        report.plot_trajectories(paths["trajectories.png"], views, summary["run"])
+        pairs.write_atomic(paths["spiky_dialogue.md"], dialogue.encode("utf-8", "replace"))
+    except OSError as error:
+        raise UserError(
+            f'the report cannot be written to "{report_dir}": {error.strerror}; '
+            "choose another --report_dir"
+        ) from error
+    return list(paths.values())
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that the figures and plots depend on."""
+    import matplotlib
+    import numpy
+
+    return {
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+        "matplotlib": matplotlib.__version__,
+    }
+
+
+if __name__ == "__main__":
+    run_main(main)

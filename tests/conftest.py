@@ -1,0 +1,125 @@
+"""Fixtures: a tiny chat model with random weights, and a runner for the scripts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }}{{ eos_token }}"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def make_tokenizer(**options):
+    """A byte-level BPE tokenizer over a few sentences, with special tokens and a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<pad>", "<bos>", "<end>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    raw.train_from_iterator(["the question and the answer of the passage"] * 3, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<bos>", eos_token="<end>", pad_token="<pad>"
+    )
+    tokenizer.chat_template = options.get("chat_template", CHAT_TEMPLATE)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A folder with a random 3-layer Llama of width 64 and its tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny_model")
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def questions_file(tmp_path) -> Path:
+    """Twelve addition questions in the project's own form."""
+    rows = [
+        {
+            "id": f"sum-{n}",
+            "domain": "sums",
+            "question": f"What is {n} plus {n + 1}?",
+            "context": None,
+            "choices": None,
+            "gold_answers": [str(2 * n + 1)],
+            "answer_type": "numeric",
+            "group": f"sum-{n}",
+            "history": [],
+        }
+        for n in range(40, 52)
+    ]
+    path = tmp_path / "sums.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def config_file(tmp_path, tiny_model, questions_file) -> Path:
+    """A config.json for the tiny model: 12 questions, 5 turns of at most 8 tokens."""
+    settings = {
+        "model_path": str(tiny_model),
+        "dataset_path": str(questions_file),
+        "output_dir": str(tmp_path / "outputs"),
+        "sampling": {"strategy": "all", "n": None, "seed": 42},
+        "max_steps": 5,
+        "max_new_tokens": 8,
+        "temperature": 1.0,
+        "top_p": 0.9,
+    }
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    return path
+
+
+def start_script(*arguments: object, **options) -> subprocess.Popen:
+    """Start one of the project's scripts as a user would, from the project's root."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **options.pop("env", {})},
+        **options,
+    )
+
+
+def run_script(*arguments: object, **options) -> subprocess.CompletedProcess:
+    """Run a script to its end and return its status, output and errors."""
+    process = start_script(*arguments, **options)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)

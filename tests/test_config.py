@@ -1,0 +1,126 @@
+"""config.json: every key of the guide, clear refusals, and a hash over what matters only."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from spikescore.config import Config, load_config, parse_config
+from spikescore.errors import UserError
+
+GUIDE_EXAMPLE = {
+    "model_path": "./models/xxx",
+    "dataset_path": "./datasets/xxx.json",
+    "output_dir": "./outputs/xxx",
+    "sampling": {"strategy": "random", "n": 1000, "seed": 42},
+    "enable_thinking": False,
+    "strategy": "progressive",
+    "max_steps": 20,
+    "temperature": 0.2,
+    "top_p": 0.7,
+    "enable_ppl_detection": True,
+    "generation_timeout": 180,
+    "model_max_tokens": 128000,
+    "max_new_tokens": 1024,
+}
+
+
+def test_the_guides_example_is_accepted_and_is_the_default():
+    config = parse_config(GUIDE_EXAMPLE, source="config.json")
+    paths = {"model_path", "dataset_path", "output_dir"}
+    for key, value in GUIDE_EXAMPLE.items():
+        if key == "sampling":
+            assert vars(config.sampling) == value == vars(Config().sampling)
+        else:
+            assert getattr(config, key) == value
+            assert key in paths or getattr(Config(), key) == value
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"temprature": 1}, ['unknown key "temprature"', 'did you mean "temperature"?']),
+        ({"sampling": {"sede": 1}}, ['"sampling.sede"', '"sampling.seed"']),
+        ({"max_steps": 0}, ['"max_steps" is 0', "out of range"]),
+        ({"max_steps": "20"}, ['"max_steps" must be int', '"20"']),
+        ({"max_steps": True}, ['"max_steps" must be int', "true"]),
+        ({"top_p": 1.5}, ['"top_p" is 1.5']),
+        ({"temperature": -1}, ['"temperature" is -1']),
+        ({"strategy": "progresive"}, ["progresive", "progressive"]),
+        ({"sampling": {"strategy": "some"}}, ["sampling.strategy", "stratified"]),
+        ({"sampling": 5}, ['"sampling" must be an object']),
+        ({"batch_size": "many"}, ["batch_size", '"auto"']),
+        ({"batch_size": 0}, ["batch_size"]),
+        ({"dataset_path": []}, ["dataset_path"]),
+        ({"dtype": "fp16"}, ["dtype", "float16"]),
+        ({"backend": "vllm"}, ["backend", "transformers"]),
+    ],
+)
+def test_a_mistake_is_named(change, words):
+    with pytest.raises(UserError) as error:
+        parse_config({**GUIDE_EXAMPLE, **change}, source="config.json")
+    for word in ["config.json", *words]:
+        assert word in str(error.value)
+
+
+def test_overrides_reach_inside(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(GUIDE_EXAMPLE))
+    overrides = ["max_steps=5", "sampling.n=7", "strategy=mixed", "generation_timeout=null"]
+    config = load_config(path, overrides)
+    assert (config.max_steps, config.sampling.n, config.strategy) == (5, 7, "mixed")
+    assert config.generation_timeout is None and config.sampling.seed == 42
+    for bad in ["max_steps", "=3", "model_path.x=1"]:
+        with pytest.raises(UserError, match="--set"):
+            load_config(path, [bad])
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "null"])
+def test_a_broken_file_is_named(tmp_path, content):
+    path = tmp_path / "c.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match="c.json"):
+        load_config(path)
+    with pytest.raises(UserError, match="does not exist"):
+        load_config(tmp_path / "none.json")
+
+
+def test_the_hash_follows_what_changes_a_dialogue(tmp_path):
+    base = parse_config(GUIDE_EXAMPLE, source="c")
+
+    def hash_with(**change):
+        return parse_config({**GUIDE_EXAMPLE, **change}, source="c").hash()
+
+    same = [
+        {"output_dir": "elsewhere"},
+        {"dataset_path": "moved/xxx.json"},
+        {"batch_size": 3},
+        {"judge": "exact"},
+        {"model_path": "/mnt/models/xxx"},
+        {"sampling": {"n": 5, "seed": 42}},
+    ]
+    other = [
+        {"temperature": 0.3},
+        {"max_steps": 19},
+        {"system_prompt": None},
+        {"history": "question_only"},
+        {"model_path": "./models/yyy"},
+        {"sampling": {"seed": 43}},
+        {"dtype": "bfloat16"},
+    ]
+    assert all(hash_with(**change) == base.hash() for change in same)
+    assert len({base.hash(), *(hash_with(**change) for change in other)}) == 1 + len(other)
+    prompts = tmp_path / "p.json"
+    prompts.write_text('{"a": ["x"]}')
+    one = hash_with(prompts_file=str(prompts))
+    prompts.write_text('{"a": ["y"]}')
+    assert one != hash_with(prompts_file=str(prompts)) != base.hash()
+
+
+def test_several_data_sets_get_a_folder_each():
+    config = Config(dataset_path=["d/a.json", "d/b.jsonl"], output_dir="out")
+    assert [(path, str(folder)) for path, folder in config.datasets()] == [
+        ("d/a.json", "out/a"),
+        ("d/b.jsonl", "out/b"),
+    ]

@@ -1,0 +1,340 @@
+"""Stage 1 as its users run it: from a shell, with damage, kills and typing mistakes."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_tokenizer, run_script, start_script
+
+from spikescore.config import load_config
+from spikescore.dialogue import ChatFormat, Dialogue, token_sequences, visible_answer
+from spikescore.engine import Turn
+from spikescore.hidden_states import states_at
+from spikescore.pairs import TOKEN_KEYS, read_states
+from spikescore.questions import Question
+
+STEP_KEYS = {
+    "turn", "prompt_type", "prompt", "response", "n_prompt_tokens", "n_response_tokens",
+    "finish_reason", "perplexity", "mean_logprob", "mean_token_entropy", "max_token_entropy",
+    "first_token_confidence", "n_kept", "prompt_ids", "response_ids", "metrics",
+}  # fmt: skip
+RECORD_KEYS = {
+    "id", "domain", "question", "context", "choices", "history", "gold_answers", "answer_type",
+    "group", "model", "seed", "config", "config_hash", "finish_reason", "cot_steps", "nil_label",
+    "nil_judge", "metrics", "complete",
+}  # fmt: skip
+
+
+def pairs_in(folder: Path) -> dict[str, bytes]:
+    """Every pair file with its content, the judge's clock taken out."""
+    contents = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix == ".pkl":
+            contents[path.name] = path.read_bytes()
+        elif path.suffix == ".json" and path.name != "run.json":
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record.get("nil_judge"):
+                record["nil_judge"]["at"] = None
+            contents[path.name] = json.dumps(record).encode()
+    return contents
+
+
+@pytest.fixture
+def finished_run(config_file):
+    result = run_script("reasoning_lite.py", "--config", config_file)
+    assert result.returncode == 0, result.stderr
+    return config_file.parent / "outputs", result
+
+
+def test_pairs_follow_the_format(finished_run):
+    folder, result = finished_run
+    assert "wrote 12 pairs" in result.stdout
+    assert len(list(folder.glob("*.pkl"))) == 12
+    run_file = json.loads((folder / "run.json").read_text())
+    assert len(run_file["ids"]) == 12
+    for path in folder.glob("sum-*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        assert set(record) == RECORD_KEYS
+        assert record["complete"] is True and record["nil_label"] in (0, 1)
+        assert record["nil_judge"]["judge"].endswith("numeric")
+        assert [step["turn"] for step in record["cot_steps"]] == [1, 2, 3, 4, 5]
+        for step in record["cot_steps"]:
+            assert set(step) - {"high_perplexity"} == STEP_KEYS
+            assert step["finish_reason"] in ("stop", "length")
+            assert step["n_response_tokens"] == len(step["response_ids"])
+        with open(path.with_suffix(".pkl"), "rb") as file:
+            content = pickle.load(file)
+        assert content["n_layers"] == 3 and content["hidden_size"] == 64
+        assert sorted(content["turns"]) == [1, 2, 3, 4, 5]
+        for by_key in content["turns"].values():
+            assert set(by_key) == set(TOKEN_KEYS)
+            for array in by_key.values():
+                assert array.dtype == np.float16 and array.shape == (4, 64)
+                assert np.isfinite(array).all()
+
+
+def test_no_prompt_shows_the_gold_answer(finished_run):
+    folder, _ = finished_run
+    for path in folder.glob("sum-*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        prompts = " ".join(step["prompt"] for step in record["cot_steps"])
+        assert record["gold_answers"][0] not in prompts.split()
+        assert record["id"] not in prompts
+
+
+def test_stored_ids_give_the_stored_states_again(finished_run, tiny_model):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, _ = finished_run
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype="float32").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    path = next(folder.glob("sum-*.json"))
+    record = json.loads(path.read_text(encoding="utf-8"))
+    states = read_states(path.with_suffix(".pkl"))
+    for step, (prompt, answer) in zip(record["cot_steps"], token_sequences(record), strict=True):
+        assert len(prompt) == step["n_prompt_tokens"]
+        assert prompt.count(tokenizer.bos_token_id) == 1 and prompt[0] == tokenizer.bos_token_id
+        if not answer:
+            continue
+        ids = prompt + answer
+        expected = states_at(model, ids, [len(ids) - 1, len(prompt) - 1])
+        kept = states[step["turn"]]
+        assert np.allclose(kept[TOKEN_KEYS[0]], expected[0], atol=5e-3)
+        assert np.allclose(kept[TOKEN_KEYS[2]], expected[1], atol=5e-3)
+
+
+def test_batch_one_and_many_give_the_same_bytes(finished_run, config_file, tmp_path):
+    folder, _ = finished_run
+    other = tmp_path / "other"
+    changes = ["--set", "batch_size=1", "--set", f"output_dir={other}"]
+    assert run_script("reasoning_lite.py", "--config", config_file, *changes).returncode == 0
+    one, many = pairs_in(other), pairs_in(folder)
+    assert one.keys() == many.keys()
+    for name in one:
+        if name.endswith(".pkl"):
+            assert one[name] == many[name]
+        else:
+            left, right = json.loads(one[name]), json.loads(many[name])
+            assert left["cot_steps"] == right["cot_steps"]
+
+
+def test_killed_three_times_gives_the_same_pairs(config_file, tmp_path):
+    settings = ["--set", "max_steps=12", "--set", "batch_size=4"]
+    command = ["reasoning_lite.py", "--config", config_file, *settings]
+    folder = tmp_path / "outputs"
+    rng = random.Random(5)
+    kills = 0
+    for wanted in (1, 4, 8):
+        process = start_script(*command)
+        while process.poll() is None and len(list(folder.glob("*.json"))) < wanted + 1:
+            time.sleep(0.02)
+        time.sleep(rng.random() * 0.3)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.communicate()
+    assert kills >= 2
+    result = run_script(*command)
+    assert result.returncode == 0, result.stderr
+    resumed = pairs_in(folder)
+    for path in folder.iterdir():
+        path.unlink()
+    assert run_script(*command).returncode == 0
+    whole = pairs_in(folder)
+    assert len(whole) == 24
+    assert resumed == whole
+
+
+def test_two_processes_in_one_folder_do_not_harm_each_other(config_file, tmp_path):
+    command = ["reasoning_lite.py", "--config", config_file, "--set", "batch_size=2"]
+    processes = [start_script(*command) for _ in range(2)]
+    for process in processes:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    together = pairs_in(tmp_path / "outputs")
+    alone = tmp_path / "alone"
+    assert run_script(*command, "--set", f"output_dir={alone}").returncode == 0
+    for name, content in pairs_in(alone).items():
+        if name.endswith(".pkl"):
+            assert together[name] == content
+        else:
+            left, right = json.loads(together[name]), json.loads(content)
+            assert left["cot_steps"] == right["cot_steps"]
+            assert left["nil_label"] == right["nil_label"]
+
+
+def test_a_second_run_does_nothing_and_another_config_is_refused(finished_run, config_file):
+    folder, _ = finished_run
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("sum-*")}
+    again = run_script("reasoning_lite.py", "--config", config_file)
+    assert again.returncode == 0 and "12 were done before" in again.stdout
+    changed = run_script("reasoning_lite.py", "--config", config_file, "--set", "temperature=0.5")
+    assert changed.returncode == 2 and "Traceback" not in changed.stderr
+    assert "temperature: 1.0 -> 0.5" in changed.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in folder.glob("sum-*")}
+
+
+def test_an_unfinished_pair_is_redone(finished_run, config_file):
+    folder, _ = finished_run
+    (folder / "sum-41.json").unlink()
+    (folder / "sum-42.pkl").unlink()
+    again = run_script("reasoning_lite.py", "--config", config_file)
+    assert again.returncode == 0 and "wrote 2 pairs" in again.stdout
+
+
+def test_dry_run_shows_prompts_and_writes_nothing(config_file, tmp_path):
+    result = run_script("reasoning_lite.py", "--config", config_file, "--dry_run")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("<assistant>") == 3
+    assert "judge: auto" in result.stdout and "0 of 12" in result.stdout
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_an_item_that_fails_is_counted_and_the_rest_goes_on(config_file, questions_file, tmp_path):
+    rows = json.loads(questions_file.read_text())
+    rows[3]["context"] = "word " * 3000
+    questions_file.write_text(json.dumps(rows))
+    command = ["reasoning_lite.py", "--config", config_file, "--set", "model_max_tokens=400"]
+    result = run_script(*command)
+    assert result.returncode == 1
+    assert "wrote 11 pairs" in result.stdout and "1 failed" in result.stdout
+    error = json.loads((tmp_path / "outputs" / "sum-43.error.json").read_text())
+    assert "model_max_tokens" in error["error"] or "context" in error["error"]
+    assert not (tmp_path / "outputs" / "sum-43.json").exists()
+
+
+def bad_inputs(folder: Path):
+    """(name, what is changed, what the message must say)."""
+    (folder / "empty.json").write_text("")
+    broken = '{"id": "a", "question": "q?", "gold_answers": ["x"]}\n{"id": "b", "question": \n'
+    (folder / "broken.jsonl").write_text(broken)
+    (folder / "no_model").mkdir()
+    (folder / "bare").mkdir()
+    (folder / "bare" / "config.json").write_text('{"model_type": "llama"}')
+    yield "typo", ["temprature=1"], ["temprature", "temperature"]
+    yield "model path", ["model_path=./no/such/model"], ["./no/such/model", "not a folder"]
+    yield "model folder", [f"model_path={folder}/no_model"], ["no config.json"]
+    yield "no weights", [f"model_path={folder}/bare"], ["bare"]
+    yield "no data", ["dataset_path=nowhere.json"], ["nowhere.json", "does not exist"]
+    yield "empty data", [f"dataset_path={folder}/empty.json"], ["empty.json", "is empty"]
+    yield "broken row", [f"dataset_path={folder}/broken.jsonl"], ["broken.jsonl", "line 2"]
+    yield "judge", ["judge=wise"], ["wise", "exact"]
+    yield "prompts", ["prompts_file=none.json"], ["none.json"]
+
+
+@pytest.mark.parametrize("case", range(9))
+def test_bad_input_is_one_clear_message(config_file, tmp_path, case):
+    name, changes, words = list(bad_inputs(tmp_path))[case]
+    flags = [part for change in changes for part in ("--set", change)]
+    result = run_script("reasoning_lite.py", "--config", config_file, *flags)
+    assert result.returncode == 2, (name, result.stdout, result.stderr)
+    assert "Traceback" not in result.stderr
+    message = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(message) == 1, result.stderr
+    for word in words:
+        assert word in message[0]
+
+
+def test_a_broken_row_can_be_skipped_and_is_counted(config_file, tmp_path):
+    list(bad_inputs(tmp_path))
+    changes = [f"dataset_path={tmp_path}/broken.jsonl", "on_bad_row=skip"]
+    flags = [part for change in changes for part in ("--set", change)]
+    result = run_script("reasoning_lite.py", "--config", config_file, *flags)
+    assert result.returncode == 0, result.stderr
+    assert "1 bad rows left out" in result.stdout and "wrote 1 pairs" in result.stdout
+
+
+def test_help_needs_no_heavy_import():
+    started = time.monotonic()
+    result = run_script("reasoning_lite.py", "--help")
+    assert result.returncode == 0 and "--dry_run" in result.stdout
+    assert time.monotonic() - started < 3
+
+
+# --- dialogues, without a model ---------------------------------------------------------------
+
+
+def make_dialogue(config_file, changes=(), template=None):
+    config = load_config(config_file, list(changes))
+    tokenizer = make_tokenizer(**({"chat_template": template} if template else {}))
+    chat = ChatFormat(tokenizer, enable_thinking=False)
+    question = Question(
+        id="x", domain="d", question="How many?", context="The passage.", gold_answers=("seven",)
+    )
+    return Dialogue(question, config, chat), chat
+
+
+def play(dialogue, chat, answers):
+    """Feed fixed answers; return the text of every prompt."""
+    shown, last = [], None
+    for number in range(1, len(answers) + 2):
+        ids = dialogue.next_prompt(last)
+        if ids is None:
+            break
+        shown.append(chat.tokenizer.decode(ids))
+        answer_ids = chat.tokenizer(answers[number - 1], add_special_tokens=False)["input_ids"]
+        last = Turn(number, ids, answer_ids=answer_ids, logprobs=[-0.1] * len(answer_ids))
+    return shown
+
+
+def test_the_history_is_appended_to_and_never_rebuilt(config_file):
+    dialogue, chat = make_dialogue(config_file)
+    shown = play(dialogue, chat, ["one", "two", "three", "four", "five"])
+    assert len(shown) == 5
+    for before, after in zip(shown, shown[1:], strict=False):
+        assert after.startswith(before)
+    assert "The passage." in shown[-1] and "<system>" in shown[-1]
+    assert [prompt.family for prompt in dialogue.prompts] == [
+        "initial", "encouragement", "encouragement", "encouragement", "analytical",
+    ]  # fmt: skip
+
+
+def test_question_only_history_drops_system_and_passage_from_turn_two(config_file):
+    dialogue, chat = make_dialogue(config_file, ["history=question_only"])
+    shown = play(dialogue, chat, ["one", "two", "three", "four", "five"])
+    assert "The passage." in shown[0] and "<system>" in shown[0]
+    assert "The passage." not in shown[1] and "<system>" not in shown[1]
+    assert shown[1].startswith("<bos><user> How many?<end><assistant> one")
+
+
+def test_high_perplexity_can_end_the_dialogue(config_file):
+    changes = ["ppl_action=stop", "ppl_bound=2"]
+    dialogue, chat = make_dialogue(config_file, changes)
+    ids = dialogue.next_prompt(None)
+    calm = Turn(1, ids, answer_ids=[5, 6], logprobs=[-0.1, -0.2])
+    assert dialogue.next_prompt(calm) is not None
+    # mean log-probability -0.7 is a perplexity of 2.01
+    assert dialogue.next_prompt(Turn(2, ids, answer_ids=[5], logprobs=[-0.7])) is None
+    assert dialogue.stopped == "perplexity"
+
+
+def test_a_template_without_system_role_gets_it_in_the_first_message(config_file, caplog):
+    refusing = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{% endfor %}"
+    )
+    dialogue, chat = make_dialogue(config_file, template=refusing)
+    shown = play(dialogue, chat, ["one"])[0]
+    assert shown.startswith("[user] Answer the question.") and "How many?" in shown
+    assert "no system role" in caplog.text
+
+
+def test_no_template_falls_back_to_a_plain_format(config_file, caplog):
+    tokenizer = make_tokenizer(chat_template=None)
+    chat = ChatFormat(tokenizer, enable_thinking=False)
+    ids = chat.render([{"role": "user", "content": "Hello"}])
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "User: Hello\n\nAssistant:"
+    assert "no chat template" in caplog.text
+
+
+def test_the_judge_sees_no_thinking():
+    assert visible_answer("<think>maybe 7</think> It is 8.") == "It is 8."
+    assert visible_answer("<think>never closed") == ""
+    assert visible_answer("plain") == "plain"

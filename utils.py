@@ -1,0 +1,138 @@
+"""What you edit: the judge's client and credentials, and how much the scripts log.
+
+The client is set up from the environment, so that no key ever stands in a file:
+
+    export OPENAI_API_KEY=...            required by the judge "openai"
+    export OPENAI_BASE_URL=...           optional: any server with the OpenAI interface
+    export NIL_MODEL=...                 optional: the judging model, default gpt-4o-mini
+
+Label the pairs of a finished run, or label them again, without generating anything:
+
+    python utils.py --relabel outputs/demo --judge auto
+    python utils.py --relabel outputs/demo --judge openai --all
+
+By default only pairs without a label are judged, so an interrupted run goes on where it stopped.
+Exit status: 0 all labelled, 1 some could not be, 2 a mistake in the command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spikescore.errors import UserError, run_main
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+CHUNK = 200
+"""Pairs judged between two writes: what an interrupted relabelling loses at most."""
+
+
+def make_client(*, timeout: float, max_retries: int) -> AsyncOpenAI:
+    """Return the client of the judge "openai"; UserError when OPENAI_API_KEY is not set."""
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not key:
+        raise UserError(
+            'judge "openai" needs the environment variable OPENAI_API_KEY (any text will do for a '
+            'local server under OPENAI_BASE_URL); or set "judge" to "auto", "exact", "numeric", '
+            '"choice" or "math", which need no network'
+        )
+    from openai import AsyncOpenAI
+
+    return AsyncOpenAI(
+        api_key=key,
+        base_url=os.environ.get("OPENAI_BASE_URL") or None,
+        timeout=timeout,
+        max_retries=max_retries,
+    )
+
+
+def configure_logging(verbose: bool = False) -> None:
+    """Log the project's messages to the terminal's error stream; `verbose` adds the details."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    log = logging.getLogger("spikescore")
+    log.handlers = [handler]
+    log.setLevel(logging.DEBUG if verbose else logging.INFO)
+    log.propagate = False
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def relabel(folder: Path, judge_name: str, *, everything: bool = False) -> int:
+    """Judge the first answers of the pairs under a folder and write the labels; print coverage.
+
+    Returns the number of pairs left without a label. Pairs in the older public form are read only.
+    """
+    from spikescore.judging import coverage_line, judge_many, make_judge
+    from spikescore.pairs import iter_records, write_json
+    from spikescore.questions import question_from_record
+
+    found = list(iter_records(folder))
+    if not found:
+        raise UserError(f'folder "{folder}" holds no pair; give the folder that stage 1 wrote to')
+    ours = [(path, record) for path, record in found if not record.get("legacy")]
+    todo = [pair for pair in ours if everything or pair[1].get("nil_label") is None]
+    questions = [question_from_record(record) for _, record in todo]
+    judge = make_judge(judge_name, questions=questions, client_factory=make_client)
+    print(
+        f"{len(found)} pairs, {len(todo)} to label with {judge_name}"
+        + (
+            f", {len(found) - len(ours)} in the older form left alone"
+            if len(ours) < len(found)
+            else ""
+        )
+    )
+    judgements = []
+    for start in range(0, len(todo), CHUNK):
+        chunk = todo[start : start + CHUNK]
+        items = [
+            (question, _first_answer(record))
+            for question, (_, record) in zip(questions[start : start + CHUNK], chunk, strict=True)
+        ]
+        for (path, record), judgement in zip(chunk, judge_many(judge, items), strict=True):
+            judgements.append(judgement)
+            if judgement.label is None and record.get("nil_label") is not None:
+                continue  # a judge that failed does not take away the label that is there
+            write_json(
+                path,
+                {**record, "nil_label": judgement.label, "nil_judge": judgement.as_dict()},
+            )
+    print(coverage_line(judgements))
+    return sum(judgement.label is None for judgement in judgements)
+
+
+def _first_answer(record: dict[str, Any]) -> str:
+    steps = record["cot_steps"]
+    return str(steps[0].get("response") or "") if steps else ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--relabel", metavar="DIR", required=True, help="folder of pairs, searched recursively"
+    )
+    parser.add_argument(
+        "--judge",
+        default="auto",
+        help="auto (by answer type), exact, numeric, choice, math or openai (default: auto)",
+    )
+    parser.add_argument("--all", action="store_true", help="judge labelled pairs again, too")
+    parser.add_argument("--verbose", action="store_true", help="log details")
+    arguments = parser.parse_args()
+    configure_logging(arguments.verbose)
+    if arguments.judge == "none":
+        raise UserError(
+            "--judge none labels nothing; use auto, exact, numeric, choice, math, openai"
+        )
+    return int(relabel(Path(arguments.relabel), arguments.judge, everything=arguments.all) > 0)
+
+
+if __name__ == "__main__":
+    run_main(main)
