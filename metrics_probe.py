@@ -116,6 +116,8 @@ def write_scores(dialogue: Dialogue, scores: list[float], probe: Probe, probe_na
             "token_key": probe.token_key,
             "layer_range": list(probe.layer_range),
             "model": probe.model,
+            "train_domains": probe.train_domains,
+            "spike_threshold": probe.spike_threshold,
         },
         "probe_split": probe.split_of(dialogue.record),
     }

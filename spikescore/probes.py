@@ -69,6 +69,11 @@ class Probe:
         """Number of features d that the network reads."""
         return next(op[1].shape[1] for op in self.weights if op[0] == "linear")
 
+    @property
+    def train_domains(self) -> list[str]:
+        """Domains of the questions it was trained, validated and tested on, sorted."""
+        return sorted({key.rpartition("/")[0] for key in self.training.get("items", ())})
+
     def features(self, states: np.ndarray) -> np.ndarray:
         """Return the features of states [n, L+1, H] at the probe's token: float32 [n, d].
 

@@ -68,6 +68,7 @@ class Item:
     answer_tokens: float | None
     dialogue_tokens: float | None
     probe_split: str | None
+    train_domains: tuple[str, ...]
     threshold: float | None
     probe: str
     model: str
@@ -129,6 +130,7 @@ def read_item(record: dict[str, Any], path: Path) -> Item:
         answer_tokens=lengths[0] if lengths else None,
         dialogue_tokens=sum(lengths) if known else None,
         probe_split=metrics.get("probe_split"),
+        train_domains=tuple(probe.get("train_domains") or ()),
         threshold=_number(probe.get("spike_threshold")),
         probe=str(probe.get("path", "")),
         model=str(record.get("model") or ""),
@@ -252,11 +254,12 @@ def build_views(
 ) -> list[View]:
     """Return the views of the evaluated items: in-domain, pooled, macro, then one per domain.
 
-    `items` are all that were found: a domain is in-domain when any of its items, in whatever
+    A domain is in-domain when the probe names it as its own or any of its items, in whatever
     folder, was in the probe's training data. Views without items are left out. A domain spread over
     several folders gets one row per folder.
     """
     trained = {item.domain for item in items if item.probe_split not in (None, "unseen")}
+    trained |= {domain for item in items for domain in item.train_domains}
     places = Counter(domain for _, domain in {(item.folder, item.domain) for item in evaluated})
     parts: dict[str, list[Item]] = {}
     for item in evaluated:

@@ -274,12 +274,10 @@ def make_dialogue(config_file, changes=(), template=None):
 def play(dialogue, chat, answers):
     """Feed fixed answers; return the text of every prompt."""
     shown, last = [], None
-    for number in range(1, len(answers) + 2):
+    for number, answer in enumerate(answers, start=1):
         ids = dialogue.next_prompt(last)
-        if ids is None:
-            break
         shown.append(chat.tokenizer.decode(ids))
-        answer_ids = chat.tokenizer(answers[number - 1], add_special_tokens=False)["input_ids"]
+        answer_ids = chat.tokenizer(answer, add_special_tokens=False)["input_ids"]
         last = Turn(number, ids, answer_ids=answer_ids, logprobs=[-0.1] * len(answer_ids))
     return shown
 
@@ -287,7 +285,7 @@ def play(dialogue, chat, answers):
 def test_the_history_is_appended_to_and_never_rebuilt(config_file):
     dialogue, chat = make_dialogue(config_file)
     shown = play(dialogue, chat, ["one", "two", "three", "four", "five"])
-    assert len(shown) == 5
+    assert dialogue.next_prompt(Turn(5, [1], answer_ids=[7])) is None
     for before, after in zip(shown, shown[1:], strict=False):
         assert after.startswith(before)
     assert "The passage." in shown[-1] and "<system>" in shown[-1]
