@@ -8,7 +8,6 @@ record on disk (DESIGN: the pair).
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +22,6 @@ from spikescore.questions import Question
 log = logging.getLogger("spikescore")
 
 Message = dict[str, str]
-_THINKING = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 
 
 class ChatFormat:
@@ -83,11 +81,6 @@ def _plain_text(messages: Sequence[Message]) -> str:
     return "\n\n".join([*turns, "Assistant:"])
 
 
-def visible_answer(text: str) -> str:
-    """The answer without its thinking block, as a reader would see it."""
-    return _THINKING.sub("", text).strip()
-
-
 class Dialogue:
     """The conversation about one question, as the engine runs it.
 
@@ -132,7 +125,7 @@ class Dialogue:
         answer = self._chat.text(last.answer_ids)
         if last.number == 1:
             if self.on_first_answer:
-                self.on_first_answer(visible_answer(answer))
+                self.on_first_answer(answer)
             if self._config.history == "question_only":
                 # the public release's behaviour, kept as a switch to measure what it does
                 self._messages = [{"role": "user", "content": self.question.question}]

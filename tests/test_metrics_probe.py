@@ -97,6 +97,8 @@ def test_scores_every_turn_and_changes_nothing_else(work: Path) -> None:
             "token_key": KEY,
             "layer_range": list(probe.layer_range),
             "model": "./models/synthetic",
+            "train_domains": ["toy"],
+            "spike_threshold": probe.spike_threshold,
         }
         split = new["metrics"].pop("probe_split")
         splits.add(split)

@@ -14,7 +14,7 @@ import pytest
 from conftest import make_tokenizer, run_script, start_script
 
 from spikescore.config import load_config
-from spikescore.dialogue import ChatFormat, Dialogue, token_sequences, visible_answer
+from spikescore.dialogue import ChatFormat, Dialogue, token_sequences
 from spikescore.engine import Turn
 from spikescore.hidden_states import states_at
 from spikescore.pairs import TOKEN_KEYS, read_states
@@ -330,9 +330,3 @@ def test_no_template_falls_back_to_a_plain_format(config_file, caplog):
     ids = chat.render([{"role": "user", "content": "Hello"}])
     assert tokenizer.decode(ids, skip_special_tokens=True) == "User: Hello\n\nAssistant:"
     assert "no chat template" in caplog.text
-
-
-def test_the_judge_sees_no_thinking():
-    assert visible_answer("<think>maybe 7</think> It is 8.") == "It is 8."
-    assert visible_answer("<think>never closed") == ""
-    assert visible_answer("plain") == "plain"
