@@ -91,13 +91,19 @@ class Tally:
 def main() -> int:
     args = parse_arguments()
     from spikescore.config import load_config
+    from spikescore.processes import this_process
     from utils import configure_logging
 
     configure_logging(args.verbose)
     config = load_config(args.config, args.set)
+    process = this_process()
     items = load_items(config)
-    todo, tally = unfinished(items, config)
-    print(f"{len(items)} questions from {len(config.datasets())} data sets; {tally.skipped} done")
+    todo, tally = unfinished(process.share(items), config)
+    share = f" (process {process.rank} of {process.world_size})" if process.world_size > 1 else ""
+    print(
+        f"{len(items)} questions from {len(config.datasets())} data sets{share}: "
+        f"{len(todo)} to do, {tally.skipped} done"
+    )
     if not todo and not args.dry_run:
         return report(tally, config, started=time.monotonic())
 
@@ -109,7 +115,8 @@ def main() -> int:
     check_disk(model, config, len(todo))
     if args.dry_run:
         return dry_run(items, config, chat, model)
-    write_run_file(config, items)
+    if process.is_first:
+        write_run_file(config, items)
     started = time.monotonic()
     generate(todo, config, chat, model, tally)
     return report(tally, config, started)

@@ -21,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from spikescore.config import Config
 from spikescore.errors import UserError
 from spikescore.kv_cache import cache_bytes_per_token, text_config
+from spikescore.processes import this_process
 
 log = logging.getLogger("spikescore")
 
@@ -39,8 +40,10 @@ def load_model(config: Config) -> PreTrainedModel:
     path = _checked_path(config.model_path)
     disable_progress_bar()
     placement = config.device_map
+    process = this_process()
     if placement is None and torch.cuda.is_available():
-        placement = "auto"
+        # several processes share a machine's GPUs one each; a single one may use them all
+        placement = "auto" if process.world_size == 1 else {"": process.local_rank}
     on_gpu = torch.cuda.is_available() and placement != "cpu"
     dtype = config.dtype if config.dtype != "auto" else ("float16" if on_gpu else "float32")
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}

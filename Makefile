@@ -1,0 +1,31 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both make .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test clean
+
+demo: $(VENV)/.run
+	$(BIN)/python ./reasoning_lite.py
+	$(BIN)/python ./semantic-entropy-probes/probes_trainer.py --data_dirs ./outputs/demo/trivia --save_path ./probe_output/demo_trivia.pkl
+	$(BIN)/python ./metrics_probe.py --json_dir ./outputs/demo --pkl_dir ./outputs/demo --probe_path ./probe_output/demo_trivia.pkl
+	$(BIN)/python ./eval_probe.py --data_dir ./outputs/demo --report_dir ./reports/demo
+
+test: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: requirements.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/.test: requirements.txt pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -r requirements.txt -e ".[test]"
+	touch $@ $(VENV)/.run
+
+clean:
+	rm -rf outputs/demo reports/demo probe_output/demo_trivia.*
