@@ -30,7 +30,7 @@ from spikescore.errors import UserError
 from spikescore.hidden_states import StateTap, to_half
 from spikescore.kv_cache import GROWTH, SlotCache, attention_masks, layer_windows, text_config
 from spikescore.pairs import TOKEN_KEYS
-from spikescore.sampling import Sampling, choose_tokens, turn_uniforms
+from spikescore.sampling import Sampling, choose_tokens, processed, turn_uniforms
 
 log = logging.getLogger("spikescore")
 
@@ -374,7 +374,9 @@ class _Flight:
         """Draw a token for each slot from its row of logits; rows that stop end their turn."""
         drawn = [self.rows[slot].uniforms[len(self.rows[slot].turn.answer_ids)] for slot in slots]
         uniforms = torch.tensor(drawn, device=logits.device, dtype=torch.float64)
-        tokens = choose_tokens(logits, uniforms, self.engine.sampling)
+        so_far = [self.rows[s].turn.prompt_ids + self.rows[s].turn.answer_ids for s in slots]
+        adjusted = processed(logits, so_far, self.engine.sampling)
+        tokens = choose_tokens(adjusted, uniforms, self.engine.sampling)
         logprobs = torch.log_softmax(logits, dim=-1)
         entropies = -(logprobs.exp() * logprobs.clamp(min=-1e4)).sum(dim=-1)
         measured = torch.stack(

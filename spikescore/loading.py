@@ -13,8 +13,14 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+)
+from transformers.generation.logits_process import (
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
 )
 from transformers.utils.logging import disable_progress_bar
 
@@ -25,9 +31,13 @@ from spikescore.processes import this_process
 
 log = logging.getLogger("spikescore")
 
-# Settings of a checkpoint's own generation_config that would change the text beyond config.json
-_BEYOND_CONFIG = ("top_k", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size")
-_NEUTRAL = {"top_k": (None, 0, 50), "repetition_penalty": (None, 1.0), "typical_p": (None, 1.0)}
+# What a checkpoint's generation_config may ask for beyond config.json, and how it is applied
+_PROCESSORS = {
+    "repetition_penalty": RepetitionPenaltyLogitsProcessor,
+    "no_repeat_ngram_size": NoRepeatNGramLogitsProcessor,
+    "top_k": TopKLogitsWarper,
+}
+_NO_EFFECT = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "top_k": 0}
 
 
 def load_model(config: Config) -> PreTrainedModel:
@@ -107,22 +117,28 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[
     return {token for token in ids if token is not None}
 
 
-def report_generation_config(model: PreTrainedModel) -> dict[str, Any]:
-    """Return, and log, what the checkpoint's generation_config asks for and config.json has no key
-    for.
+def generation_processors(model: PreTrainedModel, config: Config) -> LogitsProcessorList | None:
+    """Say what the checkpoint's generation_config asks for beyond config.json; None unless allowed.
+
+    With `use_model_generation_config` its repetition penalty, n-gram ban and top-k are returned as
+    transformers' own processors. Temperature and top-p always come from config.json.
     """
     settings = model.generation_config.to_diff_dict()
     asked = {
-        key: settings[key]
-        for key in _BEYOND_CONFIG
-        if key in settings and settings[key] not in _NEUTRAL.get(key, (None,))
+        name: settings[name]
+        for name, nothing in _NO_EFFECT.items()
+        if settings.get(name) not in (None, nothing)
     }
-    if asked:
+    if not asked:
+        return None
+    text = ", ".join(f"{name}={value}" for name, value in asked.items())
+    if not config.use_model_generation_config:
         log.warning(
-            "the model's generation_config asks for %s; not applied, config.json rules",
-            ", ".join(f"{key}={value}" for key, value in asked.items()),
+            "the model's generation_config asks for %s: not applied, config.json rules", text
         )
-    return asked
+        return None
+    log.info("applied from the model's generation_config: %s", text)
+    return LogitsProcessorList([_PROCESSORS[name](value) for name, value in asked.items()])
 
 
 def auto_batch_size(model: PreTrainedModel, *, tokens_per_dialogue: int, n_items: int) -> int:

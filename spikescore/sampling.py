@@ -4,10 +4,12 @@ and turn.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from transformers import LogitsProcessorList
 
 from spikescore.seeding import derived_seed
 
@@ -16,11 +18,16 @@ _FIRST_LOOK = 64  # tokens; the nucleus nearly always lies among the most probab
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0 is greedy; top_p 1 keeps the whole distribution."""
+    """temperature 0 is greedy; top_p 1 keeps the whole distribution.
+
+    `processors` are applied to the logits first: what the checkpoint's own generation_config asks
+    for and the user allowed.
+    """
 
     temperature: float
     top_p: float
     seed: int
+    processors: LogitsProcessorList | None = None
 
 
 def turn_uniforms(sampling: Sampling, item_id: str, turn: int, n: int) -> np.ndarray:
@@ -29,6 +36,18 @@ def turn_uniforms(sampling: Sampling, item_id: str, turn: int, n: int) -> np.nda
     """
     seed = derived_seed(sampling.seed, item_id, turn, "tokens")
     return np.random.Generator(np.random.Philox(seed)).random(n)
+
+
+def processed(logits: torch.Tensor, rows: Sequence[list[int]], sampling: Sampling) -> torch.Tensor:
+    """Apply the processors to logits `[n, vocabulary]`; `rows` are the ids each row has so far."""
+    if not sampling.processors:
+        return logits
+    # one row at a time: a repetition penalty must not see another row's padding
+    adjusted = [
+        sampling.processors(torch.tensor([ids], device=logits.device), logits[place : place + 1])
+        for place, ids in enumerate(rows)
+    ]
+    return torch.cat(adjusted)
 
 
 def choose_tokens(logits: torch.Tensor, uniforms: torch.Tensor, sampling: Sampling) -> torch.Tensor:

@@ -17,7 +17,9 @@ from transformers import (
 )
 from transformers.generation.logits_process import (
     LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
+    TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
@@ -282,3 +284,26 @@ def test_common_prefix():
     assert common_prefix([], [1]) == 0
     assert common_prefix([1, 2, 3], [1, 2]) == 2
     assert common_prefix([1, 2, 3], [1, 5, 3]) == 1
+
+
+def test_processors_of_the_generation_config_equal_transformers():
+    model = make_model("llama")
+    processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.7), TopKLogitsWarper(5)])
+    greedy = Sampling(temperature=0, top_p=1, seed=0, processors=processors)
+    finished, _ = run(model, 4, range(4), sampling=greedy)
+    plain, _ = run(model, 4, range(4), sampling=Sampling(temperature=0, top_p=1, seed=0))
+    differs = False
+    for item_id, dialogue in finished.items():
+        for turn in dialogue.turns:
+            output = model.generate(
+                torch.tensor([turn.prompt_ids]),
+                max_new_tokens=12,
+                do_sample=False,
+                repetition_penalty=1.7,
+                eos_token_id=STOP_IDS,
+                pad_token_id=0,
+            )[0].tolist()
+            expected = output[len(turn.prompt_ids) :]
+            assert turn.answer_ids == (expected[:-1] if expected[-1] in STOP_IDS else expected)
+        differs |= dialogue.turns[0].answer_ids != plain[item_id].turns[0].answer_ids
+    assert differs
