@@ -54,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--dialogues", type=int, help="one setting instead of the growth table")
     parser.add_argument("--turns", type=int, default=20)
-    parser.add_argument("--max_new_tokens", type=int, default=64)
+    parser.add_argument("--max_new_tokens", type=int, default=32)
     parser.add_argument("--batch_size", type=int, help="default: all dialogues at once")
     parser.add_argument("--sequential", type=int, default=8, help="dialogues of the slow side")
     parser.add_argument(

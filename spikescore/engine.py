@@ -26,17 +26,23 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from spikescore.attention import (
+    MIN_ROWS,
+    attention_masks,
+    grouped_attention,
+    layer_windows,
+    width_multiple,
+)
 from spikescore.errors import UserError
 from spikescore.hidden_states import StateTap, to_half
-from spikescore.kv_cache import GROWTH, SlotCache, attention_masks, layer_windows, text_config
+from spikescore.kv_cache import GROWTH, SlotCache, text_config
 from spikescore.pairs import TOKEN_KEYS
 from spikescore.sampling import Sampling, choose_tokens, processed, turn_uniforms
 
 log = logging.getLogger("spikescore")
 
 LAST, SECOND_LAST, BEFORE_GENERATION = TOKEN_KEYS
-MIN_ROWS = 16  # see the module docstring
-PREFILL_TOKENS = 4096  # tokens of one encoding pass; bounds its activations
+PREFILL_TOKENS = {"cpu": 1024, "cuda": 8192}  # of one encoding pass; bounds its activations
 REFILL_SHARE = 8  # encode waiting rows as soon as they are one in this many
 
 
@@ -138,7 +144,9 @@ class Engine:
         self._stop = frozenset(stop_ids)
         self._windows = layer_windows(model.config)
         self._block = GROWTH if self.device.type == "cpu" else 64
-        self._width_multiple = MIN_ROWS if self.device.type == "cpu" else 1
+        on_cpu = self.device.type == "cpu"
+        self._min_width = MIN_ROWS if on_cpu else 1
+        self._width_multiple = width_multiple(model) if on_cpu else 1
 
     def run(self, conversations: Iterable[Conversation]) -> Iterator[Finished]:
         """Run all conversations, at most `batch_size` at a time; yield each when it ends, in any
@@ -153,7 +161,8 @@ class Engine:
         while True:
             flight = _Flight(self, waiting, resumed)
             try:
-                yield from flight.run()
+                with grouped_attention(self.model):
+                    yield from flight.run()
                 return
             except torch.OutOfMemoryError as error:
                 if self.batch_size == 1:
@@ -226,7 +235,7 @@ class _Flight:
                 row = self.rows[slot] = self._next_row()
                 in_use += row is not None
         floor = MIN_ROWS if self.device.type == "cpu" else 1
-        if self.exhausted and max(in_use, floor) * 2 <= len(self.rows) and in_use:
+        if self.exhausted and in_use and max(in_use, floor) * 4 <= len(self.rows) * 3:
             busy = [slot for slot, row in enumerate(self.rows) if row]
             idle = [slot for slot, row in enumerate(self.rows) if not row]
             slots = busy + idle[: max(0, floor - len(busy))]
@@ -287,15 +296,16 @@ class _Flight:
             )
             self.engine.stats["encoded_tokens"] += len(todo[slot])
             self.engine.stats["reused_tokens"] += row.turn.reused
+        most = PREFILL_TOKENS[self.device.type]
         # of similar length together: less padding
         order = sorted(slots, key=lambda slot: len(todo[slot]))
         while order:
-            width = min(len(todo[order[-1]]), PREFILL_TOKENS)
-            group = order[-max(1, PREFILL_TOKENS // width) :]
+            width = min(len(todo[order[-1]]), most)
+            group = order[-max(1, most // width) :]
             del order[-len(group) :]
-            while any(len(todo[slot]) > PREFILL_TOKENS for slot in group):
-                self._encode_part(group, {s: todo[s][:PREFILL_TOKENS] for s in group})
-                todo.update({s: todo[s][PREFILL_TOKENS:] for s in group})
+            while any(len(todo[slot]) > most for slot in group):  # then the group is that slot
+                self._encode_part(group, {s: todo[s][:most] for s in group})
+                todo.update({s: todo[s][most:] for s in group})
             logits, states = self._encode_part(group, {slot: todo[slot] for slot in group})
             halves = to_half(states, torch.arange(len(group)))
             for place, slot in enumerate(group):
@@ -306,8 +316,9 @@ class _Flight:
         self, slots: list[int], parts: dict[int, list[int]]
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """One pass over new tokens, padded on the left: every row ends in the last column."""
-        multiple = self.engine._width_multiple
-        width = -(-max(len(parts[slot]) for slot in slots) // multiple) * multiple
+        multiple, least = self.engine._width_multiple, self.engine._min_width
+        longest = max(least, *(len(parts[slot]) for slot in slots))
+        width = -(-longest // multiple) * multiple
         ids = torch.zeros(len(slots), width, dtype=torch.long)
         positions = torch.full((len(slots), width), -1)
         for place, slot in enumerate(slots):
@@ -317,7 +328,7 @@ class _Flight:
             positions[place, width - len(part) :] = torch.arange(first, first + len(part))
             row.cached.extend(part)
         # enough columns for the head's matrix product to have MIN_ROWS rows on CPU
-        return self._forward(ids, positions, torch.tensor(slots), keep=-(-multiple // len(slots)))
+        return self._forward(ids, positions, torch.tensor(slots), keep=-(-least // len(slots)))
 
     def _forward(
         self, ids: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor | None, keep: int = 1

@@ -8,11 +8,12 @@ padding, and no mask ever admits it.
 
 from __future__ import annotations
 
+import math
+import mmap
+
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
-
-from spikescore.errors import UserError
 
 GROWTH = 512  # tokens; capacity grows by whole blocks, and on CPU the attended length is a multiple
 
@@ -51,7 +52,13 @@ class SlotCache(Cache):
 
     def _allocate(self, like: torch.Tensor) -> torch.Tensor:
         # zeros: a padding row may look at unwritten entries, and 0 * garbage could be NaN
-        return like.new_zeros(self.slots, like.shape[1], self.capacity + 1, like.shape[3])
+        shape = (self.slots, like.shape[1], self.capacity + 1, like.shape[3])
+        if like.device.type != "cpu":
+            return like.new_zeros(shape)
+        # pages of its own, which the system takes back when the cache grows or shrinks; malloc
+        # may keep them
+        pages = mmap.mmap(-1, math.prod(shape) * like.dtype.itemsize)
+        return torch.frombuffer(pages, dtype=like.dtype).view(shape)
 
     def aim(self, *, rows: torch.Tensor | None, at: torch.Tensor, view: int) -> None:
         """Prepare one forward pass.
@@ -92,7 +99,9 @@ class SlotCache(Cache):
         for kept in (self._keys, self._values):
             for layer, old in enumerate(kept):
                 if old is not None:
-                    kept[layer] = old[torch.tensor(slots, device=old.device)]
+                    kept[layer] = self._allocate(old)
+                    for place, slot in enumerate(slots):
+                        kept[layer][place].copy_(old[slot])
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Of no meaning with slots of different lengths; positions are always passed explicitly."""
@@ -113,46 +122,3 @@ def cache_bytes_per_token(model: PreTrainedModel) -> int:
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """The language model's part of a configuration (itself, unless the model is multimodal)."""
     return config.get_text_config(decoder=True)
-
-
-def layer_windows(config: PreTrainedConfig) -> dict[str, int | None]:
-    """Return {attention type: sliding window or None} of a model's layers.
-
-    Raises UserError for attention types whose state is not a plain key/value cache.
-    """
-    config = text_config(config)
-    window = getattr(config, "sliding_window", None)
-    if getattr(config, "use_sliding_window", True) is False:
-        window = None
-    types = getattr(config, "layer_types", None)
-    if types is None:
-        types = ["sliding_attention" if window else "full_attention"]
-    unknown = set(types) - {"full_attention", "sliding_attention"}
-    if unknown:
-        raise UserError(
-            f"this engine cannot run layers of type {', '.join(sorted(unknown))} "
-            f"({config.model_type}); "
-            "use a model with full or sliding-window attention"
-        )
-    return {kind: window if kind == "sliding_attention" else None for kind in sorted(set(types))}
-
-
-def attention_masks(
-    windows: dict[str, int | None], positions: torch.Tensor, view: int, dtype: torch.dtype
-) -> torch.Tensor | dict[str, torch.Tensor]:
-    """Additive masks `[batch, 1, width, view]`: a token at position p sees entries p - window < j
-    <= p.
-
-    A row of padding (position -1) sees entry 0, so that no softmax is over nothing. One kind of
-    layer gives a tensor, several give a dict by kind, as the models of transformers expect them.
-    """
-    entry = torch.arange(view, device=positions.device)
-    query = positions.clamp(min=0)[:, None, :, None]
-    masks = {}
-    for kind, window in windows.items():
-        seen = entry <= query
-        if window is not None:
-            seen &= entry > query - window
-        mask = torch.zeros(seen.shape, dtype=dtype, device=positions.device)
-        masks[kind] = mask.masked_fill_(~seen, torch.finfo(dtype).min)
-    return masks if len(masks) > 1 else next(iter(masks.values()))

@@ -23,7 +23,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from spikescore.engine import Engine, Limits, Turn, common_prefix
+from spikescore.engine import PREFILL_TOKENS, Engine, Limits, Turn, common_prefix
 from spikescore.errors import UserError
 from spikescore.hidden_states import states_at
 from spikescore.pairs import TOKEN_KEYS
@@ -198,7 +198,7 @@ def test_uniforms_depend_on_names_only():
 
 
 def test_long_prompts_are_encoded_in_parts(monkeypatch):
-    monkeypatch.setattr("spikescore.engine.PREFILL_TOKENS", 48)
+    monkeypatch.setitem(PREFILL_TOKENS, "cpu", 48)
     model = make_model("mistral")
     monkeypatch.setattr(Script, "next_prompt", lambda self, last: None if last else [7, 8, 9] * 70)
     finished, _ = run(model, 4, range(3))
