@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 demo: $(VENV)/.run
 	$(BIN)/python ./reasoning_lite.py
-	$(BIN)/python ./semantic-entropy-probes/probes_trainer.py --data_dirs ./outputs/demo/trivia --save_path ./probe_output/demo_trivia.pkl
+	$(BIN)/python ./semantic-entropy-probes/probes_trainer.py --data_dirs ./outputs/demo/trivia --save_path ./probe_output/demo_trivia.pkl --epochs 50
 	$(BIN)/python ./metrics_probe.py --json_dir ./outputs/demo --pkl_dir ./outputs/demo --probe_path ./probe_output/demo_trivia.pkl
 	$(BIN)/python ./eval_probe.py --data_dir ./outputs/demo --report_dir ./reports/demo
 
