@@ -50,6 +50,11 @@ class Config:
     max_memory: dict[str, Any] | None = None
     attn_implementation: str | None = None
     backend: str = "transformers"
+    # with backend "openai" a server holds the dialogues and model_path reads the states after it
+    server_url: str | None = None  # ends in /v1; null: the environment's OPENAI_BASE_URL
+    server_model: str | None = None  # the name the server knows the model by; null: model_path
+    max_in_flight: int = 256  # dialogues that wait for the server at one time
+    replay: str | None = None  # a folder of dialogues whose states are read; nothing is generated
     judge: str = "auto"
     dataset_format: str = "auto"
     fields: dict[str, str] | None = None
@@ -74,26 +79,37 @@ class Config:
 
         Left out: where files lie, how many questions, batch and placement, labels and time limits.
         """
-        kept = {key: value for key, value in self.resolved().items() if key not in _NOT_HASHED}
+        everything = self.resolved()
+        if self.replay:  # which dialogues were read is in each pair
+            kept = {"replay": True, **{key: everything[key] for key in _CHANGES_READING}}
+            kept["model_path"] = Path(self.model_path).name
+            return _digest(kept)
+        kept = {key: value for key, value in everything.items() if key not in _NOT_HASHED}
         kept["sampling"] = {"seed": self.sampling.seed}
         kept["model_path"] = Path(self.model_path).name
+        if self.backend == "openai":
+            kept["server_model"] = self.server_model or kept["model_path"]
         if self.prompts_file:
             kept["prompts_file"] = hashlib.sha256(Path(self.prompts_file).read_bytes()).hexdigest()
-        text = json.dumps(kept, sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return _digest(kept)
 
 
 _NOT_HASHED = {
     "dataset_path", "output_dir", "batch_size", "device_map", "max_memory", "attn_implementation",
-    "judge", "on_bad_row", "dataset_format", "fields", "generation_timeout",
+    "judge", "on_bad_row", "dataset_format", "fields", "generation_timeout", "server_url",
+    "server_model", "max_in_flight", "replay",
 }  # fmt: skip
+_CHANGES_READING = (
+    "model_path", "dtype", "enable_thinking", "system_prompt", "history", "model_max_tokens",
+    "enable_ppl_detection", "ppl_bound",
+)  # fmt: skip
 
 _ALLOWED: dict[str, tuple[str, ...]] = {
     "strategy": STRATEGIES,
     "sampling.strategy": SAMPLING_STRATEGIES,
     "ppl_action": ("flag", "stop"),
     "dtype": ("auto", "float16", "bfloat16", "float32"),
-    "backend": ("transformers",),
+    "backend": ("transformers", "openai"),
     "on_bad_row": ("error", "skip"),
     "history": ("full", "question_only"),
 }
@@ -106,12 +122,18 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "model_max_tokens": (2, float("inf"), "tokens of prompt and answer together"),
     "max_new_tokens": (1, float("inf"), "tokens per answer"),
     "batch_size": (1, 1_000_000, 'a number, or "auto"'),
+    "max_in_flight": (1, 100_000, "dialogues"),
     "sampling.n": (1, float("inf"), "questions per data set, or null for all"),
 }
 _TYPES = {
     "bool": (bool,), "int": (int,), "float": (int, float), "str": (str,), "None": (type(None),),
     "dict": (dict,), "list": (list,),
 }  # fmt: skip
+
+
+def _digest(settings: dict[str, Any]) -> str:
+    text = json.dumps(settings, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -147,6 +169,10 @@ def parse_config(raw: dict[str, Any], *, source: str) -> Config:
             raise UserError(f'{source}: "{key}" is {value}, out of range ({meaning})')
     if isinstance(config.batch_size, str) and config.batch_size != "auto":
         raise UserError(f'{source}: "batch_size" is "{config.batch_size}"; use a number or "auto"')
+    if config.server_url and not config.server_url.startswith(("http://", "https://")):
+        raise UserError(
+            f'{source}: "server_url" is "{config.server_url}"; write it as http://HOST:PORT/v1'
+        )
     paths = config.dataset_path
     if not paths or not all(isinstance(path, str) and path for path in paths):
         raise UserError(f'{source}: "dataset_path" must be a path or a list of paths')

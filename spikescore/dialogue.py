@@ -1,15 +1,16 @@
 """One dialogue: a message list that is only ever appended to, rendered by the model's chat
 template.
 
-The engine asks for token ids and returns token ids; here they become messages, steps and the
-record on disk (DESIGN: the pair).
+The core speaks messages and texts, so the same dialogue can be held by the local engine, which
+asks for token ids and returns token ids, by a server, or be read from a file. Here it becomes
+steps and the record on disk (DESIGN: the pair).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
@@ -34,6 +35,7 @@ class ChatFormat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, enable_thinking: bool) -> None:
         self.tokenizer = tokenizer
+        self.enable_thinking = enable_thinking
         self._options = {"enable_thinking": enable_thinking}
         self._plain = tokenizer.chat_template is None
         if self._plain:
@@ -51,24 +53,56 @@ class ChatFormat:
             log.warning("the chat template takes no system role; folding it into the first message")
         return probe in text
 
-    def render(self, messages: Sequence[Message]) -> list[int]:
-        """Return the ids of the messages plus the opening of the assistant's turn; one BOS at
-        most.
-        """
+    @property
+    def knows_thinking(self) -> bool:
+        """True when the template looks at `enable_thinking`, so that a server must be told too."""
+        return "enable_thinking" in str(self.tokenizer.chat_template)
+
+    def accepted(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages as the template takes them: without a system role where it has none."""
         if self._fold_system and messages[0]["role"] == "system":
             system, first, *rest = messages
             folded = {"role": "user", "content": f"{system['content']}\n\n{first['content']}"}
-            messages = [folded, *rest]
+            return [folded, *rest]
+        return list(messages)
+
+    def render(self, messages: Sequence[Message]) -> list[int]:
+        """Return the ids of the messages; one BOS at most.
+
+        After a user's message the opening of the assistant's turn follows.
+        """
+        answer_is_next = messages[-1]["role"] == "user"
+        messages = self.accepted(messages)
         if self._plain:
             return self.tokenizer(_plain_text(messages))["input_ids"]
         rendered = self.tokenizer.apply_chat_template(
-            list(messages),
-            add_generation_prompt=True,
+            messages,
+            add_generation_prompt=answer_is_next,
             tokenize=True,
             return_dict=True,
             **self._options,
         )
         return list(rendered["input_ids"])
+
+    def answer_ids(self, messages: Sequence[Message], answer: str) -> list[int]:
+        """Return the ids of an answer that is known as text only, given the messages before it.
+
+        They are the ids that the template itself gives the answer inside the conversation, so a
+        space that the template puts before an answer belongs to its first token. Where the closed
+        conversation does not begin with the prompt, or text of the template's own closes the
+        answer, the answer is tokenised by itself.
+        """
+        prompt = self.render(messages)
+        whole = self.render([*messages, {"role": "assistant", "content": answer}])
+        if whole[: len(prompt)] == prompt:
+            found = whole[len(prompt) :]
+            wanted = self.text(found)
+            # the template's closing tokens are those that the text does not need
+            while found and self.text(found[:-1]) == wanted:
+                found.pop()
+            if wanted == answer.strip():
+                return found
+        return list(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
 
     def text(self, answer_ids: Sequence[int]) -> str:
         """The answer as text, special tokens left out."""
@@ -78,14 +112,16 @@ class ChatFormat:
 def _plain_text(messages: Sequence[Message]) -> str:
     names = {"system": "System", "user": "User", "assistant": "Assistant"}
     turns = [f"{names[message['role']]}: {message['content']}" for message in messages]
-    return "\n\n".join([*turns, "Assistant:"])
+    answer_is_next = messages[-1]["role"] == "user"
+    return "\n\n".join([*turns, "Assistant:"] if answer_is_next else turns)
 
 
 class Dialogue:
-    """The conversation about one question, as the engine runs it.
+    """The conversation about one question, whoever answers it.
 
-    `on_first_answer` is called with the text of the initial answer as soon as it is known, so that
-    it can be judged while the dialogue goes on.
+    `messages` is what to send now; `answered` takes the answer and says whether there is a next
+    turn. `prompts` and `answers` are the texts so far. `on_first_answer` is called with the text of
+    the initial answer as soon as it is known, so that it can be judged while the dialogue goes on.
     """
 
     def __init__(
@@ -99,63 +135,105 @@ class Dialogue:
         self.item_id = question.id
         self.question = question
         self.prompts = [Prompt("initial", 0, first_message(question))]
+        self.answers: list[str] = []
+        self.messages = opening(config.system_prompt, self.prompts[0].text)
         self.stopped = ""  # a reason of our own to end early
         self.on_first_answer: Callable[[str], None] | None = None
         self._config = config
         self._chat = chat
         self._families = families
-        system = (
-            [{"role": "system", "content": config.system_prompt}] if config.system_prompt else []
-        )
-        self._messages: list[Message] = [
-            *system,
-            {"role": "user", "content": self.prompts[0].text},
-        ]
 
-    def shown_at_first(self) -> str:
-        """All text the model sees before its first answer, for the leak guard."""
-        return "\n\n".join(message["content"] for message in self._messages)
+    def answered(self, text: str, n_tokens: int, perplexity: float | None = None) -> bool:
+        """Append the answer and the next follow-up.
 
-    def next_prompt(self, last: Turn | None) -> list[int] | None:
-        """Return the ids of the next turn's prompt; None after `max_steps` turns or at a stop
-        rule.
+        False after `max_steps` turns or at a stop rule: the dialogue is over.
         """
-        if last is None:
-            return self._chat.render(self._messages)
-        answer = self._chat.text(last.answer_ids)
-        if last.number == 1:
+        self.answers.append(text)
+        number = len(self.answers)
+        if number == 1:
             if self.on_first_answer:
-                self.on_first_answer(answer)
-            if self._config.history == "question_only":
-                # the public release's behaviour, kept as a switch to measure what it does
-                self._messages = [{"role": "user", "content": self.question.question}]
-        if last.number >= self._config.max_steps:
-            return None
-        if high_perplexity(last, self._config) and self._config.ppl_action == "stop":
+                self.on_first_answer(text)
+            self.messages = after_first(self.messages, self.question, self._config.history)
+        if number >= self._config.max_steps:
+            return False
+        if high_perplexity(perplexity, self._config) and self._config.ppl_action == "stop":
             self.stopped = "perplexity"
-            return None
+            return False
         prompt = follow_up(
             self._config.strategy,
-            last.number + 1,
+            number + 1,
             seed=self._config.sampling.seed,
             item_id=self.item_id,
-            last_answer_tokens=len(last.answer_ids),
+            last_answer_tokens=n_tokens,
             families=self._families,
         )
         self.prompts.append(prompt)
-        self._messages.append({"role": "assistant", "content": answer})
-        self._messages.append({"role": "user", "content": prompt.text})
-        return self._chat.render(self._messages)
+        self.messages.append({"role": "assistant", "content": text})
+        self.messages.append({"role": "user", "content": prompt.text})
+        return True
+
+    def next_prompt(self, last: Turn | None) -> list[int] | None:
+        """Return the ids of the next turn's prompt, for the engine; None when the dialogue is
+        over.
+        """
+        if last is not None:
+            text = self._chat.text(last.answer_ids)
+            if not self.answered(text, len(last.answer_ids), last.perplexity):
+                return None
+        return self._chat.render(self.messages)
 
 
-def high_perplexity(turn: Turn, config: Config) -> bool:
+def opening(system_prompt: str | None, first: str) -> list[Message]:
+    """The messages before the first answer."""
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    return [*system, {"role": "user", "content": first}]
+
+
+def after_first(messages: list[Message], question: Question, history: str) -> list[Message]:
+    """What of the opening stays in the conversation once the first answer is there.
+
+    `question_only` is the public release's behaviour, kept as a switch to measure what it does.
+    """
+    if history == "question_only":
+        return [{"role": "user", "content": question.question}]
+    return messages
+
+
+def high_perplexity(perplexity: float | None, config: Config) -> bool:
     """The perplexity check: on, and the answer's perplexity is above `ppl_bound`."""
-    above = turn.perplexity is not None and turn.perplexity > config.ppl_bound
+    above = perplexity is not None and perplexity > config.ppl_bound
     return config.enable_ppl_detection and above
 
 
+def stop_late(finished: Finished, dialogue: Dialogue, config: Config) -> None:
+    """Cut a served dialogue after its first turn of high perplexity, where `ppl_action` is stop.
+
+    A server's answers get their perplexity afterwards, from the local model; what is kept is what
+    would have been there had the dialogue ended then.
+    """
+    if config.ppl_action != "stop":
+        return
+    for turn in finished.turns[: config.max_steps - 1]:
+        if high_perplexity(turn.perplexity, config):
+            del finished.turns[turn.number :]
+            dialogue.stopped = "perplexity"
+            return
+
+
+class Held(Protocol):
+    """What a record is written from: the question and the texts of a dialogue that was held.
+
+    `stopped` is the reason of its end, "" for the one that the turns' maker gives.
+    """
+
+    question: Question
+    prompts: list[Prompt]
+    answers: list[str]
+    stopped: str
+
+
 def dialogue_record(
-    finished: Finished, dialogue: Dialogue, config: Config, chat: ChatFormat
+    finished: Finished, dialogue: Held, config: Config, chat: ChatFormat
 ) -> dict[str, Any]:
     """The JSON of a finished dialogue, label still open.
 
@@ -164,14 +242,17 @@ def dialogue_record(
     encoded again.
     """
     question = dialogue.question
+    # an answer cut by a time-out ends a dialogue that is not told of it
+    cut = finished.turns[len(dialogue.answers) :]
+    answers = dialogue.answers + [chat.text(turn.answer_ids) for turn in cut]
     steps, before = [], []
-    for turn, prompt in zip(finished.turns, dialogue.prompts, strict=False):
+    for turn, prompt, answer in zip(finished.turns, dialogue.prompts, answers, strict=False):
         kept = common_prefix(before, turn.prompt_ids)
         step = {
             "turn": turn.number,
             "prompt_type": prompt.family,
             "prompt": prompt.text,
-            "response": chat.text(turn.answer_ids),
+            "response": answer,
             "n_prompt_tokens": len(turn.prompt_ids),
             "n_response_tokens": len(turn.answer_ids),
             "finish_reason": turn.finish_reason,
@@ -185,7 +266,7 @@ def dialogue_record(
             "response_ids": turn.answer_ids,
             "metrics": {},
         }
-        if high_perplexity(turn, config):
+        if high_perplexity(turn.perplexity, config):
             step["high_perplexity"] = True
         steps.append(step)
         before = turn.prompt_ids + turn.answer_ids

@@ -22,13 +22,14 @@ TEACHER_CHUNK = 512  # tokens per forward pass; bounds memory to chunk x layers 
 
 class StateTap(AbstractContextManager):
     """Collects, during one forward pass, `states`: L + 1 tensors `[batch, hidden]`, the last
-    column's.
+    column's; with `columns`, L + 1 tensors `[batch, columns, hidden]`.
 
     Hooks keep that slice alone, so nothing of size [tokens, layers, hidden] is ever held.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, columns: Sequence[int] | None = None) -> None:
         self._decoder = decoder_of(model)
+        self._columns = columns
         self.states: list[torch.Tensor] = []
         self._hooks: list = []
 
@@ -50,6 +51,9 @@ class StateTap(AbstractContextManager):
         self._keep(output[0])
 
     def _keep(self, hidden: torch.Tensor) -> None:
+        if self._columns is not None:
+            self.states.append(hidden[:, list(self._columns)])  # a copy
+            return
         last = hidden[:, -1]
         # a wide pass must not be kept alive by a view of its last column
         self.states.append(last.clone() if hidden.shape[1] > 1 else last)

@@ -54,7 +54,11 @@ def test_the_guides_example_is_accepted_and_is_the_default():
         ({"batch_size": 0}, ["batch_size"]),
         ({"dataset_path": []}, ["dataset_path"]),
         ({"dtype": "fp16"}, ["dtype", "float16"]),
-        ({"backend": "vllm"}, ["backend", "transformers"]),
+        ({"backend": "vllm"}, ["backend", "transformers", "openai"]),
+        ({"server_url": "localhost:8000"}, ["server_url", "http://"]),
+        ({"max_in_flight": 0}, ["max_in_flight", "dialogues"]),
+        ({"max_in_flight": "many"}, ["max_in_flight", "int"]),
+        ({"server_modle": "x"}, ["server_modle", "server_model"]),
     ],
 )
 def test_a_mistake_is_named(change, words):
@@ -116,6 +120,27 @@ def test_the_hash_follows_what_changes_a_dialogue(tmp_path):
     one = hash_with(prompts_file=str(prompts))
     prompts.write_text('{"a": ["y"]}')
     assert one != hash_with(prompts_file=str(prompts)) != base.hash()
+
+
+def test_the_hash_names_the_server_model_where_one_generates():
+    def hash_with(**change):
+        return parse_config({**GUIDE_EXAMPLE, **change}, source="c").hash()
+
+    local, served = hash_with(), hash_with(backend="openai")
+    assert served != local == hash_with(server_model="y", server_url="http://a/v1")
+    assert served == hash_with(backend="openai", server_url="http://a/v1", max_in_flight=5)
+    assert served != hash_with(backend="openai", server_model="y")
+
+
+def test_the_hash_of_a_replay_follows_what_changes_the_reading():
+    def hash_with(**change):
+        return parse_config({**GUIDE_EXAMPLE, "replay": "runs/a", **change}, source="c").hash()
+
+    assert hash_with() != parse_config(GUIDE_EXAMPLE, source="c").hash()
+    same = [{"replay": "moved/a"}, {"temperature": 1}, {"max_steps": 3}, {"backend": "openai"}]
+    assert {hash_with(**change) for change in same} == {hash_with()}
+    other = [{"model_path": "y"}, {"dtype": "bfloat16"}, {"system_prompt": None}]
+    assert len({hash_with(), *(hash_with(**change) for change in other)}) == 4
 
 
 def test_several_data_sets_get_a_folder_each():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_tokenizer, run_script, start_script
+from conftest import ROOT, make_tokenizer, run_script, start_script
 
 from spikescore.config import load_config
 from spikescore.dialogue import ChatFormat, Dialogue, token_sequences
@@ -20,6 +20,7 @@ from spikescore.hidden_states import states_at
 from spikescore.pairs import TOKEN_KEYS, read_states
 from spikescore.questions import Question
 
+DEMO = ROOT / "models" / "demo"
 STEP_KEYS = {
     "turn", "prompt_type", "prompt", "response", "n_prompt_tokens", "n_response_tokens",
     "finish_reason", "perplexity", "mean_logprob", "mean_token_entropy", "max_token_entropy",
@@ -256,6 +257,125 @@ def test_help_needs_no_heavy_import():
     result = run_script("reasoning_lite.py", "--help")
     assert result.returncode == 0 and "--dry_run" in result.stdout
     assert time.monotonic() - started < 3
+
+
+# --- dialogues that already exist ---------------------------------------------------------------
+
+
+def replay(config_file, source, output, *more):
+    flags = ["--replay", source, "--set", f"output_dir={output}", *more]
+    return run_script("reasoning_lite.py", "--config", config_file, *flags)
+
+
+def records_in(folder: Path) -> dict[str, dict]:
+    paths = folder.rglob("sum-*.json")
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def test_a_replay_gives_the_states_of_the_run_again(finished_run, config_file, tmp_path):
+    source, output = finished_run[0], tmp_path / "again"
+    result = replay(config_file, source, output)
+    assert result.returncode == 0, result.stderr
+    assert "wrote 12 pairs" in result.stdout
+    made, read = records_in(source), records_in(output)
+    assert made.keys() == read.keys() and len(read) == 12
+    for name, record in read.items():
+        original = made[name]
+        assert set(record) == RECORD_KEYS | {"replayed_from"}
+        assert record["replayed_from"]["config_hash"] == original["config_hash"]
+        assert record["replayed_from"]["model"] == original["model"]
+        assert record["config_hash"] != original["config_hash"]
+        assert record["model"] == original["model"] and record["config"]["replay"] == str(source)
+        for key in ("nil_label", "nil_judge", "gold_answers", "group", "domain", "seed"):
+            assert record[key] == original[key]
+        assert record["finish_reason"] == original["finish_reason"]
+        for one, two in zip(record["cot_steps"], original["cot_steps"], strict=True):
+            assert set(one) - {"high_perplexity"} == STEP_KEYS
+            for key in STEP_KEYS:
+                if isinstance(two[key], float):
+                    assert one[key] == pytest.approx(two[key], rel=1e-3)
+                else:
+                    assert one[key] == two[key]
+        ours = read_states(output / f"{name}.pkl")
+        theirs = read_states(source / f"{name}.pkl")
+        assert ours.keys() == theirs.keys()
+        for turn, by_key in ours.items():
+            for key in TOKEN_KEYS:
+                difference = np.abs(by_key[key].astype(float) - theirs[turn][key].astype(float))
+                # one step of FP16 at most
+                assert (difference <= np.abs(theirs[turn][key]) * 2.0**-10 + 1e-4).all()
+
+
+def test_a_replay_resumes_and_refuses_what_does_not_belong(finished_run, config_file, tmp_path):
+    source, output = finished_run[0], tmp_path / "again"
+    assert replay(config_file, source, output).returncode == 0
+    (output / "sum-44.json").unlink()
+    resumed = replay(config_file, source, output)
+    assert resumed.returncode == 0 and "wrote 1 pairs" in resumed.stdout
+    assert "11 were done before" in resumed.stdout
+    into_run = replay(config_file, output, source)
+    assert into_run.returncode == 2 and "was made under configuration" in into_run.stderr
+    inside = replay(config_file, source, source / "again")
+    assert inside.returncode == 2 and "outside it" in inside.stderr
+    path = source / "sum-41.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    record["cot_steps"][2]["response"] = "something else"
+    path.write_text(json.dumps(record), encoding="utf-8")
+    changed = replay(config_file, source, output)
+    assert changed.returncode == 2 and "another dialogue" in changed.stderr
+    (tmp_path / "none").mkdir()
+    nothing = replay(config_file, tmp_path / "none", tmp_path / "x")
+    assert nothing.returncode == 2 and "no dialogue" in nothing.stderr
+
+
+def test_dialogues_of_anyone_are_read_by_a_chosen_model(config_file, tmp_path):
+    source, output = tmp_path / "theirs" / "trivia", tmp_path / "ours"
+    source.mkdir(parents=True)
+    steps = [
+        {"step": 0, "prompt": "How many?", "response": "Seven."},
+        {"step": 1, "prompt": "Are you sure?", "response": "Yes, seven."},
+    ]
+    whole = {"question": "How many?", "reasoning_chain": steps, "nli_label": 1}
+    (source / "sum-1.json").write_text(json.dumps(whole))
+    unlabelled = {"question": "How many?", "cot_steps": steps[:1], "gold_answers": ["8"]}
+    (source / "sum-2.json").write_text(json.dumps(unlabelled))
+    broken = {"question": "How many?", "cot_steps": [{"prompt": "q", "response": None}]}
+    (source / "sum-3.json").write_text(json.dumps(broken))
+    (source / "sum-4.json").write_text(json.dumps({"question": "q", "cot_steps": ["q", "a"]}))
+    result = replay(config_file, tmp_path / "theirs", output, "--set", f"model_path={DEMO}")
+    assert result.returncode == 1, result.stderr
+    assert "wrote 2 pairs" in result.stdout and "2 failed" in result.stdout
+    assert "no object" in json.loads((output / "trivia" / "sum-4.error.json").read_text())["error"]
+    error = json.loads((output / "trivia" / "sum-3.error.json").read_text())["error"]
+    assert 'turn 1 holds no "response"' in error and "sum-3.json" in error
+    read = records_in(output / "trivia")
+    assert read["sum-1"]["nil_label"] == 1 and read["sum-2"]["nil_label"] is None
+    assert [step["response"] for step in read["sum-1"]["cot_steps"]] == ["Seven.", "Yes, seven."]
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(DEMO, dtype="float32").eval()
+    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    system = load_config(config_file).system_prompt
+    messages = [
+        {"role": "system", "content": system},
+        {"role": "user", "content": "How many?"},
+        {"role": "assistant", "content": "Seven."},
+        {"role": "user", "content": "Are you sure?"},
+    ]
+    prompt, answer = token_sequences(read["sum-1"])[1]
+    rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    assert prompt == list(rendered["input_ids"])
+    assert tokenizer.decode(answer).strip() == "Yes, seven."
+    expected = states_at(model, prompt + answer, [len(prompt + answer) - 1, len(prompt) - 1])
+    states = read_states(output / "trivia" / "sum-1.pkl")[2]
+    assert np.allclose(states[TOKEN_KEYS[0]], expected[0], rtol=2e-3, atol=2e-3)
+    assert np.allclose(states[TOKEN_KEYS[2]], expected[1], rtol=2e-3, atol=2e-3)
+    for name in ("sum-3.json", "sum-4.json"):
+        (source / name).unlink()
+    dry = replay(config_file, tmp_path / "theirs", tmp_path / "dry", "--dry_run")
+    assert dry.returncode == 0 and "How many?" in dry.stdout and "of 2" in dry.stdout
+    assert not (tmp_path / "dry").exists()
 
 
 # --- dialogues, without a model ---------------------------------------------------------------

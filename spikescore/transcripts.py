@@ -1,0 +1,326 @@
+"""From a dialogue as text to the same turns that the engine gives: ids, states, log-probabilities.
+
+Whoever wrote the answers (a server, another model, a person), the local model reads the transcript
+in a teacher-forced pass. Its prompts are rendered by the local chat template, and the answers are
+the token ids that this template gives them (`ChatFormat.answer_ids`), unless the transcript brings
+ids of its own that fit (`fitting_ids`). Log-probabilities are the local model's, from raw logits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from spikescore.attention import MIN_ROWS, attention_masks, layer_windows
+from spikescore.config import Config
+from spikescore.dialogue import (
+    ChatFormat,
+    Message,
+    after_first,
+    opening,
+    token_sequences,
+)
+from spikescore.engine import (
+    BEFORE_GENERATION,
+    LAST,
+    SECOND_LAST,
+    Finished,
+    Turn,
+    common_prefix,
+)
+from spikescore.errors import UserError
+from spikescore.hidden_states import TEACHER_CHUNK, StateTap, to_half
+from spikescore.kv_cache import GROWTH, SlotCache, text_config
+from spikescore.prompts import Prompt, first_message
+from spikescore.questions import Question, question_from_record
+
+LOGIT_ROWS = 64  # rows of float32 logits measured at once; bounds them to rows x vocabulary
+
+
+@dataclass
+class Exchange:
+    """One turn as text: all messages before the answer, and the answer.
+
+    `answer_ids` are ids of the answer that are known to be right for the local tokenizer.
+    """
+
+    messages: list[Message]
+    answer: str
+    finish_reason: str = "stop"
+    answer_ids: list[int] | None = None
+
+
+@dataclass
+class Transcript:
+    """A dialogue that was held elsewhere: its exchanges and why it ended (as in `Finished`)."""
+
+    conversation: Any
+    exchanges: list[Exchange]
+    reason: str
+    error: str | None = None
+
+
+def read_transcripts(
+    transcripts: Iterable[Transcript],
+    model: PreTrainedModel,
+    chat: ChatFormat,
+    *,
+    max_context: int,
+) -> Iterator[Finished]:
+    """Yield each transcript as a finished dialogue with states, as `Engine.run` does, in order.
+
+    A dialogue longer than `max_context` tokens keeps the turns that fit and ends with `context`;
+    one that cannot be read is yielded with its error and the others go on.
+    """
+    for transcript in transcripts:
+        turns: list[Turn] = []
+        reason, error = transcript.reason, transcript.error
+        if error is None:
+            try:
+                turns = encode_transcript(model, chat, transcript.exchanges, max_context)
+            except UserError as problem:
+                error = str(problem)
+            except torch.OutOfMemoryError:
+                error = "out of memory while reading the states; lower model_max_tokens"
+            if error is None and len(turns) < len(transcript.exchanges):
+                reason = "context"
+                if not turns:
+                    error = f"the first turn has more tokens than the context of {max_context}"
+        yield Finished(transcript.conversation, turns, reason, error)
+
+
+def encode_transcript(
+    model: PreTrainedModel,
+    chat: ChatFormat,
+    exchanges: Sequence[Exchange],
+    max_context: int | None = None,
+    *,
+    chunk: int = TEACHER_CHUNK,
+) -> list[Turn]:
+    """Return a `Turn` for every exchange that fits into `max_context` tokens, all fields filled.
+
+    `chunk` tokens are encoded at a time and only the states and logits that are asked for are
+    kept. While each prompt begins with the turn before it, the whole dialogue is one pass; where a
+    template rewrote earlier turns, only what differs is encoded again.
+    """
+    turns: list[Turn] = []
+    for exchange in exchanges:
+        answer = exchange.answer_ids
+        if answer is None:
+            answer = chat.answer_ids(exchange.messages, exchange.answer)
+        prompt = chat.render(exchange.messages)
+        if max_context is not None and len(prompt) + max(1, len(answer)) > max_context:
+            break
+        turn = Turn(len(turns) + 1, prompt, answer_ids=answer)
+        turn.finish_reason = exchange.finish_reason
+        turns.append(turn)
+    reader = _Reader(model, chunk)
+    start = 0
+    while start < len(turns):
+        end = start + 1
+        while end < len(turns) and _continues(turns[end - 1], turns[end]):
+            end += 1
+        reader.read(turns[start:end])
+        start = end
+    return turns
+
+
+def _continues(before: Turn, turn: Turn) -> bool:
+    whole = before.prompt_ids + before.answer_ids
+    return turn.prompt_ids[: len(whole)] == whole
+
+
+class _Reader:
+    """A teacher-forced pass over one dialogue, in the one slot of a cache."""
+
+    def __init__(self, model: PreTrainedModel, chunk: int) -> None:
+        self.model = model
+        self.chunk = chunk
+        self.device = model.get_input_embeddings().weight.device
+        self.cache = SlotCache(1, text_config(model.config).num_hidden_layers)
+        self.cached: list[int] = []
+        self._windows = layer_windows(model.config)
+        on_cpu = self.device.type == "cpu"
+        # as in the engine: widths for which a CPU gives the same bits whatever the pass holds
+        self._width_multiple = MIN_ROWS if on_cpu else 1
+        self._block = GROWTH if on_cpu else 64
+
+    @torch.inference_mode()
+    def read(self, turns: Sequence[Turn]) -> None:
+        """Fill in turns of which each prompt begins with the whole turn before."""
+        ids = turns[-1].prompt_ids + turns[-1].answer_ids
+        states_of: dict[int, list[tuple[Turn, str]]] = {}
+        logits_of: dict[int, Turn] = {}
+        for turn in turns:
+            last_of_prompt = len(turn.prompt_ids) - 1
+            last = last_of_prompt + len(turn.answer_ids)
+            second = last - 1 if len(turn.answer_ids) > 1 else last
+            for position, key in (
+                (last, LAST),
+                (second, SECOND_LAST),
+                (last_of_prompt, BEFORE_GENERATION),
+            ):
+                states_of.setdefault(position, []).append((turn, key))
+            for position in range(last_of_prompt, max(last, last_of_prompt + 1)):
+                logits_of[position] = turn
+        reused = min(common_prefix(self.cached, ids), len(turns[0].prompt_ids) - 1)
+        self.cached = self.cached[:reused]
+        turns[0].reused = reused
+        for start in range(reused, len(ids), self.chunk):
+            part = ids[start : start + self.chunk]
+            inside = range(start, start + len(part))
+            wanted = sorted(position for position in states_of if position in inside)
+            predicting = [position for position in inside if position in logits_of]
+            logits, states = self._forward(part, wanted, predicting)
+            for place, position in enumerate(wanted):
+                for turn, key in states_of[position]:
+                    turn.states[key] = states[place]
+            for rows, positions in zip(
+                logits.split(LOGIT_ROWS), _batches(predicting, LOGIT_ROWS), strict=False
+            ):
+                _measure(rows.float(), [(position, logits_of[position]) for position in positions])
+
+    def _forward(
+        self, part: list[int], wanted: list[int], predicting: list[int]
+    ) -> tuple[torch.Tensor, Any]:
+        """Encode new tokens after those in the cache.
+
+        Returns logits `[predicting, vocabulary]` and FP16 states `[wanted, L + 1, H]`.
+        """
+        first = len(self.cached)
+        width = -(-len(part) // self._width_multiple) * self._width_multiple
+        padding = width - len(part)
+        shift = padding - first  # of a position to its column
+        ids = torch.tensor([[0] * padding + part], device=self.device)
+        positions = torch.tensor(
+            [[-1] * padding + list(range(first, first + len(part)))], device=self.device
+        )
+        self.cached.extend(part)
+        self.cache.reserve(len(self.cached))
+        view = -(-len(self.cached) // self._block) * self._block
+        view = min(view, self.cache.capacity)
+        at = torch.where(positions < 0, self.cache.capacity, positions)
+        self.cache.aim(rows=None, at=at, view=view)
+        with StateTap(self.model, [position + shift for position in wanted]) as tap:
+            output = self.model(
+                input_ids=ids,
+                position_ids=positions.clamp(min=0),
+                attention_mask=attention_masks(self._windows, positions, view, self.model.dtype),
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=torch.tensor(
+                    [position + shift for position in predicting] or [width - 1],
+                    device=self.device,
+                ),
+            )
+        every = torch.arange(len(wanted))
+        return output.logits[0], to_half([state[0] for state in tap.states], every)
+
+
+def _batches(values: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(values), size):
+        yield values[start : start + size]
+
+
+def _measure(logits: torch.Tensor, predicted: list[tuple[int, Turn]]) -> None:
+    """Take log-probability and entropy of the tokens that rows of raw logits predict."""
+    n = len(predicted)
+    logprobs = torch.log_softmax(logits[:n], dim=-1)
+    entropies = -(logprobs.exp() * logprobs.clamp(min=-1e4)).sum(dim=-1)
+    # place of the predicted token in its answer; an empty answer predicts none
+    places = [position - len(turn.prompt_ids) + 1 for position, turn in predicted]
+    tokens = [
+        turn.answer_ids[place] if turn.answer_ids else 0
+        for place, (_, turn) in zip(places, predicted, strict=True)
+    ]
+    index = torch.tensor(tokens, device=logits.device)[:, None]
+    chosen = logprobs.gather(1, index)[:, 0].tolist()
+    highest = logprobs.amax(dim=-1).tolist()
+    for row, (place, (_, turn)) in enumerate(zip(places, predicted, strict=True)):
+        if not math.isfinite(highest[row]):
+            raise UserError(f"turn {turn.number}: the model's output is not a number")
+        if place == 0:
+            turn.first_token_confidence = math.exp(highest[row])
+        if turn.answer_ids:
+            turn.logprobs.append(chosen[row])
+            turn.entropies.append(float(entropies[row]))
+
+
+# --- dialogues on file ------------------------------------------------------------------------
+
+
+@dataclass
+class Recorded:
+    """A dialogue read from a pair's JSON, in the shape that a record is written from (`Held`)."""
+
+    question: Question
+    prompts: list[Prompt] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    stopped: str = ""  # the transcript says why it ended
+
+
+def recorded_dialogue(
+    record: dict[str, Any], config: Config, chat: ChatFormat
+) -> tuple[Recorded, list[Exchange]]:
+    """Rebuild the conversation of a record, older public form included, as messages.
+
+    Prompts and responses are the record's own; the first prompt is made from its question where it
+    kept none. System prompt and `history` are those of the record's configuration, else of
+    `config`. Raises UserError when a turn lacks its text.
+    """
+    question = question_from_record(record)
+    made_under = record.get("config") or {}
+    system = made_under.get("system_prompt", config.system_prompt)
+    history = made_under.get("history", config.history)
+    held = Recorded(question)
+    messages: list[Message] = []
+    exchanges: list[Exchange] = []
+    for number, step in enumerate(record["cot_steps"], start=1):
+        if not isinstance(step, dict):
+            raise UserError(f"turn {number} is no object with a prompt and a response")
+        prompt, answer = step.get("prompt"), step.get("response")
+        if number == 1:
+            prompt = prompt or first_message(question)
+            messages = opening(system, prompt)
+        elif isinstance(prompt, str):
+            messages = [*messages, {"role": "user", "content": prompt}]
+        if not isinstance(prompt, str) or not isinstance(answer, str):
+            missing = "prompt" if not isinstance(prompt, str) else "response"
+            raise UserError(f'turn {number} holds no "{missing}", so it cannot be read again')
+        held.prompts.append(Prompt(str(step.get("prompt_type") or "unknown"), 0, prompt))
+        held.answers.append(answer)
+        exchanges.append(Exchange(messages, answer, str(step.get("finish_reason") or "stop")))
+        if number == 1:
+            messages = after_first(messages, question, history)
+        messages = [*messages, {"role": "assistant", "content": answer}]
+    if not exchanges:
+        raise UserError("the dialogue has no turns")
+    for exchange, ids in zip(exchanges, fitting_ids(record, exchanges, chat), strict=True):
+        exchange.answer_ids = ids
+    return held, exchanges
+
+
+def fitting_ids(
+    record: dict[str, Any], exchanges: Sequence[Exchange], chat: ChatFormat
+) -> list[list[int] | None]:
+    """The stored ids of each answer, where they are ids of the local tokenizer; None elsewhere.
+
+    They are taken when the stored prompt ids are those that the local template renders and the
+    stored response ids read as the stored response. So reading a pair again with the model that
+    made it gives what was generated, which tokenising the text need not.
+    """
+    kept = ("n_kept", "prompt_ids", "response_ids")
+    if not all(key in step for step in record["cot_steps"] for key in kept):
+        return [None] * len(exchanges)
+    found = []
+    for exchange, (prompt, answer) in zip(exchanges, token_sequences(record), strict=True):
+        known = all(0 <= token < len(chat.tokenizer) for token in answer)
+        fits = known and prompt == chat.render(exchange.messages)
+        fits = fits and chat.text(answer) == exchange.answer
+        found.append(answer if fits else None)
+    return found
