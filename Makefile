@@ -24,7 +24,7 @@ $(VENV)/.run: requirements.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.test: requirements.txt pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet -r requirements.txt -e ".[test]"
+	$(BIN)/python -m pip install --quiet -r requirements.txt -e ".[test,serving]"
 	touch $@ $(VENV)/.run
 
 clean:

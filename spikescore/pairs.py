@@ -33,7 +33,8 @@ TOKEN_KEYS = (
 )
 States = dict[int, dict[str, np.ndarray]]
 
-_NUMBER_LIST = re.compile(r"\[\n\s+[-0-9.eE+,\s]+\n\s+\]")
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _NOT_PAIRS = {"config.json", "run.json", "summary.json", "progress.json"}
 
 
@@ -71,11 +72,39 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, record: Any) -> None:
-    """Write UTF-8 JSON, indented, atomically; NaN and infinity, not JSON, are a ValueError."""
-    text = json.dumps(record, ensure_ascii=False, indent=2, allow_nan=False)
-    # lists of numbers on one line each; a raw line break never occurs inside a JSON string
-    text = _NUMBER_LIST.sub(lambda found: " ".join(found.group().split()), text)
-    write_atomic(path, (text + "\n").encode("utf-8", "surrogatepass"))
+    """Write UTF-8 JSON, indented, atomically; NaN and infinity, not JSON, are a ValueError.
+
+    Half of a surrogate pair, which UTF-8 cannot hold, is written as U+FFFD.
+    """
+    text = _indented(record) + "\n"
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:
+        data = _LONE_SURROGATE.sub("\ufffd", text).encode()
+    write_atomic(path, data)
+
+
+def _indented(value: Any, line: str = "\n") -> str:
+    """Return JSON indented by two spaces, but a list of numbers (token ids) on one line.
+
+    `line` begins a new line at the value's own indentation. `json.dumps(indent=2)` gives the same
+    but for those lists, and walks them in Python: most of the time that scoring a pair would take.
+    """
+    if not isinstance(value, dict | list | tuple) or not value:
+        return repr(value) if type(value) is int else _encode(value)
+    inner = line + "  "
+    if isinstance(value, dict):
+        entries = [f"{_key(key)}: {_indented(entry, inner)}" for key, entry in value.items()]
+        return "{" + inner + f",{inner}".join(entries) + line + "}"
+    if all(issubclass(kind, int | float) and kind is not bool for kind in set(map(type, value))):
+        return f"[ {_encode(value)[1:-1]} ]"
+    entries = [_indented(entry, inner) for entry in value]
+    return "[" + inner + f",{inner}".join(entries) + line + "]"
+
+
+def _key(key: Any) -> str:
+    """Return a key of a JSON object, which is always a string there."""
+    return _encode(key) if isinstance(key, str) else _encode({key: 0})[1:-4]
 
 
 def write_pair(folder: Path, record: dict[str, Any], states: States, *, model: str) -> None:
@@ -163,13 +192,17 @@ def find_records(folder: str | Path) -> list[Path]:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Read a dialogue JSON in today's form; None when the file is some other JSON.
+    """Read a dialogue JSON in today's form; None when the file is some other JSON."""
+    return as_record(read_json(path), path)
+
+
+def as_record(raw: Any, path: Path) -> dict[str, Any] | None:
+    """Return a JSON file's content as a dialogue in today's form; None when it is some other JSON.
 
     The older public form (`reasoning_chain` with `step` from 0, `nli_label`) is converted in
     memory and marked `"legacy": true`: its steps become turns from 1 on, its label keeps its
-    meaning (1 = consistent).
+    meaning (1 = consistent). Raises UserError naming the file when its steps are not such.
     """
-    raw = read_json(path)
     if not isinstance(raw, dict):
         return None
     if isinstance(raw.get("cot_steps"), list):
@@ -178,7 +211,12 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return None
     steps = []
     for place, step in enumerate(raw["reasoning_chain"]):
-        number = step.get("step", place)
+        number = step.get("step", place) if isinstance(step, dict) else None
+        if not _is_int(number):
+            raise UserError(
+                f'"{path}": entry {place + 1} of reasoning_chain must be an object whose "step", '
+                "if it has one, is a whole number; restore or delete the file"
+            )
         steps.append(
             {
                 **step,
@@ -205,11 +243,12 @@ def iter_records(folder: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             yield path, record
 
 
-def read_states(path: Path) -> States:
+def read_states(path: Path, token_key: str | None = None) -> States:
     """Read a PKL into `{turn: {token_key: float16 [L+1, H]}}` without running anything it holds.
 
-    The older public form, `{step: {key: torch tensor}}` from step 0, is renumbered from turn 1;
-    its bfloat16 tensors are converted and a state beyond FP16's range is an error.
+    With a token_key, the states of other tokens are left out, unconverted and unchecked. The older
+    public form, `{step: {key: torch tensor}}` from step 0, is renumbered from turn 1; its bfloat16
+    tensors are converted and a state beyond FP16's range is an error.
     """
     content = load_pickle(path)
     if isinstance(content, dict) and content.get("format") == 1:
@@ -224,15 +263,18 @@ def read_states(path: Path) -> States:
     for turn, by_key in turns.items():
         if not isinstance(by_key, dict):
             raise UserError(f'"{path}": turn {turn} is not a dict of token keys')
-        arrays = {}
-        for key, value in by_key.items():
-            arrays[key] = _as_float16(value, path, turn, key)
-        states[int(turn) + offset] = arrays
+        states[int(turn) + offset] = {
+            key: _as_float16(value, path, turn, key)
+            for key, value in by_key.items()
+            if token_key in (None, key)
+        }
     return states
 
 
 def _is_int(key: object) -> bool:
-    return isinstance(key, int) or (isinstance(key, str) and key.isdigit())
+    if isinstance(key, str):
+        return key.isdecimal()
+    return isinstance(key, int) and not isinstance(key, bool)
 
 
 def _as_float16(value: Any, path: Path, turn: object, key: object) -> np.ndarray:
@@ -317,6 +359,8 @@ def load_pickle(path: str | Path) -> Any:
             file.seek(0)
             if head == b"PK\x03\x04":
                 return _load_torch_zip(path)
+            if hasattr(os, "posix_fadvise"):  # from a disk this halves the time of reading
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
             return _RestrictedUnpickler(file, path).load()
     except FileNotFoundError as error:
         raise UserError(f'"{path}" does not exist') from error

@@ -12,8 +12,6 @@ runs on the CPU: the networks are small and the result is then the same everywhe
 
 from __future__ import annotations
 
-import logging
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,9 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spikescore.errors import UserError
 from spikescore.evaluation import auroc, measure_auroc
-from spikescore.pairs import iter_records, read_states
+from spikescore.pairs import read_states
+from spikescore.probe_data import (
+    SPLITS,
+    TrainingData,
+    load_training_data,
+    require_both_classes,
+    split_by_group,
+)
 from spikescore.probes import (
     DEFAULT_TOKEN_KEY,
     LayerRange,
@@ -38,9 +42,7 @@ from spikescore.seeding import derived_seed
 if TYPE_CHECKING:
     import torch
 
-log = logging.getLogger("spikescore")
 
-SPLITS = ("train", "val", "test")
 HIDDEN_SIZES = (256, 128, 64)
 LEARNING_RATE = 1e-3
 
@@ -63,32 +65,6 @@ class Settings:
     val_fraction: float = 0.2
     test_fraction: float = 0.2
     standardise: bool = True
-
-
-@dataclass
-class TrainingData:
-    """The labelled first answers: y [n], states [n, layers kept, H] float16 from first_layer."""
-
-    records: list[dict[str, Any]]
-    pkl_paths: list[Path]
-    datasets: list[str]
-    states: np.ndarray
-    first_layer: int
-    y: np.ndarray
-    model: str
-    n_layers: int
-    hidden_size: int
-    left_out: dict[str, int]
-
-    @property
-    def groups(self) -> np.ndarray:
-        """Group of each item [n]: its record's `group` (CoQA: the story) or its id, by domain."""
-        return np.array([f"{r.get('domain')}/{r.get('group') or r['id']}" for r in self.records])
-
-    def features(self, layers: LayerRange) -> np.ndarray:
-        """Return the features of the first answers for an inclusive layer range: float16 [n, d]."""
-        first, last = (layer - self.first_layer for layer in layers)
-        return self.states[:, first : last + 1].reshape(len(self.y), -1)
 
 
 @dataclass
@@ -116,7 +92,12 @@ def train_saplma(
     lowest validation loss). Both probes carry their own validation and test figures and threshold.
     Raises UserError when there is nothing to learn from or a split has one class only.
     """
-    data = load_training_data(folders, settings, dataset_names=dataset_names)
+    data = load_training_data(
+        folders,
+        token_key=settings.token_key,
+        layer_range=settings.layer_range,
+        dataset_names=dataset_names,
+    )
     splits = split_by_group(
         data.groups,
         strata=data.datasets,
@@ -124,7 +105,7 @@ def train_saplma(
         fractions=(settings.val_fraction, settings.test_fraction),
         seed=settings.seed,
     )
-    _require_both_classes(data.y, splits)
+    require_both_classes(data.y, splits)
     if settings.layer_range:
         candidates = [settings.layer_range]
     else:
@@ -154,135 +135,6 @@ def train_saplma(
         probe.metrics |= {"which": name, "epoch": epoch, "val_auroc_by_layer": fit.val_auroc}
         probes.append(probe)
     return probes[0], probes[1]
-
-
-# --- data -------------------------------------------------------------------------------------
-
-
-def load_training_data(
-    folders: Sequence[str | Path],
-    settings: Settings,
-    *,
-    dataset_names: Sequence[str] | None = None,
-) -> TrainingData:
-    """Read the first answer's states and the label of every finished pair under the folders.
-
-    Unlabelled and unfinished items and items without a PKL are counted and left out. Raises
-    UserError when nothing is left, or when the pairs come from different models.
-    """
-    if dataset_names is not None and len(dataset_names) != len(folders):
-        raise UserError(
-            f"{len(folders)} directories but {len(dataset_names)} dataset_names; give one name each"
-        )
-    records, paths, datasets, states = [], [], [], []
-    left_out = dict.fromkeys(("unfinished", "unlabelled", "no PKL"), 0)
-    first, last = settings.layer_range or (0, None)
-    shape = model = None
-    for place, folder in enumerate(folders):
-        for json_path, record in iter_records(folder):
-            pkl_path = json_path.with_suffix(".pkl")
-            reason = _reason_to_leave_out(record, pkl_path)
-            if reason:
-                left_out[reason] += 1
-                continue
-            opening = {**record, "cot_steps": record["cot_steps"][:1]}
-            array = stack_turns(read_states(pkl_path), opening, settings.token_key, pkl_path)[0]
-            shape, model = shape or array.shape, model or record.get("model")
-            if array.shape != shape or record.get("model") != model:
-                raise UserError(
-                    f'"{pkl_path}" holds states {list(array.shape)} of the model '
-                    f'"{record.get("model")}", the files before it {list(shape)} of "{model}"; '
-                    "train one probe per model"
-                )
-            if last is not None and last >= shape[0]:
-                raise UserError(
-                    f"--layer_range {first},{last}: the model has layers 0 to {shape[0] - 1} "
-                    "(0 = embedding output); give a range inside that"
-                )
-            records.append({key: value for key, value in record.items() if key != "metrics"})
-            paths.append(pkl_path)
-            datasets.append(dataset_names[place] if dataset_names else str(record.get("domain")))
-            states.append(array[first : None if last is None else last + 1].copy())
-    counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
-    if not records:
-        raise UserError(
-            f"no labelled pairs in {', '.join(map(str, folders))} (left out: {counts}); "
-            "run stage 1 with a judge first"
-        )
-    y = np.array([1 - record["nil_label"] for record in records])
-    return TrainingData(
-        records,
-        paths,
-        datasets,
-        np.stack(states),
-        first,
-        y,
-        model,
-        shape[0] - 1,
-        shape[1],
-        left_out,
-    )
-
-
-def _reason_to_leave_out(record: dict[str, Any], pkl_path: Path) -> str | None:
-    if not record.get("complete"):
-        return "unfinished"
-    if record.get("nil_label") not in (0, 1):
-        return "unlabelled"
-    return None if pkl_path.exists() else "no PKL"
-
-
-def split_by_group(
-    groups: Sequence[str],
-    *,
-    strata: Sequence[str],
-    y: np.ndarray,
-    fractions: tuple[float, float],
-    seed: int,
-) -> np.ndarray:
-    """Assign each item to "train", "val" or "test" [n]; items of one group stay together.
-
-    Stratified on (stratum, majority label of the group) as far as groups allow: within each stratum
-    the groups come in seeded random order, and each goes where most items are still owed.
-    """
-    val, test = fractions
-    if not (0 < val < 1 and 0 < test < 1 and val + test < 1):
-        raise UserError(
-            f"val_fraction {val:g} and test_fraction {test:g} must be positive and leave a train "
-            "split; give fractions whose sum is below 1"
-        )
-    shares = np.array([1 - val - test, val, test])
-    members: dict[str, list[int]] = defaultdict(list)
-    for item, group in enumerate(groups):
-        members[group].append(item)
-    by_stratum: dict[tuple, list[str]] = defaultdict(list)
-    for group in sorted(members):
-        items = members[group]
-        by_stratum[(strata[items[0]], bool(np.mean(y[items]) > 0.5))].append(group)
-    rng = np.random.default_rng(derived_seed(seed, "split"))
-    splits = np.empty(len(groups), dtype="<U5")
-    for _, names in sorted(by_stratum.items()):
-        counts = np.zeros(3)
-        for place in rng.permutation(len(names)):
-            items = members[names[place]]
-            owed = shares * (counts.sum() + len(items)) - counts
-            chosen = int(owed.argmax())
-            counts[chosen] += len(items)
-            splits[items] = SPLITS[chosen]
-    return splits
-
-
-def _require_both_classes(y: np.ndarray, splits: np.ndarray) -> None:
-    counts = {
-        split: (int((y[splits == split] == 1).sum()), int((y[splits == split] == 0).sum()))
-        for split in SPLITS
-    }
-    if min(min(pair) for pair in counts.values()) == 0:
-        told = "; ".join(f"{split} {bad} / {good}" for split, (bad, good) in counts.items())
-        raise UserError(
-            "every split needs both classes; hallucinated / consistent items: "
-            f"{told}. Use more questions, other data, or larger val and test fractions"
-        )
 
 
 # --- the batched network ----------------------------------------------------------------------
@@ -429,7 +281,7 @@ def _measure(
         probe.metrics[name] = asdict(area)
     spikes = []
     for _, path, record in dialogues:
-        states = stack_turns(read_states(path), record, probe.token_key, path)
+        states = stack_turns(read_states(path, probe.token_key), record, probe.token_key, path)
         spikes.append(spike_score(probe.score(probe.features(states))))
     y = np.array([label for label, _, _ in dialogues])
     threshold = {"value": None, "balanced_accuracy": None, "n": len(spikes), "note": ""}

@@ -18,7 +18,7 @@ import json
 import logging
 import pickle
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -74,15 +74,16 @@ class Probe:
         """Domains of the questions it was trained, validated and tested on, sorted."""
         return sorted({key.rpartition("/")[0] for key in self.training.get("items", ())})
 
-    def features(self, states: np.ndarray) -> np.ndarray:
-        """Return the features of states [n, L+1, H] at the probe's token: float32 [n, d].
+    def features(self, states: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+        """Return the features of n states [L+1, H] at the probe's token: float32 [n, d].
 
         d = (b - a + 1) * H: the states of layers a to b, both included, one after another.
         """
         if self.layer_range is None:
             raise ValueError("the probe has no layer range yet; call check() first")
         first, last = self.layer_range
-        return states[:, first : last + 1].reshape(len(states), -1).astype(np.float32)
+        rows = [state[first : last + 1].reshape(-1) for state in states]
+        return np.stack(rows).astype(np.float32)
 
     def score(self, features: np.ndarray) -> np.ndarray:
         """Return one score per row of features [n, d]: float32 [n], higher = more hallucinated.
@@ -270,8 +271,28 @@ def stack_turns(
 ) -> np.ndarray:
     """Return the states of a dialogue's turns at one token, in the order of its steps: [K, L+1, H].
 
-    Raises UserError naming the file when a turn, or its token, has no state, when one is not
-    finite, or when shapes differ: a missing score could not be patched honestly afterwards.
+    Raises UserError as `turn_states` does, and when a state is not finite.
+    """
+    stacked = np.stack(turn_states(states, record, token_key, path))
+    require_finite(stacked, path)
+    return stacked
+
+
+def require_finite(values: np.ndarray, path: str | Path) -> None:
+    """Raise UserError naming the file when hidden states, or features made of them, are not
+    finite.
+    """
+    if not np.isfinite(values).all():
+        raise UserError(f'"{path}": a hidden state is not finite; run stage 1 again for this item')
+
+
+def turn_states(
+    states: States, record: dict[str, Any], token_key: str, path: str | Path
+) -> list[np.ndarray]:
+    """Return a dialogue's K states [L+1, H] at one token, in the order of its steps, uncopied.
+
+    Raises UserError naming the file when a turn, or its token, has no state, or when shapes differ:
+    a missing score could not be patched honestly afterwards.
     """
     turns = [step["turn"] for step in record["cot_steps"]]
     if not turns:
@@ -285,10 +306,7 @@ def stack_turns(
     arrays = [states[turn][token_key] for turn in turns]
     if len({array.shape for array in arrays}) > 1:
         raise UserError(f'"{path}": the hidden states of its turns differ in shape')
-    stacked = np.stack(arrays)
-    if not np.isfinite(stacked).all():
-        raise UserError(f'"{path}": a hidden state is not finite; run stage 1 again for this item')
-    return stacked
+    return arrays
 
 
 def _basename(model: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ import torch
 from factories import make_pairs
 from test_probes import released_probe
 
+import metrics_probe
+from spikescore.errors import UserError, run_main
 from spikescore.pairs import find_records, read_json, read_states, write_json
 from spikescore.probe_training import Settings, train_saplma
 from spikescore.probes import Probe, load_probe
@@ -35,12 +39,29 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+def arguments_of(json_dir: Path, probe: Path, *more: object, pkl_dir: Path | None = None) -> list:
+    pkl_dir = pkl_dir or json_dir
+    return ["--json_dir", json_dir, "--pkl_dir", pkl_dir, "--probe_path", probe, *more]
+
+
 def score(json_dir: Path, probe: Path, *more: object, pkl_dir: Path | None = None):
-    """Run stage 2; return the finished process, which must never show a traceback."""
-    done = run(
-        "metrics_probe.py", "--json_dir", json_dir, "--pkl_dir", pkl_dir or json_dir,
-        "--probe_path", probe, *more,
-    )  # fmt: skip
+    """Run stage 2 in this process, a start of Python saved; return its status and outputs."""
+    arguments = arguments_of(json_dir, probe, *more, pkl_dir=pkl_dir)
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.raises(SystemExit) as end,
+    ):
+        patch.setattr(sys, "argv", ["metrics_probe.py", *map(str, arguments)])
+        run_main(metrics_probe.main)
+    return subprocess.CompletedProcess(arguments, end.value.code, out.getvalue(), err.getvalue())
+
+
+def score_as_script(json_dir: Path, probe: Path, *more: object):
+    """Run stage 2 as its user does; return the finished process, which must show no traceback."""
+    done = run("metrics_probe.py", *arguments_of(json_dir, probe, *more))
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
@@ -79,7 +100,7 @@ def expected_scores(probe: Probe, pkl: Path) -> list[float]:
 def test_scores_every_turn_and_changes_nothing_else(work: Path) -> None:
     before = {path: read_json(path) for path in find_records(work / "outputs")}
     pkls = {path: path.read_bytes() for path in work.rglob("outputs/**/*.pkl")}
-    done = score(work / "outputs", work / "probe.pkl")
+    done = score_as_script(work / "outputs", work / "probe.pkl")
     assert done.returncode == 0, done.stderr
     assert "scored 43 dialogues, 169 turns" in done.stdout.splitlines()[-1]  # 40 * 4 + 3 * 3
     probe = load_probe(work / "probe.pkl")
@@ -221,10 +242,10 @@ class _Hostile:
 def test_hostile_probe_and_states_are_refused_and_nothing_ran(work: Path) -> None:
     mark = work / "was-here"
     (work / "bomb.pkl").write_bytes(pickle.dumps(_Hostile(f"touch {mark}")))
-    done = score(work / "outputs", work / "bomb.pkl")
+    done = score_as_script(work / "outputs", work / "bomb.pkl")
     assert done.returncode == 2 and "refused" in done.stderr
     shutil.copy(work / "bomb.pkl", work / "outputs" / "toy" / "toy-0007.pkl")
-    done = score(work / "outputs", work / "probe.pkl")
+    done = score_as_script(work / "outputs", work / "probe.pkl")
     assert done.returncode == 2 and "toy-0007.pkl" in done.stderr
     assert not mark.exists()
 
@@ -244,8 +265,8 @@ def test_released_probe_and_older_pairs(tmp_path: Path) -> None:
     (folder / "a1.json").write_text(json.dumps(record))
     (folder / "progress.json").write_text("{}")
 
-    assert "--layer_range" in score(folder, tmp_path / "sep.pkl").stderr
-    done = score(folder, tmp_path / "sep.pkl", "--layer_range", "1,3")
+    assert "--layer_range" in score_as_script(folder, tmp_path / "sep.pkl").stderr
+    done = score_as_script(folder, tmp_path / "sep.pkl", "--layer_range", "1,3")
     assert done.returncode == 0, done.stderr
     assert "layers 1 to 2" in done.stderr and "last_token_embedding" in done.stderr
     new = read_json(folder / "a1.json")
@@ -298,3 +319,50 @@ def test_help_reads_like_documentation_without_heavy_imports(script: str) -> Non
         "assert not {'torch', 'sklearn', 'matplotlib'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code, script], check=True, capture_output=True, cwd=ROOT)
+
+
+def test_an_infinite_state_matters_only_where_the_probe_looks(work: Path) -> None:
+    path = work / "outputs" / "toy" / "toy-0000.pkl"
+    probe = load_probe(work / "probe.pkl")
+    layer = probe.layer_range[1]
+    content = pickle.loads(path.read_bytes())
+    content["turns"][2][KEY][layer - 1, 0] = np.inf
+    content["turns"][2]["sec_last_token_embedding"][layer, 0] = np.nan
+    path.write_bytes(pickle.dumps(content))
+    assert score(work / "outputs", work / "probe.pkl").returncode == 0
+    content["turns"][2][KEY][layer, 0] = np.inf
+    path.write_bytes(pickle.dumps(content))
+    done = score(work / "outputs", work / "probe.pkl")
+    assert done.returncode == 2 and "toy-0000.pkl" in done.stderr and "not finite" in done.stderr
+
+
+def test_many_small_chunks_give_the_same_scores(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score(work / "outputs", work / "probe.pkl")
+    whole = {path: read_json(path) for path in find_records(work / "outputs")}
+    monkeypatch.setattr(metrics_probe, "MAX_FEATURE_BYTES", 1)
+    assert "scored 43 dialogues" in score(work / "outputs", work / "probe.pkl").stdout
+    for path, record in whole.items():
+        ours = read_json(path)["metrics"]["probe_pred"]
+        np.testing.assert_allclose(ours, record["metrics"]["probe_pred"], atol=1e-6)
+
+
+def test_a_failed_write_ends_the_run(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, record: dict) -> None:
+        raise UserError(f"{path.name}: no space")
+
+    monkeypatch.setattr(metrics_probe, "write_json", full)
+    done = score(work / "outputs", work / "probe.pkl")
+    assert done.returncode == 2 and "no space" in done.stderr and "scored" not in done.stdout
+
+
+def test_speed_benchmark_runs_and_refuses_a_full_disk(tmp_path: Path) -> None:
+    script = "benchmarks/score_speed.py"
+    done = run(script, "--pairs", 10, "--repeats", 1, "--folder", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "warm: stage 2 runs at" in done.stdout and "eval_probe.py: " in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    done = run(script, "--pairs", 10**9, "--folder", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and "fewer --pairs" in done.stderr

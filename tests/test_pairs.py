@@ -17,6 +17,7 @@ from spikescore.pairs import (
     file_id,
     find_records,
     load_pickle,
+    read_json,
     read_record,
     read_states,
     write_json,
@@ -212,3 +213,48 @@ def test_file_id():
     assert file_id("../../etc/passwd", "x") == "etc_passwd"
     hashed = file_id(None, "content")
     assert len(hashed) == 12 and hashed == file_id("///", "content")
+
+
+def test_half_of_a_surrogate_pair_is_replaced_and_can_be_read_back(tmp_path):
+    write_json(tmp_path / "a.json", {"text": "a\ud83db", "\udc00": ["\ud83d\u00e9", "\U0001f600"]})
+    assert read_json(tmp_path / "a.json") == {
+        "text": "a\ufffdb",
+        "\ufffd": ["\ufffd\u00e9", "\U0001f600"],
+    }
+
+
+@pytest.mark.parametrize("value", [np.nan, [1.0, np.inf], {"deep": [[-np.inf]]}])
+def test_a_number_that_json_cannot_hold_is_refused(tmp_path, value):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "a.json", {"x": value})
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_text_is_that_of_json_dumps_but_for_lists_of_numbers(tmp_path):
+    record = {
+        "empty": {"list": [], "dict": {}, "text": ""},
+        "mixed": [1, None, True, False, 'é\n"', -2.5, [], {"a": ("b", 1)}],
+        "nested": [{"deep": [{"x": 1e300}, ["y"]]}],
+        1: {None: 0, True: "t", 2.5: -7},
+    }
+    write_json(tmp_path / "a.json", record)
+    expected = json.dumps(record, ensure_ascii=False, indent=2) + "\n"
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == expected
+
+
+@pytest.mark.parametrize(
+    "chain", [["text"], [{"step": 0}, None], [{"step": "one"}], [{"step": 1.5}], [{"step": None}]]
+)
+def test_damaged_steps_of_the_older_form_are_named(tmp_path, chain):
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps({"question": "q", "reasoning_chain": chain}))
+    with pytest.raises(UserError, match=rf"old\.json.*entry {len(chain)} of reasoning_chain"):
+        read_record(path)
+
+
+def test_one_token_can_be_read_alone(tmp_path):
+    states = make_states()
+    write_pair(tmp_path, {"id": "a"}, states, model="m")
+    alone = read_states(tmp_path / "a.pkl", TOKEN_KEYS[1])
+    assert [list(by_key) for by_key in alone.values()] == [[TOKEN_KEYS[1]]] * 3
+    assert np.array_equal(alone[2][TOKEN_KEYS[1]], states[2][TOKEN_KEYS[1]])

@@ -20,13 +20,12 @@ from torch import nn
 
 from spikescore.errors import UserError
 from spikescore.pairs import read_json, read_states, write_json
+from spikescore.probe_data import load_training_data, split_by_group
 from spikescore.probe_training import (
     Settings,
     _initial_parameters,
     best_threshold,
     fit_saplma,
-    load_training_data,
-    split_by_group,
     train_saplma,
 )
 from spikescore.probes import Probe, load_probe, parse_layer_range, stack_turns
@@ -148,7 +147,7 @@ def test_shuffled_labels_are_not_learned(tmp_path: Path) -> None:
 
 def test_batched_search_equals_plain_torch_layer_by_layer(toy: Path) -> None:
     settings = Settings(epochs=2)
-    data = load_training_data([toy], settings)
+    data = load_training_data([toy], token_key=settings.token_key, layer_range=None)
     splits = split_by_group(
         data.groups, strata=data.datasets, y=data.y, fractions=(0.2, 0.2), seed=settings.seed
     )

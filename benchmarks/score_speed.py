@@ -1,0 +1,262 @@
+#!/usr/bin/env python3
+"""How fast stage 2 scores pairs, beside plain reading of the same PKL bytes, on this machine.
+
+    python benchmarks/score_speed.py                # 300 pairs of Llama-3.2-3B size, 3.2 GB
+    python benchmarks/score_speed.py --pairs 40     # quicker
+
+The pairs are made up in a temporary folder, which is removed at the end: 29 x 3072 states in FP16,
+three tokens, 20 turns, about 11 MB a PKL, and JSON files with texts and token ids as stage 1 writes
+them. Plain reading: `path.read_bytes()` of each PKL in turn, nothing else. Stage 2: `main` of
+metrics_probe.py, which also reads and rewrites each JSON. Each pass has a process of its own; its
+time is that of the work, without Python's start. The two sides take turns, `--repeats` times, and
+the median counts.
+
+Warm: all files are in the page cache, since each was read just before (as far as memory goes round;
+both sides profit alike). Cold: the kernel was asked to drop each PKL and JSON from its cache before
+each pass (posix_fadvise, Linux only); a cache below this machine's own, as virtual disks have, is
+not reached. At last eval_probe.py evaluates what stage 2 wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import runpy
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the scripts' library is not installed, it lies beside them
+
+from spikescore.errors import UserError, run_main  # noqa: E402
+from spikescore.pairs import TOKEN_KEYS, write_pair  # noqa: E402
+from spikescore.probes import Probe  # noqa: E402
+
+MODEL = "Llama-3.2-3B-shaped"
+N_STATES, HIDDEN_SIZE, TURNS = 29, 3072, 20
+LAYER = 14
+PROMPT_TOKENS, ANSWER_TOKENS = 40, 200  # of one turn; they make the size of the JSON
+BYTES_PER_PAIR = 2 * N_STATES * HIDDEN_SIZE * len(TOKEN_KEYS) * TURNS + 200_000
+ASKED = 0.6
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--pairs", type=int, default=300, help="pairs to make up, 11 MB each (%(default)s)")
+    add("--repeats", type=int, default=3, help="passes of each side (%(default)s)")
+    add("--folder", default=tempfile.gettempdir(), help="where the pairs go (%(default)s)")
+    add("--side", choices=SIDES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.pairs < 10 or args.repeats < 1:
+        parser.error("--pairs must be at least 10, --repeats at least 1")
+    return args
+
+
+def main() -> None:
+    """Make up the pairs, time both sides warm and cold, then stage 3; print plain lines."""
+    args = parse_arguments()
+    if args.side:
+        print(json.dumps(measured(SIDES[args.side], Path(args.folder))))
+        return
+    need, free = int(1.1 * args.pairs * BYTES_PER_PAIR), shutil.disk_usage(args.folder).free
+    if free < need:
+        raise UserError(
+            f'{args.pairs} pairs need {need / 1e9:.1f} GB, "{args.folder}" has {free / 1e9:.1f} GB '
+            "free; give fewer --pairs or another --folder"
+        )
+    with tempfile.TemporaryDirectory(dir=args.folder, prefix="score_speed_") as folder:
+        make_up_pairs(Path(folder), args.pairs)
+        pkl_bytes = sum(path.stat().st_size for path in Path(folder).glob("*.pkl"))
+        json_bytes = sum(path.stat().st_size for path in Path(folder).glob("*.json"))
+        print(
+            f"{args.pairs} pairs: {pkl_bytes / 1e6:.0f} MB of PKL, {json_bytes / 1e6:.1f} MB of "
+            f"JSON; {os.cpu_count()} CPU cores; median of {args.repeats} passes"
+        )
+        for state in ("warm", "cold") if hasattr(os, "posix_fadvise") else ("warm",):
+            compare(Path(folder), state, args, pkl_bytes)
+        stage3 = child("evaluate", folder)
+        print(f"eval_probe.py: {stage3['seconds']:.2f} s, peak memory {megabytes(stage3)}")
+
+
+def compare(folder: Path, state: str, args: argparse.Namespace, pkl_bytes: int) -> None:
+    """Time both sides in turn with the page cache in the given state, and print their lines."""
+    passes: dict[str, list[dict[str, float]]] = {"read": [], "score": []}
+    if state == "warm":
+        child("read", folder)
+    for _ in range(args.repeats):
+        for side, done in passes.items():
+            if state == "cold":
+                drop_from_cache(folder)
+            done.append(child(side, folder))
+    seconds = {
+        side: statistics.median(one["seconds"] for one in done) for side, done in passes.items()
+    }
+    for side, name in (("read", "plain reading"), ("score", "metrics_probe.py")):
+        slowest = max(one["seconds"] for one in passes[side])
+        print(
+            f"{state}: {name:16s} {pkl_bytes / 1e6 / seconds[side]:6.0f} MB/s "
+            f"{args.pairs / seconds[side]:6.0f} pairs/s   {seconds[side]:.2f} s "
+            f"(slowest {slowest:.2f} s), peak memory {megabytes(*passes[side])}"
+        )
+    ratio = seconds["read"] / seconds["score"]
+    print(f"{state}: stage 2 runs at {ratio:.0%} of plain reading (asked: {ASKED:.0%} or more)")
+
+
+# --- the data ---------------------------------------------------------------------------------
+
+
+def make_up_pairs(folder: Path, n: int) -> None:
+    """Write n pairs, every other one hallucinated, and probe/probe.pkl with random weights."""
+    rng = np.random.default_rng(0)
+    size = N_STATES * HIDDEN_SIZE
+    # windows into one pool of noise: drawing each state anew would take longer than all passes
+    pool = rng.standard_normal(3 * size * TURNS + 1000 * n, dtype=np.float32).astype(np.float16)
+    for item in range(n):
+        states = pool[1000 * item :][: 3 * size * TURNS]
+        by_turn = states.reshape(TURNS, len(TOKEN_KEYS), N_STATES, HIDDEN_SIZE)
+        write_pair(
+            folder,
+            make_up_record(f"item-{item:04d}", nil_label=item % 2, rng=rng),
+            {turn + 1: dict(zip(TOKEN_KEYS, by_turn[turn], strict=True)) for turn in range(TURNS)},
+            model=MODEL,
+        )
+    weights, width = [], HIDDEN_SIZE
+    for out in (256, 128, 64, 1):
+        weight = rng.standard_normal((out, width), dtype=np.float32) / width**0.5
+        weights += [("linear", weight, np.zeros(out, np.float32)), ("relu",)]
+        width = out
+    Probe(
+        kind="saplma",
+        weights=[*weights[:-1], ("sigmoid",)],
+        model=MODEL,
+        hidden_size=HIDDEN_SIZE,
+        n_layers=N_STATES - 1,
+        token_key=TOKEN_KEYS[0],
+        layer_range=(LAYER, LAYER),
+        mean=np.zeros(HIDDEN_SIZE, np.float32),
+        scale=np.ones(HIDDEN_SIZE, np.float32),
+    ).save(folder / "probe" / "probe.pkl")
+
+
+def make_up_record(item_id: str, *, nil_label: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Return a dialogue's record with the keys, texts and token ids of stage 1."""
+    words = np.array(["the", "river", "question", "because", "answer", "1929"])
+    steps = [
+        {
+            "turn": turn,
+            "prompt_type": "initial" if turn == 1 else "encouragement",
+            "prompt": " ".join(rng.choice(words, PROMPT_TOKENS)),
+            "response": " ".join(rng.choice(words, ANSWER_TOKENS)),
+            "n_prompt_tokens": (PROMPT_TOKENS + ANSWER_TOKENS) * (turn - 1) + PROMPT_TOKENS,
+            "n_response_tokens": ANSWER_TOKENS,
+            "finish_reason": "stop",
+            "perplexity": 1.5 + float(rng.random()),
+            "prompt_ids": rng.integers(128_000, size=PROMPT_TOKENS).tolist(),
+            "response_ids": rng.integers(128_000, size=ANSWER_TOKENS).tolist(),
+            "metrics": {},
+        }
+        for turn in range(1, TURNS + 1)
+    ]
+    return {
+        "id": item_id,
+        "question": f"What is {item_id}?",
+        "domain": "made-up",
+        "model": MODEL,
+        "nil_label": nil_label,
+        "cot_steps": steps,
+        "metrics": {},
+    }
+
+
+# --- one pass, in a process of its own ----------------------------------------------------------
+
+
+def child(side: str, folder: str | Path) -> dict[str, float]:
+    """Run one pass in a process of its own; return its seconds and peak memory in bytes."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--side", side, "--folder", folder],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise UserError(f"the pass {side!r} failed:\n{done.stderr.strip()}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measured(pass_over: Any, folder: Path) -> dict[str, float]:
+    """Run a pass and return its wall-clock seconds and the process's peak memory in bytes."""
+    started = time.perf_counter()
+    pass_over(folder)
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "peak": peak_memory()}
+
+
+def peak_memory() -> int:
+    """Return this process's peak memory in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would include what the parent used before it started us
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def read_plainly(folder: Path) -> None:
+    """Read every PKL once, one after another."""
+    for path in sorted(folder.glob("*.pkl")):
+        path.read_bytes()
+
+
+def score(folder: Path) -> None:
+    """Run stage 2 on the folder."""
+    probe = folder / "probe" / "probe.pkl"
+    run_script("metrics_probe.py", "--json_dir", folder, "--pkl_dir", folder, "--probe_path", probe)
+
+
+def evaluate(folder: Path) -> None:
+    """Run stage 3 on what stage 2 wrote."""
+    run_script("eval_probe.py", "--data_dir", folder, "--report_dir", folder / "report")
+
+
+def run_script(name: str, *arguments: object) -> None:
+    """Run one of the project's scripts in this process, as `python <name> <arguments>` would."""
+    sys.argv = [name, *map(str, arguments)]
+    try:
+        runpy.run_path(str(ROOT / name), run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise
+
+
+SIDES = {"read": read_plainly, "score": score, "evaluate": evaluate}
+
+
+def drop_from_cache(folder: Path) -> None:
+    """Ask the kernel to forget the contents of the pairs' files."""
+    for path in [*folder.glob("*.pkl"), *folder.glob("*.json")]:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())  # only clean pages can be dropped
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def megabytes(*passes: dict[str, float]) -> str:
+    """Return the largest peak memory of some passes as text."""
+    return f"{max(one['peak'] for one in passes) / 1e6:.0f} MB"
+
+
+if __name__ == "__main__":
+    run_main(main)
