@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from spikescore.judging import Judgement
     from spikescore.labelling import BackgroundLabels
     from spikescore.leaks import Leak
+    from spikescore.prompts import Prompt
     from spikescore.questions import Question
     from spikescore.serving import ServedGenerator
     from spikescore.transcripts import Exchange, Recorded, Transcript
@@ -124,7 +125,8 @@ def main() -> int:
     config = load_config(args.config, args.set + replay)
     process = this_process()
     items = load_recorded(config) if config.replay else load_items(config)
-    todo, tally = unfinished(process.share(items), config)
+    in_step = config.tp_plan is not None  # all processes hold slices of one model
+    todo, tally = unfinished(items if in_step else process.share(items), config)
     share = f" (process {process.rank} of {process.world_size})" if process.world_size > 1 else ""
     origin = f"questions from {len(config.datasets())} data sets"
     if config.replay:
@@ -146,6 +148,9 @@ def main() -> int:
     if process.is_first:
         write_run_file(config, items)
     started = time.monotonic()
+    if in_step and not process.is_first:
+        follow(todo, config, chat, model)
+        return 0
     generate(todo, config, chat, model, server, tally)
     return report(tally, config, started)
 
@@ -358,7 +363,27 @@ def limits_of(config: Config, model: Any) -> Limits:
     from spikescore.engine import Limits
 
     context = min(config.model_max_tokens, model.config.max_position_embeddings)
-    return Limits(config.max_new_tokens, context, config.generation_timeout)
+    # clocks differ between processes that must stay in step
+    seconds = None if config.tp_plan else config.generation_timeout
+    return Limits(config.max_new_tokens, context, seconds)
+
+
+def prompt_families(config: Config) -> dict[str, tuple[Prompt, ...]]:
+    from spikescore.prompts import FAMILIES, load_prompts
+
+    return load_prompts(config.prompts_file) if config.prompts_file else FAMILIES
+
+
+def follow(todo: list[Item], config: Config, chat: ChatFormat, model: Any) -> None:
+    """Compute this process's slices of the model in step with the first process, which writes."""
+    from spikescore.dialogue import Dialogue
+
+    engine = make_engine(config, chat, model, len(todo))
+    engine.seconds_per_token()
+    families = prompt_families(config)
+    dialogues = (Dialogue(item.question, config, chat, families=families) for item in todo)
+    for _ in engine.run(dialogues):
+        pass
 
 
 def generate(
@@ -377,11 +402,10 @@ def generate(
     from spikescore.dialogue import stop_late
     from spikescore.judging import make_judge
     from spikescore.labelling import BackgroundLabels
-    from spikescore.prompts import FAMILIES, load_prompts
     from spikescore.transcripts import read_transcripts
     from utils import make_client
 
-    families = load_prompts(config.prompts_file) if config.prompts_file else FAMILIES
+    families = prompt_families(config)
     judge = make_judge("none" if config.replay else config.judge, client_factory=make_client)
     engine = None
     if config.replay:
@@ -392,10 +416,16 @@ def generate(
         else:
             engine = make_engine(config, chat, model, len(todo))
             how = f"batch size {engine.batch_size}"
+            longest = min(config.max_new_tokens, TYPICAL_ANSWER_TOKENS)
+            n_tokens = sum(item.n_turns for item in todo) * longest
+            minutes = n_tokens * engine.seconds_per_token() / 60
+            print(f"about {minutes:.1f} minutes if every answer has {longest} tokens")
         print(f"judge: {judge.name}; {how}; configuration {config.hash()}")
 
     limits = limits_of(config, model)
-    bar = tqdm(total=sum(item.n_turns for item in todo), unit="turn", smoothing=0.05)
+    bar = tqdm(
+        total=sum(item.n_turns for item in todo), unit="turn", smoothing=0.05, **bar_rhythm()
+    )
     with BackgroundLabels(judge) as labels, bar:
 
         def together() -> str:
@@ -428,6 +458,11 @@ def generate(
                 write_pair_of(*pair, config, chat, server, tally)
         for pair in waiting:
             write_pair_of(*pair, config, chat, server, tally)
+
+
+def bar_rhythm() -> dict[str, Any]:
+    """Redraw twice a second on a terminal; in a log file, a line every half minute will do."""
+    return {"mininterval": 0.5 if sys.stderr.isatty() else 30.0}
 
 
 class Progress:
@@ -552,7 +587,8 @@ def recorded_jobs(
 
 def still_to_do(todo: list[Item], config: Config, tally: Tally) -> Iterator[Item]:
     for item in todo:
-        if is_finished(item, config):
+        # processes that must stay in step do the same items whatever appears on disk
+        if not config.tp_plan and is_finished(item, config):
             tally.skipped += 1
         else:
             yield item

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ class Config:
     dtype: str = "auto"
     device_map: str | dict[str, Any] | None = None
     max_memory: dict[str, Any] | None = None
+    tp_plan: str | None = None  # "auto" under torchrun: each process holds a slice of every layer
     attn_implementation: str | None = None
     backend: str = "transformers"
     # with backend "openai" a server holds the dialogues and model_path reads the states after it
@@ -65,10 +67,18 @@ class Config:
     use_model_generation_config: bool = False
 
     def datasets(self) -> list[tuple[str, Path]]:
-        """(path, output folder) of each data set; several get a folder each, by file name."""
+        """(path, output folder) of each data set; several get a folder each, by file name.
+
+        Where files share a name (`a/test.json`, `b/test.json`) their folders' names go before.
+        """
         if isinstance(self.dataset_path, str):
             return [(self.dataset_path, Path(self.output_dir))]
-        return [(path, Path(self.output_dir) / Path(path).stem) for path in self.dataset_path]
+        names = Counter(Path(path).stem for path in self.dataset_path)
+        folders = []
+        for path in map(Path, self.dataset_path):
+            name = path.stem if names[path.stem] == 1 else f"{path.parent.name}_{path.stem}"
+            folders.append((str(path), Path(self.output_dir) / name))
+        return folders
 
     def resolved(self) -> dict[str, Any]:
         """The whole configuration as plain data, kept in every pair."""
@@ -96,7 +106,8 @@ class Config:
 
 _NOT_HASHED = {
     "dataset_path", "output_dir", "batch_size", "device_map", "max_memory", "attn_implementation",
-    "judge", "on_bad_row", "dataset_format", "fields", "generation_timeout", "server_url",
+    "tp_plan", "judge", "on_bad_row", "dataset_format", "fields", "generation_timeout",
+    "server_url",
     "server_model", "max_in_flight", "replay",
 }  # fmt: skip
 _CHANGES_READING = (
@@ -108,6 +119,7 @@ _ALLOWED: dict[str, tuple[str, ...]] = {
     "strategy": STRATEGIES,
     "sampling.strategy": SAMPLING_STRATEGIES,
     "ppl_action": ("flag", "stop"),
+    "tp_plan": (None, "auto"),
     "dtype": ("auto", "float16", "bfloat16", "float32"),
     "backend": ("transformers", "openai"),
     "on_bad_row": ("error", "skip"),
@@ -162,7 +174,9 @@ def parse_config(raw: dict[str, Any], *, source: str) -> Config:
     flat = {**config.resolved(), **{f"sampling.{k}": v for k, v in sampling.items()}}
     for key, allowed in _ALLOWED.items():
         if key in flat and flat[key] not in allowed:
-            raise UserError(f'{source}: "{key}" is "{flat[key]}"; use one of {", ".join(allowed)}')
+            raise UserError(
+                f'{source}: "{key}" is "{flat[key]}"; use one of {", ".join(map(str, allowed))}'
+            )
     for key, (low, high, meaning) in _RANGES.items():
         value = flat.get(key)
         if isinstance(value, (int, float)) and not low <= value <= high:
@@ -178,7 +192,9 @@ def parse_config(raw: dict[str, Any], *, source: str) -> Config:
         raise UserError(f'{source}: "dataset_path" must be a path or a list of paths')
     folders = [folder for _, folder in config.datasets()]
     if len(set(folders)) < len(folders):
-        raise UserError(f'{source}: two entries of "dataset_path" have the same file name')
+        raise UserError(f'{source}: two entries of "dataset_path" are one file, or have one name')
+    if config.tp_plan and (config.backend != "transformers" or config.replay):
+        raise UserError(f'{source}: "tp_plan" works with the local engine alone')
     if config.prompts_file and not Path(config.prompts_file).is_file():
         raise UserError(f'{source}: prompts_file "{config.prompts_file}" does not exist')
     return config

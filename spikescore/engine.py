@@ -148,6 +148,20 @@ class Engine:
         self._min_width = MIN_ROWS if on_cpu else 1
         self._width_multiple = width_multiple(model) if on_cpu else 1
 
+    def seconds_per_token(self, tokens: int = 8) -> float:
+        """Time a full batch of throw-away dialogues: seconds per new token, for an estimate."""
+        trial = Engine(
+            self.model,
+            stop_ids=(),
+            sampling=Sampling(temperature=0, top_p=1, seed=0),
+            limits=Limits(tokens, self.limits.max_context),
+            batch_size=self.batch_size,
+        )
+        started = time.monotonic()
+        for _ in trial.run(_Trial() for _ in range(self.batch_size)):
+            pass
+        return (time.monotonic() - started) / (tokens * self.batch_size)
+
     def run(self, conversations: Iterable[Conversation]) -> Iterator[Finished]:
         """Run all conversations, at most `batch_size` at a time; yield each when it ends, in any
         order.
@@ -176,6 +190,15 @@ class Engine:
                 yield from flight.done
                 resumed = flight.salvage()
             torch.cuda.empty_cache()
+
+
+class _Trial:
+    """One turn about nothing."""
+
+    item_id = "trial"
+
+    def next_prompt(self, last: Turn | None) -> list[int] | None:
+        return [0] * 8 if last is None else None
 
 
 class _Flight:

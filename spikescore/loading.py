@@ -13,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    DistributedConfig,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -57,7 +58,14 @@ def load_model(config: Config) -> PreTrainedModel:
     on_gpu = torch.cuda.is_available() and placement != "cpu"
     dtype = config.dtype if config.dtype != "auto" else ("float16" if on_gpu else "float32")
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
-    if placement is not None:
+    if config.tp_plan:
+        if process.world_size == 1:
+            raise UserError(
+                'config key "tp_plan" needs several processes: torchrun --nproc_per_node N '
+                "reasoning_lite.py (one process per GPU)"
+            )
+        options["distributed_config"] = DistributedConfig(tp_plan=config.tp_plan)
+    elif placement is not None:
         options["device_map"] = placement
     if config.max_memory is not None:
         limits = config.max_memory.items()
@@ -151,7 +159,12 @@ def auto_batch_size(model: PreTrainedModel, *, tokens_per_dialogue: int, n_items
     else:
         free, most = _free_ram(), 128
     per_dialogue = cache_bytes_per_token(model) * tokens_per_dialogue
-    return int(max(1, min(most, n_items, free // 2 // per_dialogue)))
+    size = int(max(1, min(most, n_items, free // 2 // per_dialogue)))
+    if torch.distributed.is_initialized():  # slices of one model work in step: the least of all
+        least = torch.tensor(size, device=device)
+        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+        size = int(least)
+    return size
 
 
 def _free_ram() -> int:

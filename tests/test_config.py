@@ -149,3 +149,7 @@ def test_several_data_sets_get_a_folder_each():
         ("d/a.json", "out/a"),
         ("d/b.jsonl", "out/b"),
     ]
+    same = Config(dataset_path=["x/test.json", "y/test.json"], output_dir="out")
+    assert [str(folder) for _, folder in same.datasets()] == ["out/x_test", "out/y_test"]
+    with pytest.raises(UserError, match="one file"):
+        parse_config({"dataset_path": ["x/test.json", "x/test.json"]}, source="c")

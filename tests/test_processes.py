@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 from conftest import run_script, start_script
 from test_reasoning_lite import pairs_in
 
+from spikescore.pairs import read_states
 from spikescore.processes import Process
 
 
@@ -39,3 +41,29 @@ def test_two_processes_make_the_pairs_of_one(config_file, tmp_path):
         path.unlink()
     assert run_script(*command).returncode == 0
     assert pairs_in(folder) == together
+
+
+def test_tensor_parallel_processes_write_the_dialogues_of_one(config_file, tmp_path):
+    greedy = ["--config", config_file, "--set", "temperature=0"]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "reasoning_lite.py"]
+    sliced = run_script(*launch, *greedy, "--set", "tp_plan=auto")
+    assert sliced.returncode == 0, sliced.stderr
+    assert sliced.stdout.count("wrote 12 pairs") == 1
+    whole = tmp_path / "whole"
+    assert run_script("reasoning_lite.py", *greedy, "--set", f"output_dir={whole}").returncode == 0
+    for path in whole.glob("sum-*.json"):
+        one = json.loads(path.read_text())
+        other_path = tmp_path / "outputs" / path.name
+        other = json.loads(other_path.read_text())
+        assert [s["response_ids"] for s in one["cot_steps"]] == [
+            s["response_ids"] for s in other["cot_steps"]
+        ]
+        mine, theirs = (read_states(p.with_suffix(".pkl")) for p in (path, other_path))
+        for turn, by_key in mine.items():
+            for key, array in by_key.items():
+                assert np.allclose(array, theirs[turn][key], atol=5e-3)
+
+
+def test_a_tensor_parallel_plan_alone_is_refused(config_file):
+    result = run_script("reasoning_lite.py", "--config", config_file, "--set", "tp_plan=auto")
+    assert result.returncode == 2 and "torchrun" in result.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import re
 import signal
 import time
 from pathlib import Path
@@ -57,6 +58,7 @@ def finished_run(config_file):
 def test_pairs_follow_the_format(finished_run):
     folder, result = finished_run
     assert "wrote 12 pairs" in result.stdout
+    assert re.search(r"about \d+\.\d minutes if every answer has 8 tokens", result.stdout)
     assert len(list(folder.glob("*.pkl"))) == 12
     run_file = json.loads((folder / "run.json").read_text())
     assert len(run_file["ids"]) == 12
