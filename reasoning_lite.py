@@ -23,40 +23,27 @@ input.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import logging
 import os
-import shutil
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from spikescore.errors import UserError, run_main
 
 if TYPE_CHECKING:
     from spikescore.config import Config
-    from spikescore.dialogue import ChatFormat, Dialogue, Message
-    from spikescore.engine import Engine, Finished, Limits, Turn
-    from spikescore.judging import Judgement
-    from spikescore.labelling import BackgroundLabels
-    from spikescore.leaks import Leak
+    from spikescore.dialogue import ChatFormat
+    from spikescore.engine import Engine, Finished, Limits
+    from spikescore.items import Item, Tally
+    from spikescore.jobs import Job
     from spikescore.prompts import Prompt
-    from spikescore.questions import Question
     from spikescore.serving import ServedGenerator
-    from spikescore.transcripts import Exchange, Recorded, Transcript
 
-log = logging.getLogger("spikescore")
-
-TYPICAL_ANSWER_TOKENS = (
-    256  # for the disk and memory estimates; answers seldom reach max_new_tokens
-)
+# for the time and memory estimates; answers seldom reach max_new_tokens
+TYPICAL_ANSWER_TOKENS = 256
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -89,33 +76,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-@dataclass
-class Item:
-    """A question and the folder its pair goes to.
-
-    To replay: `source` is the JSON of the dialogue and `replayed_from` says what it holds.
-    """
-
-    question: Question
-    folder: Path
-    n_turns: int
-    source: Path | None = None
-    replayed_from: dict[str, Any] | None = None
-
-
-@dataclass
-class Tally:
-    """What happened, for the summary and the exit status."""
-
-    written: int = 0
-    skipped: int = 0
-    failed: int = 0
-    leaks: int = 0
-    labels: Counter[str] = field(default_factory=Counter)
-
-
 def main() -> int:
     args = parse_arguments()
+    from spikescore import items as work
     from spikescore.config import load_config
     from spikescore.processes import this_process
     from utils import configure_logging
@@ -124,9 +87,11 @@ def main() -> int:
     replay = [f"replay={json.dumps(args.replay)}"] if args.replay else []
     config = load_config(args.config, args.set + replay)
     process = this_process()
-    items = load_recorded(config) if config.replay else load_items(config)
+    items = work.load_recorded(config) if config.replay else work.load_items(config)
     in_step = config.tp_plan is not None  # all processes hold slices of one model
-    todo, tally = unfinished(items if in_step else process.share(items), config)
+    mine = items if in_step else process.share(items)
+    todo = work.unfinished(mine, config)
+    tally = work.Tally(skipped=len(mine) - len(todo))
     share = f" (process {process.rank} of {process.world_size})" if process.world_size > 1 else ""
     origin = f"questions from {len(config.datasets())} data sets"
     if config.replay:
@@ -136,169 +101,25 @@ def main() -> int:
         return report(tally, config, started=time.monotonic())
 
     from spikescore.dialogue import ChatFormat
-    from spikescore.loading import load_model, load_tokenizer
+    from spikescore.loading import load_model, load_tokenizer, pair_bytes
 
     chat = ChatFormat(load_tokenizer(config), enable_thinking=config.enable_thinking)
     served = config.backend == "openai" and not config.replay and not args.dry_run
     server = connect(config, chat) if served else None  # before a large model is loaded
     model = load_model(config)
-    check_disk(model, config, todo)
+    needed = pair_bytes(model, sum(item.n_turns for item in todo))
+    print(f"expected size of the hidden states: {needed / 1e6:.0f} MB ({len(todo)} pairs)")
+    work.check_disk(needed, config)
     if args.dry_run:
         return dry_run(items, config, chat)
     if process.is_first:
-        write_run_file(config, items)
+        work.write_run_file(config, items, " ".join(sys.argv))
     started = time.monotonic()
     if in_step and not process.is_first:
         follow(todo, config, chat, model)
         return 0
     generate(todo, config, chat, model, server, tally)
     return report(tally, config, started)
-
-
-# --- what is to be done -----------------------------------------------------------------------
-
-
-def load_items(config: Config) -> list[Item]:
-    """Read and sample every data set; the same ids whatever the order of the rows."""
-    from spikescore.questions import load_questions, sample_questions
-
-    items = []
-    for path, folder in config.datasets():
-        loaded = load_questions(
-            path,
-            dataset_format=config.dataset_format,
-            fields=config.fields,
-            on_bad_row=config.on_bad_row,
-        )
-        for row in loaded.skipped:
-            log.warning("%s: %s left out: %s", path, row.where, row.reason)
-        if loaded.skipped:
-            print(f"{path}: {len(loaded.skipped)} bad rows left out")
-        chosen = sample_questions(
-            loaded.questions,
-            strategy=config.sampling.strategy,
-            n=config.sampling.n,
-            seed=config.sampling.seed,
-        )
-        items.extend(Item(question, folder, config.max_steps) for question in chosen)
-    return items
-
-
-def load_recorded(config: Config) -> list[Item]:
-    """Find the dialogues to replay; their pairs go to the same subfolders of `output_dir`."""
-    from spikescore.pairs import iter_records
-    from spikescore.questions import question_from_record
-
-    source, output = Path(config.replay), Path(config.output_dir)
-    if output.resolve().is_relative_to(source.resolve()):
-        raise UserError(
-            f'--replay "{source}" would write among the dialogues that it reads; '
-            f'choose an output_dir outside it (it is "{output}")'
-        )
-    items = []
-    for path, record in iter_records(source):
-        steps = [step if isinstance(step, dict) else {} for step in record["cot_steps"]]
-        texts = [[step.get("prompt"), step.get("response")] for step in steps]
-        items.append(
-            Item(
-                question_from_record({**record, "id": path.stem}),
-                output / path.parent.relative_to(source),
-                len(texts),
-                path,
-                {
-                    "model": record.get("model"),
-                    "config_hash": record.get("config_hash"),
-                    "texts": hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:12],
-                },
-            )
-        )
-    if not items:
-        raise UserError(f'--replay "{source}": there is no dialogue JSON in this folder')
-    return items
-
-
-def unfinished(items: list[Item], config: Config) -> tuple[list[Item], Tally]:
-    """Leave out finished pairs; refuse a folder whose pairs were made under another config."""
-    tally = Tally()
-    todo = []
-    for item in items:
-        if is_finished(item, config):
-            tally.skipped += 1
-        else:
-            todo.append(item)
-    return todo, tally
-
-
-def is_finished(item: Item, config: Config) -> bool:
-    """True when the item's pair is complete and was made from this question under this config."""
-    from spikescore.pairs import read_record
-
-    path = item.folder / f"{item.question.id}.json"
-    if not path.is_file():
-        return False
-    record = read_record(path)
-    if record is None or not record.get("complete"):
-        return False
-    if record.get("config_hash") != config.hash():
-        differing = differences(record.get("config") or {}, config.resolved())
-        raise UserError(
-            f'"{path}" was made under configuration {record.get("config_hash")}, this run is '
-            f"{config.hash()} ({differing}); choose another output_dir or restore the settings"
-        )
-    if record["question"] != item.question.question:
-        raise UserError(
-            f'"{path}" holds another question with the id "{item.question.id}"; '
-            "give every data set an output_dir of its own"
-        )
-    if record.get("replayed_from") != item.replayed_from:
-        raise UserError(
-            f'"{path}" was read from another dialogue than "{item.source}" holds now; '
-            "choose another output_dir"
-        )
-    return path.with_suffix(".pkl").is_file()
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Name the settings that differ, for an error message."""
-    keys = [key for key in new if old.get(key) != new[key] and key != "output_dir"]
-    return (
-        ", ".join(f"{key}: {old.get(key)} -> {new[key]}" for key in keys) or "other file contents"
-    )
-
-
-def check_disk(model: Any, config: Config, todo: list[Item]) -> None:
-    """Print how much the run will write, and refuse when the disk cannot hold it."""
-    from spikescore.loading import pair_bytes
-
-    needed = pair_bytes(model, sum(item.n_turns for item in todo))
-    folder = Path(config.output_dir).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    print(f"expected size of the hidden states: {needed / 1e6:.0f} MB ({len(todo)} pairs)")
-    if needed > free:
-        raise UserError(
-            f"output_dir needs about {needed / 1e9:.1f} GB and {folder} has "
-            f"{free / 1e9:.1f} GB free; lower sampling.n or max_steps, or choose another output_dir"
-        )
-
-
-def write_run_file(config: Config, items: list[Item]) -> None:
-    """Keep what was run and which questions were chosen, next to the pairs."""
-    from spikescore.pairs import write_json
-
-    for folder in dict.fromkeys(item.folder for item in items):
-        folder.mkdir(parents=True, exist_ok=True)
-        ids = [item.question.id for item in items if item.folder == folder]
-        write_json(
-            folder / "run.json",
-            {
-                "command": " ".join(sys.argv),
-                "config": config.resolved(),
-                "config_hash": config.hash(),
-                "ids": ids,
-            },
-        )
 
 
 # --- the work ---------------------------------------------------------------------------------
@@ -400,6 +221,7 @@ def generate(
     from tqdm import tqdm
 
     from spikescore.dialogue import stop_late
+    from spikescore.jobs import jobs, recorded_jobs, write_pair_of
     from spikescore.judging import make_judge
     from spikescore.labelling import BackgroundLabels
     from spikescore.transcripts import read_transcripts
@@ -500,176 +322,13 @@ class Progress:
             self._bar.update(job.item.n_turns - len(finished.turns))
 
 
-class Job:
-    """One item on its way: its dialogue, where it goes, and the label that is being made for it.
-
-    The engine and the server run it as a conversation. `carried` holds fields of the record that
-    are known beforehand (of a dialogue from a file: its label and where it comes from).
-    """
-
-    def __init__(
-        self, item: Item, dialogue: Dialogue | Recorded | None, progress: Progress
-    ) -> None:
-        self.item = item
-        self.item_id = item.question.id
-        self.dialogue = dialogue
-        self.progress = progress
-        self.carried: dict[str, Any] = {}
-        self.label: Future[Judgement] | None = None
-
-    def judge_with(self, labels: BackgroundLabels) -> None:
-        """Have the first answer judged as soon as it is there."""
-
-        def judge(answer: str) -> None:
-            self.label = labels.submit(self.item.question, answer)
-
-        self.dialogue.on_first_answer = judge
-
-    @property
-    def messages(self) -> list[Message]:
-        return self.dialogue.messages
-
-    def answered(self, text: str, n_tokens: int) -> bool:
-        self.progress.turn(n_tokens)
-        return self.dialogue.answered(text, n_tokens)
-
-    def next_prompt(self, last: Turn | None) -> list[int] | None:
-        if last is not None:
-            self.progress.turn(len(last.answer_ids))
-        return self.dialogue.next_prompt(last)
-
-    def is_labelled(self) -> bool:
-        return self.label is None or self.label.done()
-
-
-def jobs(
-    todo: list[Item],
-    config: Config,
-    chat: ChatFormat,
-    families: Any,
-    labels: BackgroundLabels,
-    tally: Tally,
-    progress: Progress,
-) -> Iterator[Job]:
-    """Yield the items as there is room for them, skipping what another process finished."""
-    from spikescore.dialogue import Dialogue
-
-    for item in still_to_do(todo, config, tally):
-        dialogue = Dialogue(item.question, config, chat, families=families)
-        warn_of_leak(item.question, dialogue.messages, tally)
-        job = Job(item, dialogue, progress)
-        job.judge_with(labels)
-        yield job
-
-
-def recorded_jobs(
-    todo: list[Item], config: Config, chat: ChatFormat, tally: Tally, progress: Progress
-) -> Iterator[Transcript]:
-    """Yield the dialogues of files as transcripts to be read."""
-    from spikescore.transcripts import Transcript
-
-    for item in still_to_do(todo, config, tally):
-        try:
-            record, dialogue, exchanges = read_dialogue(item, config, chat)
-        except UserError as error:
-            yield Transcript(Job(item, None, progress), [], "error", str(error))
-            continue
-        warn_of_leak(item.question, exchanges[0].messages, tally)
-        job = Job(item, dialogue, progress)
-        job.carried = {
-            "seed": record.get("seed"),
-            "nil_label": record.get("nil_label"),
-            "nil_judge": record.get("nil_judge"),
-            "replayed_from": item.replayed_from,
-        }
-        yield Transcript(job, exchanges, str(record.get("finish_reason") or "complete"))
-
-
-def still_to_do(todo: list[Item], config: Config, tally: Tally) -> Iterator[Item]:
-    for item in todo:
-        # processes that must stay in step do the same items whatever appears on disk
-        if not config.tp_plan and is_finished(item, config):
-            tally.skipped += 1
-        else:
-            yield item
-
-
-def read_dialogue(
-    item: Item, config: Config, chat: ChatFormat
-) -> tuple[dict[str, Any], Recorded, list[Exchange]]:
-    """Read an item's dialogue from its file; UserError naming the file when it lacks something."""
-    from spikescore.pairs import read_record
-    from spikescore.transcripts import recorded_dialogue
-
-    record = {**read_record(item.source), "id": item.question.id}
-    try:
-        return record, *recorded_dialogue(record, config, chat)
-    except UserError as error:
-        raise UserError(f'"{item.source}": {error}') from error
-
-
-def warn_of_leak(question: Question, messages: list[Message], tally: Tally) -> None:
-    leak = find_leak(question, messages)
-    if leak is not None:
-        tally.leaks += 1
-        log.warning("%s: the prompt shows its %s", question.id, leak.kind)
-
-
-def find_leak(question: Question, messages: list[Message]) -> Leak | None:
-    """Do the messages before the first answer show it, outside the passage and the options?"""
-    from spikescore.leaks import check_prompt
-
-    boilerplate = [one["content"] for one in messages if one["role"] == "system"]
-    shown = "\n\n".join(message["content"] for message in messages)
-    return check_prompt(question, shown, boilerplate=boilerplate)
-
-
-def write_pair_of(
-    job: Job,
-    finished: Finished,
-    config: Config,
-    chat: ChatFormat,
-    server: ServedGenerator | None,
-    tally: Tally,
-) -> None:
-    """Write one finished dialogue as a pair, or the reason why there is none."""
-    from spikescore.dialogue import dialogue_record
-    from spikescore.pairs import write_error, write_pair
-
-    item = job.item
-    if finished.error is not None:
-        tally.failed += 1
-        write_error(item.folder, item.question.id, finished.error, config_hash=config.hash())
-        return
-    record = dialogue_record(finished, job.dialogue, config, chat) | job.carried
-    if server:
-        record["backend"], record["server_model"] = config.backend, server.server.model
-    if job.label is not None:
-        judgement = job.label.result()
-        record["nil_label"] = judgement.label
-        record["nil_judge"] = judgement.as_dict()
-    if job.label is not None or job.item.source:
-        tally.labels[label_name(record["nil_label"])] += 1
-    states = {turn.number: turn.states for turn in finished.turns}
-    try:
-        write_pair(item.folder, record, states, model=config.model_path)
-    except UserError as error:
-        tally.failed += 1
-        write_error(item.folder, item.question.id, str(error), config_hash=config.hash())
-        return
-    tally.written += 1
-
-
-def label_name(label: int | None) -> str:
-    return {1: "consistent", 0: "hallucinated", None: "unlabelled"}[label]
-
-
 # --- reports ----------------------------------------------------------------------------------
 
 
 def dry_run(items: list[Item], config: Config, chat: ChatFormat) -> int:
     """Show three prompts per data set, as the model gets them; generate nothing."""
     from spikescore.dialogue import Dialogue
+    from spikescore.jobs import find_leak, read_dialogue
     from spikescore.judging import make_judge
     from utils import make_client
 

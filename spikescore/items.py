@@ -1,0 +1,170 @@
+"""What a run of stage 1 is to do: which questions, where their pairs go, and which are done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spikescore.config import Config
+from spikescore.errors import UserError
+from spikescore.pairs import iter_records, read_record, write_json
+from spikescore.questions import (
+    Question,
+    load_questions,
+    question_from_record,
+    sample_questions,
+)
+
+log = logging.getLogger("spikescore")
+
+
+@dataclass
+class Item:
+    """A question and the folder its pair goes to.
+
+    To replay: `source` is the JSON of the dialogue and `replayed_from` says what it holds.
+    """
+
+    question: Question
+    folder: Path
+    n_turns: int
+    source: Path | None = None
+    replayed_from: dict[str, Any] | None = None
+
+
+@dataclass
+class Tally:
+    """What happened, for the summary and the exit status."""
+
+    written: int = 0
+    skipped: int = 0
+    failed: int = 0
+    leaks: int = 0
+    labels: Counter[str] = field(default_factory=Counter)
+
+
+def load_items(config: Config) -> list[Item]:
+    """Read and sample every data set; the same ids whatever the order of the rows."""
+    items = []
+    for path, folder in config.datasets():
+        loaded = load_questions(
+            path,
+            dataset_format=config.dataset_format,
+            fields=config.fields,
+            on_bad_row=config.on_bad_row,
+        )
+        for row in loaded.skipped:
+            log.warning("%s: %s left out: %s", path, row.where, row.reason)
+        chosen = sample_questions(
+            loaded.questions,
+            strategy=config.sampling.strategy,
+            n=config.sampling.n,
+            seed=config.sampling.seed,
+        )
+        items.extend(Item(question, folder, config.max_steps) for question in chosen)
+    return items
+
+
+def load_recorded(config: Config) -> list[Item]:
+    """Find the dialogues to replay; their pairs go to the same subfolders of `output_dir`."""
+    source, output = Path(config.replay), Path(config.output_dir)
+    if output.resolve().is_relative_to(source.resolve()):
+        raise UserError(
+            f'--replay "{source}" would write among the dialogues that it reads; '
+            f'choose an output_dir outside it (it is "{output}")'
+        )
+    items = []
+    for path, record in iter_records(source):
+        steps = [step if isinstance(step, dict) else {} for step in record["cot_steps"]]
+        texts = [[step.get("prompt"), step.get("response")] for step in steps]
+        items.append(
+            Item(
+                question_from_record({**record, "id": path.stem}),
+                output / path.parent.relative_to(source),
+                len(texts),
+                path,
+                {
+                    "model": record.get("model"),
+                    "config_hash": record.get("config_hash"),
+                    "texts": hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:12],
+                },
+            )
+        )
+    if not items:
+        raise UserError(f'--replay "{source}": there is no dialogue JSON in this folder')
+    return items
+
+
+def unfinished(items: list[Item], config: Config) -> list[Item]:
+    """Leave out finished pairs; refuse a folder whose pairs were made under another config."""
+    return [item for item in items if not is_finished(item, config)]
+
+
+def is_finished(item: Item, config: Config) -> bool:
+    """True when the item's pair is complete and was made from this question under this config."""
+    path = item.folder / f"{item.question.id}.json"
+    if not path.is_file():
+        return False
+    record = read_record(path)
+    if record is None or not record.get("complete"):
+        return False
+    if record.get("config_hash") != config.hash():
+        differing = differences(record.get("config") or {}, config.resolved())
+        raise UserError(
+            f'"{path}" was made under configuration {record.get("config_hash")}, this run is '
+            f"{config.hash()} ({differing}); choose another output_dir or restore the settings"
+        )
+    if record["question"] != item.question.question:
+        raise UserError(
+            f'"{path}" holds another question with the id "{item.question.id}"; '
+            "give every data set an output_dir of its own"
+        )
+    if record.get("replayed_from") != item.replayed_from:
+        raise UserError(
+            f'"{path}" was read from another dialogue than "{item.source}" holds now; '
+            "choose another output_dir"
+        )
+    return path.with_suffix(".pkl").is_file()
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Name the settings that differ, for an error message."""
+    keys = [key for key in new if old.get(key) != new[key] and key != "output_dir"]
+    return (
+        ", ".join(f"{key}: {old.get(key)} -> {new[key]}" for key in keys) or "other file contents"
+    )
+
+
+def check_disk(needed: int, config: Config) -> None:
+    """Refuse with a UserError when the disk of `output_dir` cannot hold so many bytes."""
+    folder = Path(config.output_dir).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"output_dir needs about {needed / 1e9:.1f} GB and {folder} has "
+            f"{free / 1e9:.1f} GB free; lower sampling.n or max_steps, or choose another output_dir"
+        )
+
+
+def write_run_file(config: Config, items: list[Item], command: str) -> None:
+    """Keep what was run and which questions were chosen, next to the pairs."""
+    for folder in dict.fromkeys(item.folder for item in items):
+        folder.mkdir(parents=True, exist_ok=True)
+        ids = [item.question.id for item in items if item.folder == folder]
+        write_json(
+            folder / "run.json",
+            {
+                "command": command,
+                "config": config.resolved(),
+                "config_hash": config.hash(),
+                "ids": ids,
+            },
+        )
