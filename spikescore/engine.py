@@ -148,19 +148,24 @@ class Engine:
         self._min_width = MIN_ROWS if on_cpu else 1
         self._width_multiple = width_multiple(model) if on_cpu else 1
 
-    def seconds_per_token(self, tokens: int = 8) -> float:
-        """Time a full batch of throw-away dialogues: seconds per new token, for an estimate."""
+    def seconds_per_token(self) -> float:
+        """Time a full batch of throw-away dialogues: seconds per new token, for an estimate.
+
+        Takes about two seconds at most, or 8 steps where processes must stay in step (no time
+        limit of ours then).
+        """
+        timed = self.limits.item_seconds is not None
         trial = Engine(
             self.model,
             stop_ids=(),
             sampling=Sampling(temperature=0, top_p=1, seed=0),
-            limits=Limits(tokens, self.limits.max_context),
+            limits=Limits(32 if timed else 8, self.limits.max_context, 2.0 if timed else None),
             batch_size=self.batch_size,
         )
         started = time.monotonic()
         for _ in trial.run(_Trial() for _ in range(self.batch_size)):
             pass
-        return (time.monotonic() - started) / (tokens * self.batch_size)
+        return (time.monotonic() - started) / trial.stats["new_tokens"]
 
     def run(self, conversations: Iterable[Conversation]) -> Iterator[Finished]:
         """Run all conversations, at most `batch_size` at a time; yield each when it ends, in any
