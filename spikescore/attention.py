@@ -22,7 +22,7 @@ from transformers import (
 from transformers.masking_utils import sdpa_mask
 
 from spikescore.errors import UserError
-from spikescore.kv_cache import text_config
+from spikescore.kv_cache import key_value_heads, text_config
 
 GROUPED = "grouped_sdpa"
 MIN_ROWS = 16
@@ -80,8 +80,7 @@ def grouped_attention(model: PreTrainedModel) -> Iterator[None]:
 def width_multiple(model: PreTrainedModel) -> int:
     """Smallest step of a pass's width for which its query rows come in whole blocks of MIN_ROWS."""
     config = text_config(model.config)
-    heads = config.num_attention_heads
-    groups = heads // (getattr(config, "num_key_value_heads", None) or heads)
+    groups = config.num_attention_heads // key_value_heads(config)
     packed = groups if model.config._attn_implementation in ("sdpa", GROUPED) else 1
     return MIN_ROWS // math.gcd(MIN_ROWS, packed)
 

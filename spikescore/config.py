@@ -13,8 +13,7 @@ from typing import Any
 from spikescore.errors import UserError
 from spikescore.pairs import read_json
 from spikescore.prompts import DEFAULT_SYSTEM_PROMPT, STRATEGIES
-
-SAMPLING_STRATEGIES = ("all", "random", "sequential", "balanced", "stratified")
+from spikescore.questions import STRATEGIES as SAMPLING_STRATEGIES
 
 
 @dataclass

@@ -37,7 +37,13 @@ from spikescore.errors import UserError
 from spikescore.hidden_states import StateTap, to_half
 from spikescore.kv_cache import GROWTH, SlotCache, text_config
 from spikescore.pairs import TOKEN_KEYS
-from spikescore.sampling import Sampling, choose_tokens, processed, turn_uniforms
+from spikescore.sampling import (
+    Sampling,
+    choose_tokens,
+    measure_tokens,
+    processed,
+    turn_uniforms,
+)
 
 log = logging.getLogger("spikescore")
 
@@ -416,11 +422,7 @@ class _Flight:
         so_far = [self.rows[s].turn.prompt_ids + self.rows[s].turn.answer_ids for s in slots]
         adjusted = processed(logits, so_far, self.engine.sampling)
         tokens = choose_tokens(adjusted, uniforms, self.engine.sampling)
-        logprobs = torch.log_softmax(logits, dim=-1)
-        entropies = -(logprobs.exp() * logprobs.clamp(min=-1e4)).sum(dim=-1)
-        measured = torch.stack(
-            [logprobs.gather(1, tokens[:, None])[:, 0], entropies, logprobs.amax(dim=-1)], dim=1
-        ).tolist()
+        measured = measure_tokens(logits, tokens).tolist()
         now = time.monotonic()
         stopped, failed = [], []
         for slot, token, (logprob, entropy, top) in zip(

@@ -114,9 +114,14 @@ class SlotCache(Cache):
 def cache_bytes_per_token(model: PreTrainedModel) -> int:
     """Bytes of keys and values that one token of one dialogue costs."""
     config = text_config(model.config)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    heads = key_value_heads(config)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return 2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize
+
+
+def key_value_heads(config: PreTrainedConfig) -> int:
+    """Number of key/value heads of a language model's configuration."""
+    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:

@@ -50,6 +50,18 @@ def processed(logits: torch.Tensor, rows: Sequence[list[int]], sampling: Samplin
     return torch.cat(adjusted)
 
 
+def measure_tokens(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Measure rows of raw logits `[n, vocabulary]` (float32) at the token each row is followed by.
+
+    Returns `[n, 3]`, natural logarithms: the token's log-probability, the entropy of the row, and
+    the log-probability of its most probable token.
+    """
+    logprobs = torch.log_softmax(logits, dim=-1)
+    entropies = -(logprobs.exp() * logprobs.clamp(min=-1e4)).sum(dim=-1)
+    chosen = logprobs.gather(1, tokens[:, None])[:, 0]
+    return torch.stack([chosen, entropies, logprobs.amax(dim=-1)], dim=1)
+
+
 def choose_tokens(logits: torch.Tensor, uniforms: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Draw one token per row of `logits` `[n, vocabulary]` (float32) by inverse CDF with the row's
     uniform.

@@ -200,7 +200,7 @@ class ServedGenerator:
     ) -> Any:
         return await client.chat.completions.create(
             model=self.server.model,
-            messages=messages,  # type: ignore[arg-type]
+            messages=messages,
             temperature=self.sampling.temperature,
             top_p=self.sampling.top_p,
             max_tokens=max_tokens,

@@ -38,6 +38,7 @@ from spikescore.hidden_states import TEACHER_CHUNK, StateTap, to_half
 from spikescore.kv_cache import GROWTH, SlotCache, text_config
 from spikescore.prompts import Prompt, first_message
 from spikescore.questions import Question, question_from_record
+from spikescore.sampling import measure_tokens
 
 LOGIT_ROWS = 64  # rows of float32 logits measured at once; bounds them to rows x vocabulary
 
@@ -229,26 +230,24 @@ def _batches(values: list[int], size: int) -> Iterator[list[int]]:
 
 def _measure(logits: torch.Tensor, predicted: list[tuple[int, Turn]]) -> None:
     """Take log-probability and entropy of the tokens that rows of raw logits predict."""
-    n = len(predicted)
-    logprobs = torch.log_softmax(logits[:n], dim=-1)
-    entropies = -(logprobs.exp() * logprobs.clamp(min=-1e4)).sum(dim=-1)
     # place of the predicted token in its answer; an empty answer predicts none
     places = [position - len(turn.prompt_ids) + 1 for position, turn in predicted]
     tokens = [
         turn.answer_ids[place] if turn.answer_ids else 0
         for place, (_, turn) in zip(places, predicted, strict=True)
     ]
-    index = torch.tensor(tokens, device=logits.device)[:, None]
-    chosen = logprobs.gather(1, index)[:, 0].tolist()
-    highest = logprobs.amax(dim=-1).tolist()
-    for row, (place, (_, turn)) in enumerate(zip(places, predicted, strict=True)):
-        if not math.isfinite(highest[row]):
+    index = torch.tensor(tokens, device=logits.device)
+    measured = measure_tokens(logits[: len(predicted)], index).tolist()
+    for (logprob, entropy, highest), place, (_, turn) in zip(
+        measured, places, predicted, strict=True
+    ):
+        if not math.isfinite(highest):
             raise UserError(f"turn {turn.number}: the model's output is not a number")
         if place == 0:
-            turn.first_token_confidence = math.exp(highest[row])
+            turn.first_token_confidence = math.exp(highest)
         if turn.answer_ids:
-            turn.logprobs.append(chosen[row])
-            turn.entropies.append(float(entropies[row]))
+            turn.logprobs.append(logprob)
+            turn.entropies.append(entropy)
 
 
 # --- dialogues on file ------------------------------------------------------------------------

@@ -93,6 +93,21 @@ def run(model, batch_size, numbers, *, rewrite=False, sampling=None, limits=None
     return finished, engine
 
 
+def assert_states_equal_a_plain_pass(model, turn: Turn) -> None:
+    """Each of the three states against a teacher-forced forward pass over the turn's ids."""
+    ids = turn.prompt_ids + turn.answer_ids
+    last, before = len(ids) - 1, len(turn.prompt_ids) - 1
+    second = last - 1 if len(turn.answer_ids) > 1 else last
+    oracle = states_at(model, ids, [last, second, before], dtype=torch.float32)
+    for key, expected in zip(TOKEN_KEYS, oracle, strict=True):
+        # what FP16 rounding of the same number may differ by, plus float32 noise
+        allowed = np.abs(expected) * 2.0**-11 + 1e-4 * np.linalg.norm(
+            expected, axis=1, keepdims=True
+        )
+        assert turn.states[key].dtype == np.float16
+        assert (np.abs(turn.states[key] - expected) <= allowed).all()
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral", "gemma2"])
 @pytest.mark.parametrize("rewrite", [False, True])
 def test_states_equal_a_teacher_forced_pass(kind, rewrite):
@@ -102,17 +117,7 @@ def test_states_equal_a_teacher_forced_pass(kind, rewrite):
     for dialogue in finished.values():
         for turn in dialogue.turns:
             reasons.add(turn.finish_reason if turn.answer_ids else "empty")
-            ids = turn.prompt_ids + turn.answer_ids
-            last, before = len(ids) - 1, len(turn.prompt_ids) - 1
-            second = last - 1 if len(turn.answer_ids) > 1 else last
-            oracle = states_at(model, ids, [last, second, before], dtype=torch.float32)
-            for key, expected in zip(TOKEN_KEYS, oracle, strict=True):
-                # what FP16 rounding of the same number may differ by, plus float32 noise
-                allowed = np.abs(expected) * 2.0**-11 + 1e-4 * np.linalg.norm(
-                    expected, axis=1, keepdims=True
-                )
-                assert turn.states[key].dtype == np.float16
-                assert (np.abs(turn.states[key] - expected) <= allowed).all()
+            assert_states_equal_a_plain_pass(model, turn)
     assert {"stop", "length"} <= reasons
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CHAT_TEMPLATE, make_tokenizer
-from test_engine import SHAPE, WINDOW
+from test_engine import SHAPE, WINDOW, assert_states_equal_a_plain_pass
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -22,7 +22,6 @@ from spikescore.config import Config
 from spikescore.dialogue import ChatFormat, Dialogue, dialogue_record, stop_late
 from spikescore.engine import Engine, Finished, Limits, Turn
 from spikescore.errors import UserError
-from spikescore.hidden_states import states_at
 from spikescore.pairs import TOKEN_KEYS
 from spikescore.questions import Question
 from spikescore.sampling import Sampling
@@ -74,14 +73,7 @@ def make_exchanges(answers=ANSWERS) -> list[Exchange]:
 def assert_equal_to_a_plain_pass(model, turn: Turn) -> None:
     ids = turn.prompt_ids + turn.answer_ids
     last, before = len(ids) - 1, len(turn.prompt_ids) - 1
-    second = last - 1 if len(turn.answer_ids) > 1 else last
-    oracle = states_at(model, ids, [last, second, before], dtype=torch.float32)
-    for key, expected in zip(TOKEN_KEYS, oracle, strict=True):
-        allowed = np.abs(expected) * 2.0**-11 + 1e-4 * np.linalg.norm(
-            expected, axis=1, keepdims=True
-        )
-        assert turn.states[key].dtype == np.float16
-        assert (np.abs(turn.states[key] - expected) <= allowed).all()
+    assert_states_equal_a_plain_pass(model, turn)
     with torch.no_grad():
         raw = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), dim=-1)
     assert turn.first_token_confidence == pytest.approx(float(raw[before].exp().max()), rel=1e-3)
