@@ -1,0 +1,1 @@
+"""Detectors of hallucinated answers, all behind one protocol (`base.Detector`)."""

@@ -1,0 +1,178 @@
+"""The dialogues that detectors learn from and score: labels, texts, states and measures in step.
+
+Entry i of everything is the same item. What is large stays on disk until a detector asks for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spikescore.errors import UserError
+from spikescore.pairs import find_records, load_pickle, read_json, read_states
+from spikescore.probe_data import question_groups
+from spikescore.probes import model_basename, require_finite, turn_states
+
+log = logging.getLogger("spikescore")
+
+MEASURES = ".measures.pkl"
+"""What measure_answers.py writes beside a pair, in place of its `.json`."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Finished, labelled dialogues of one model.
+
+    y [n] is 1 for a hallucinated first answer, 0 for a consistent one. `records` are the dialogue
+    JSONs, their token ids unread. `domains` [n] and `groups` [n] are text; items of one group (a
+    story, a question asked twice) belong together. `left_out` counts what the folder holds besides.
+    """
+
+    paths: tuple[Path, ...]
+    records: tuple[dict[str, Any], ...]
+    y: np.ndarray
+    domains: np.ndarray
+    groups: np.ndarray
+    model: str
+    token_key: str
+    left_out: dict[str, int]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def select(self, items: np.ndarray) -> Answers:
+        """Return the items that a mask [n] or an array of places picks, states read so far too."""
+        places = np.arange(len(self))[items]
+        part = replace(
+            self,
+            paths=tuple(self.paths[place] for place in places),
+            records=tuple(self.records[place] for place in places),
+            y=self.y[places],
+            domains=self.domains[places],
+            groups=self.groups[places],
+        )
+        for name in ("first_states", "measures"):
+            if name in self.__dict__:  # the cached properties that were asked for already
+                whole = self.__dict__[name]
+                chosen = whole[places] if isinstance(whole, np.ndarray) else None
+                part.__dict__[name] = chosen if chosen is not None else [whole[p] for p in places]
+        return part
+
+    @cached_property
+    def first_states(self) -> np.ndarray:
+        """States of the first answers at the token key: float16 [n, L+1, H], all finite."""
+        return np.stack([states[0] for states in self.turn_states(first_only=True)])
+
+    def turn_states(
+        self, layers: Sequence[int] | None = None, *, first_only: bool = False
+    ) -> Iterator[np.ndarray]:
+        """Yield each item's states, turn after turn: float16 [K, layers, H] (all L+1 if None).
+
+        Every PKL is read anew, and only the layers asked for. UserError when a turn has no state.
+        """
+        for path, record in zip(self.paths, self.records, strict=True):
+            pkl = path.with_suffix(".pkl")
+            shown = {**record, "cot_steps": record["cot_steps"][:1]} if first_only else record
+            turns = turn_states(read_states(pkl, self.token_key), shown, self.token_key, pkl)
+            states = np.stack([turn if layers is None else turn[list(layers)] for turn in turns])
+            require_finite(states, pkl)
+            yield states
+
+    @cached_property
+    def measures(self) -> list[dict[str, Any]]:
+        """What measure_answers.py found for each item; {} where it was not run."""
+        files = [path.with_suffix(MEASURES) for path in self.paths]
+        return [load_pickle(file) if file.exists() else {} for file in files]
+
+    def per_turn(self, name: str) -> np.ndarray:
+        """Return a number that every step of the JSON has: float64 [n, K], NaN where it lacks it.
+
+        `name` is e.g. "perplexity" or "n_response_tokens"; K is the longest dialogue's.
+        """
+        return padded([[step.get(name) for step in r["cot_steps"]] for r in self.records])
+
+    def measured_turns(self, name: str) -> np.ndarray:
+        """Return a per-turn measure, such as "reasoning_score": float64 [n, K], NaN if absent."""
+        longest = max((len(record["cot_steps"]) for record in self.records), default=0)
+        rows = [found.get("turns", {}).get(name, ()) for found in self.measures]
+        return padded(rows, width=longest)
+
+    def measured(self, name: str) -> np.ndarray:
+        """Return a number measured of the first answer, such as "p_true": float64 [n]."""
+        values = [found.get("first", {}).get(name) for found in self.measures]
+        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+    def measured_arrays(self, name: str) -> list[np.ndarray | None]:
+        """Return an array measured of each first answer, such as "icr"; None where it is absent."""
+        return [found.get("first", {}).get(name) for found in self.measures]
+
+
+def padded(rows: Sequence[Sequence[float | None]], width: int = 0) -> np.ndarray:
+    """Return rows of different lengths as float64 [n, K], the ends and every None as NaN."""
+    longest = max([width, *map(len, rows)], default=width)
+    table = np.full((len(rows), longest), np.nan)
+    for row, values in zip(table, rows, strict=True):
+        row[: len(values)] = [np.nan if value is None else value for value in values]
+    return table
+
+
+def read_answers(folder: str | Path, *, token_key: str) -> Answers:
+    """Read the finished, labelled dialogues under a folder; the others are counted in `left_out`.
+
+    Raises UserError when nothing is left, or when the dialogues come from several models.
+    """
+    paths, records = [], []
+    left_out: Counter[str] = Counter()
+    for path in find_records(folder):
+        record = read_json(path, ids_as_text=True)
+        if not isinstance(record, dict) or not isinstance(record.get("cot_steps"), list):
+            continue
+        reason = _unusable(path, record)
+        if reason:
+            left_out[reason] += 1
+            continue
+        paths.append(path)
+        records.append(record)
+    if not paths:
+        counts = ", ".join(f"{n} {why}" for why, n in left_out.items()) or "none found"
+        raise UserError(
+            f'no finished, labelled dialogue with hidden states under "{folder}" ({counts}); '
+            "give the output_dir of reasoning_lite.py, and label it with utils.py --relabel"
+        )
+    names = {model_basename(record.get("model") or "") for record in records}
+    if len(names) > 1:
+        raise UserError(
+            f'"{folder}" mixes dialogues of several models ({", ".join(sorted(names))}); '
+            "give the folder of one model"
+        )
+    return Answers(
+        paths=tuple(paths),
+        records=tuple(records),
+        y=np.array([1 - record["nil_label"] for record in records], dtype=np.int64),
+        domains=np.array([_domain(*pair) for pair in zip(paths, records, strict=True)]),
+        groups=question_groups(records),
+        model=str(records[0].get("model") or ""),
+        token_key=token_key,
+        left_out=dict(left_out),
+    )
+
+
+def _domain(path: Path, record: dict[str, Any]) -> str:
+    return str(record.get("domain") or path.resolve().parent.name)
+
+
+def _unusable(path: Path, record: dict[str, Any]) -> str:
+    if not record.get("complete"):
+        return "unfinished"
+    if record.get("nil_label") not in (0, 1):
+        return "unlabelled"
+    if not record["cot_steps"]:
+        return "without turns"
+    return "" if path.with_suffix(".pkl").exists() else "without PKL"

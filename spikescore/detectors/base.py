@@ -1,0 +1,74 @@
+"""What every detector is: it may learn from a training domain, and it scores first answers.
+
+y = 1 means hallucinated and a higher score means more hallucinated, for every detector: one whose
+natural direction is the other way round returns the negative. The direction is known beforehand or
+learnt from the training domain, never from the items that are scored.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import numpy as np
+
+from spikescore.detectors.answers import Answers
+
+NEEDS = ("texts", "logprobs", "states", "lens", "attentions", "samples", "questions")
+"""What a detector reads: texts and logprobs are in the JSON, states in the PKL; lens, attentions,
+samples and questions (to the model about its answer) come from measure_answers.py."""
+FAMILIES = ("training-free", "trained", "control")
+
+
+class Detector(ABC):
+    """One way to tell hallucinated first answers from consistent ones.
+
+    The class docstring gives formula, direction and source. `fit` learns from the train split, and
+    chooses what is to be chosen (layer, epoch, direction) on the validation split; the detector
+    sees neither the training domain's test split nor other domains. `score` returns float64 [n],
+    NaN where what it needs is missing.
+    """
+
+    name: ClassVar[str]
+    """Stable identifier, as in tables' files."""
+    title: ClassVar[str]
+    """As printed in tables."""
+    family: ClassVar[str]
+    needs: ClassVar[frozenset[str]]
+    seeded: ClassVar[bool] = False
+    """Whether another seed gives another result; a detector without chance is fitted once."""
+
+    def __init__(self) -> None:
+        self.chosen: dict[str, object] = {}
+        """What `fit` chose, as plain values: layer, epoch, direction ..."""
+
+    def fit(self, train: Answers, val: Answers, *, seed: int) -> None:  # noqa: B027
+        """Learn from one domain's train and validation items; nothing where nothing is learnt."""
+
+    @abstractmethod
+    def score(self, items: Answers) -> np.ndarray:
+        """Return one score per item: float64 [n], higher = more hallucinated, NaN if missing."""
+
+
+class StateDetector(Detector):
+    """A detector that reads one hidden state, so that it can score any turn of a dialogue."""
+
+    needs = frozenset({"states"})
+
+    @abstractmethod
+    def score_states(self, states: np.ndarray) -> np.ndarray:
+        """Return the scores of states [m, L+1, H] at the token it was fitted on: float64 [m]."""
+
+    def score(self, items: Answers) -> np.ndarray:
+        return self.score_states(items.first_states)
+
+
+class TurnDetector(Detector):
+    """A detector whose score exists for every turn of a dialogue, and was computed before."""
+
+    @abstractmethod
+    def score_turns(self, items: Answers) -> np.ndarray:
+        """Return the scores of all turns: float64 [n, K], NaN after a dialogue's end."""
+
+    def score(self, items: Answers) -> np.ndarray:
+        return self.score_turns(items)[:, 0]
