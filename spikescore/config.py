@@ -64,7 +64,9 @@ class Config:
     on_bad_row: str = "error"
     system_prompt: str | None = DEFAULT_SYSTEM_PROMPT
     prompts_file: str | None = None
+    prompt_seed: int = 0  # which order of the prompts `strategy: shuffled` takes
     history: str = "full"
+    leak_answer: bool = False  # a fault of the public release, to measure what it does
     use_model_generation_config: bool = False
 
     def datasets(self) -> list[tuple[str, Path]]:
@@ -96,6 +98,8 @@ class Config:
             kept["model_path"] = Path(self.model_path).name
             return _digest(kept)
         kept = {key: value for key, value in everything.items() if key not in _NOT_HASHED}
+        # at its default a later key changes nothing, so pairs made before it stay valid
+        kept = {key: value for key, value in kept.items() if _LATER.get(key) != value}
         kept["sampling"] = {"seed": self.sampling.seed}
         kept["model_path"] = Path(self.model_path).name
         if self.backend == "openai":
@@ -111,6 +115,7 @@ _NOT_HASHED = {
     "answerable_only", "generation_timeout", "server_url", "server_model", "max_in_flight",
     "replay",
 }  # fmt: skip
+_LATER: dict[str, Any] = {"prompt_seed": 0, "leak_answer": False}
 _CHANGES_READING = (
     "model_path", "dtype", "enable_thinking", "system_prompt", "history", "model_max_tokens",
     "enable_ppl_detection", "ppl_bound",

@@ -17,7 +17,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from spikescore.config import Config
-from spikescore.prompts import FAMILIES, Prompt, first_message, follow_up
+from spikescore.prompts import FAMILIES, Prompt, first_message, follow_up, leaked_lines
 from spikescore.questions import Question
 from spikescore.turns import Finished, Turn, common_prefix
 
@@ -165,7 +165,10 @@ class Dialogue:
     ) -> None:
         self.item_id = question.id
         self.question = question
-        self.prompts = [Prompt("initial", 0, first_message(question))]
+        first = first_message(question)
+        if config.leak_answer:
+            first = f"{first}\n\n{leaked_lines(question)}"
+        self.prompts = [Prompt("initial", 0, first)]
         self.answers: list[str] = []
         self.messages = opening(config.system_prompt, self.prompts[0].text)
         self.stopped = ""  # a reason of our own to end early
@@ -197,6 +200,7 @@ class Dialogue:
             seed=self._config.sampling.seed,
             item_id=self.item_id,
             last_answer_tokens=n_tokens,
+            order=self._config.prompt_seed,
             families=self._families,
         )
         self.prompts.append(prompt)

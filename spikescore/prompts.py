@@ -114,8 +114,8 @@ _LADDERS: dict[str, list[tuple[str, int]]] = {
     "continue": [(PLACEBO, 1)],
 }  # fmt: skip
 STRATEGIES = (
-    "progressive", "mixed", "random", "adaptive", "deep_analysis", "creative_thinking", "fixed",
-    "continue",
+    "progressive", "mixed", "random", "shuffled", "adaptive", "deep_analysis", "creative_thinking",
+    "fixed", "continue",
 )  # fmt: skip
 _MIXED_ORDER = (
     "encouragement", "analytical", "critical", "exploratory", "step_by_step", "reflective",
@@ -145,6 +145,15 @@ def first_message(question: Question) -> str:
     return "\n\n".join(blocks)
 
 
+def leaked_lines(question: Question) -> str:
+    """Return the lines by which the public release's prompt gives the id and gold answer away.
+
+    Only the setting `leak_answer` shows them, to measure what the release's fault does.
+    """
+    gold = question.gold_answers[0] if question.gold_answers else ""
+    return f"Id: {question.id}\n\nAnswer: {gold}"
+
+
 def lettered(choices: Sequence[str]) -> list[tuple[str, str]]:
     """Pair each choice with its letter: [("A", first), ("B", second), ...]."""
     return [(chr(ord("A") + index), text) for index, text in enumerate(choices)]
@@ -157,14 +166,17 @@ def follow_up(
     seed: int,
     item_id: str,
     last_answer_tokens: int = 0,
+    order: int = 0,
     families: dict[str, tuple[Prompt, ...]] = FAMILIES,
 ) -> Prompt:
     """Return the prompt of a follow-up turn (turn >= 2; turn 1 is the question itself).
 
     `progressive`, `deep_analysis`, `creative_thinking` and `continue` are fixed ladders; `mixed`
     walks through all families in turn with rising intensity; `random` draws uniformly from all of
-    them, seeded by (seed, item, turn); `adaptive` looks at the length of the last answer; `fixed`
-    repeats one prompt. A family missing from a user's own `families` is stepped over.
+    them, seeded by (seed, item, turn); `shuffled` asks the prompts of `progressive` in another
+    order, the one that the number `order` stands for, the same for every item; `adaptive` looks at
+    the length of the last answer; `fixed` repeats one prompt. A family missing from a user's own
+    `families` is stepped over.
     """
     if turn < 2:
         raise ValueError(f"follow-ups start at turn 2, not {turn}")
@@ -176,6 +188,13 @@ def follow_up(
         order = [name for name in _MIXED_ORDER if name in families] or real
         family = families[order[index % len(order)]]
         return family[min(index // len(order), len(family) - 1)]
+    if strategy == "shuffled":
+        ladder = _LADDERS["progressive"]
+        length = sum(turns for _, turns in ladder)
+        prompts = [_ladder(ladder, place, families, real) for place in range(length)]
+        lap, place = divmod(index, length)
+        random.Random(derived_seed(order, "order", lap)).shuffle(prompts)
+        return prompts[place]
     if strategy == "random":
         everything = [prompt for name in real for prompt in families[name]]
         return random.Random(derived_seed(seed, item_id, turn, "prompt")).choice(everything)

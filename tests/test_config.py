@@ -153,3 +153,11 @@ def test_several_data_sets_get_a_folder_each():
     assert [str(folder) for _, folder in same.datasets()] == ["out/x_test", "out/y_test"]
     with pytest.raises(UserError, match="one file"):
         parse_config({"dataset_path": ["x/test.json", "x/test.json"]}, source="c")
+
+
+def test_a_later_key_changes_the_hash_only_where_it_is_used():
+    plain = parse_config(GUIDE_EXAMPLE, source="config.json")
+    assert parse_config({**GUIDE_EXAMPLE, "prompt_seed": 0}, source="x").hash() == plain.hash()
+    used = ({"prompt_seed": 3}, {"leak_answer": True})
+    hashes = {parse_config({**GUIDE_EXAMPLE, **one}, source="x").hash() for one in used}
+    assert len(hashes | {plain.hash()}) == 3

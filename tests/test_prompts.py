@@ -17,6 +17,7 @@ from spikescore.prompts import (
     Prompt,
     first_message,
     follow_up,
+    leaked_lines,
     lettered,
     load_prompts,
 )
@@ -58,6 +59,21 @@ def test_progressive_ladder() -> None:
         + ["critical"] * 3 + ["reflective"] * 9
     )  # fmt: skip
     assert families_of("progressive", last=25) == expected
+
+
+def test_shuffled_asks_the_progressive_prompts_once_each_in_another_order() -> None:
+    plain, one, other = (
+        schedule("progressive"), schedule("shuffled", order=1), schedule("shuffled", order=2)
+    )  # fmt: skip
+    assert len(plain) == 19
+    assert Counter(one) == Counter(plain) == Counter(other)
+    assert plain != one != other != plain
+    assert schedule("shuffled", order=1, item_id="another", seed=9) == one
+
+
+def test_the_leaked_lines_show_what_the_release_shows() -> None:
+    question = Question("q-17", "d", "Which metal?", gold_answers=("iron", "Fe"))
+    assert leaked_lines(question) == "Id: q-17\n\nAnswer: iron"
 
 
 def test_progressive_is_the_same_for_every_item_and_seed() -> None:
