@@ -106,7 +106,7 @@ def macro_auroc(samples: Sequence[Sample], *, draws: int = DRAWS, seed: int = 0)
     speaks of other questions from these domains, not of other domains. A domain that is not
     computable is left out, and the note says how many were; with none left the value is None.
     """
-    used, note = _computable(samples)
+    used, note = computable(samples)
     n = sum(sample.y.size for sample in used or samples)
     n_positive = int(sum(sample.y.sum() for sample in used or samples))
     if not used:
@@ -123,7 +123,7 @@ def compare_aurocs(samples: Sequence[Sample], *, draws: int = DRAWS, seed: int =
     Each sample holds two rows of scores. Both are evaluated on the same bootstrap draws, so what
     makes a question easy for both cancels out. Several samples: the mean of their differences.
     """
-    used, note = _computable(samples)
+    used, note = computable(samples)
     n = sum(sample.y.size for sample in used or samples)
     if not used:
         return Difference(None, None, None, None, n, note)
@@ -231,7 +231,8 @@ def _macro_draws(samples: Sequence[Sample], draws: int, seed: int) -> np.ndarray
     return np.mean(parts, axis=0)
 
 
-def _computable(samples: Sequence[Sample]) -> tuple[list[Sample], str]:
+def computable(samples: Sequence[Sample]) -> tuple[list[Sample], str]:
+    """Return the samples that have an AUROC, and a note: why there is none, or how many have."""
     problems = [sample.problem() for sample in samples]
     used = [sample for sample, problem in zip(samples, problems, strict=True) if not problem]
     if not samples:

@@ -11,6 +11,7 @@ import numpy as np
 
 from spikescore.correlation import measure_correlation
 from spikescore.evaluation import measure_auroc
+from spikescore.operating_points import choose_threshold
 from spikescore.pairs import read_states
 from spikescore.probe_data import TrainingData
 from spikescore.probes import Probe, stack_turns
@@ -82,7 +83,7 @@ def set_threshold(probe: Probe, dialogues: Sequence[tuple[int, Path, dict[str, A
     y = np.array([label for label, _, _ in dialogues])
     threshold = {"value": None, "balanced_accuracy": None, "n": len(spikes), "note": ""}
     if len(set(y.tolist())) == 2:
-        threshold["value"], threshold["balanced_accuracy"] = best_threshold(y, np.array(spikes))
+        threshold["value"], threshold["balanced_accuracy"] = choose_threshold(y, np.array(spikes))
         threshold["note"] = "best balanced accuracy of SpikeScore on the validation dialogues"
     else:
         threshold["note"] = (
@@ -92,17 +93,3 @@ def set_threshold(probe: Probe, dialogues: Sequence[tuple[int, Path, dict[str, A
         )
     probe.spike_threshold = threshold["value"]
     probe.metrics["spike_threshold"] = threshold
-
-
-def best_threshold(y: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
-    """Return (threshold, balanced accuracy) that best flags y = 1 by score >= threshold.
-
-    Candidates are the midpoints between neighbouring distinct scores, and the lowest score itself
-    (everything flagged); of equals the lowest wins. Both classes must be present.
-    """
-    distinct = np.unique(scores)
-    thresholds = np.concatenate([distinct[:1], (distinct[1:] + distinct[:-1]) / 2])
-    flagged = scores[None, :] >= thresholds[:, None]
-    accuracy = (flagged[:, y == 1].mean(axis=1) + 1 - flagged[:, y == 0].mean(axis=1)) / 2
-    place = int(accuracy.argmax())
-    return float(thresholds[place]), float(accuracy[place])

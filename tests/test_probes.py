@@ -23,7 +23,6 @@ from spikescore.errors import UserError
 from spikescore.layer_choice import parse_layer_range
 from spikescore.pairs import read_json, read_states, write_json
 from spikescore.probe_data import load_training_data, question_groups, split_by_group
-from spikescore.probe_figures import best_threshold
 from spikescore.probe_losses import cross_entropy
 from spikescore.probe_training import SAPLMA_HIDDEN, Settings, train_probe
 from spikescore.probes import Probe, load_probe, stack_turns
@@ -241,15 +240,6 @@ def test_threshold_is_set_on_the_validation_dialogues(toy: Path, trained: Probe)
     best = max(balanced_accuracy_score(y, np.array(spikes) >= value) for value in spikes)
     assert reached == pytest.approx(best)
     assert trained.metrics["spike_threshold"]["balanced_accuracy"] == pytest.approx(best)
-
-
-def test_best_threshold_by_hand() -> None:
-    # 0.1 0.2 | 0.6 0.9 are separable at 0.4; with a stray at 0.15 the best is still 0.4 (5/6)
-    y = np.array([0, 0, 1, 1])
-    assert best_threshold(y, np.array([0.1, 0.2, 0.6, 0.9])) == (pytest.approx(0.4), 1.0)
-    y = np.array([0, 0, 1, 1, 1])
-    threshold, accuracy = best_threshold(y, np.array([0.1, 0.2, 0.6, 0.9, 0.15]))
-    assert (threshold, accuracy) == (pytest.approx(0.4), pytest.approx(5 / 6))
 
 
 def test_unlabelled_unfinished_and_stateless_items_are_counted(tmp_path: Path) -> None:
