@@ -1,0 +1,200 @@
+"""Tables about trajectories: functionals, base scorers, number of turns, controls.
+
+All are made from the per-turn scores of the main run; nothing is generated for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from spikescore.comparison import (
+    BASE_SCORER,
+    SPIKE,
+    Comparison,
+    Entry,
+    match_base_rates,
+    scorer_title,
+    trajectories,
+    trajectory_entry,
+    without_turn_means,
+)
+from spikescore.functionals import FUNCTIONALS, apply, truncate
+from spikescore.page import Table
+from spikescore.published import published_base_scorer
+from spikescore.scores import MIN_SCORES
+from spikescore.cells import number, with_interval
+from spikescore.tables import CROSS
+
+SCORERS = ("saplma", "sep", "perplexity", "reasoning_score", "sharpness")
+"""Base scorers of the paper, in its order; others that were scored per turn follow."""
+
+
+def scorers_of(comparison: Comparison) -> list[str]:
+    """Return the scorers that the book has trajectories of, the paper's first."""
+    held = dict.fromkeys(key[0] for key in comparison.book.turns)
+    return [one for one in SCORERS if one in held] + [one for one in held if one not in SCORERS]
+
+
+def functional_tables(comparison: Comparison) -> list[Table]:
+    """Return functionals (rows) x base scorers (columns), one table per cross-domain view."""
+    scorers = scorers_of(comparison)
+    header = ("functional", *(scorer_title(comparison.book, scorer) for scorer in scorers))
+    tables = []
+    for view in CROSS:
+        rows = []
+        for name, functional in FUNCTIONALS.items():
+            cells = [_mean_cell(comparison, trajectory_entry(comparison.book, name, scorer), view)
+                     for scorer in scorers]  # fmt: skip
+            rows.append((functional.title, *cells))
+        tables.append(Table(
+            f"Functionals over per-turn scores, {view}", header, tuple(rows),
+            "Means over training domains; higher counts as more hallucinated in every cell.",
+        ))  # fmt: skip
+    return tables
+
+
+def base_scorer_table(comparison: Comparison, model: str | None) -> Table:
+    """Return SpikeScore beside the first answer's own score, for every base scorer."""
+    rows = []
+    for scorer in scorers_of(comparison):
+        spike = trajectory_entry(comparison.book, "max_abs_d2", scorer)
+        first = trajectory_entry(comparison.book, "first", scorer)
+        cells = []
+        for view in CROSS:
+            found = comparison.contrast(spike, first, view)
+            interval = None if found.low is None else (found.low, found.high)
+            cells += [_mean_cell(comparison, spike, view), _mean_cell(comparison, first, view)]
+            cells.append(with_interval(found.value, interval, "+.3f"))
+        paper = published_base_scorer(model, scorer)
+        rows.append((scorer_title(comparison.book, scorer), *cells, number(paper, ".4f")))
+    header = ["base scorer"]
+    for view in CROSS:
+        header += [f"{view}: SpikeScore", "first answer", "difference"]
+    return Table("Base scorers under SpikeScore", (*header, "published"), tuple(rows))
+
+
+# --- number of turns --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TurnsPoint:
+    """SpikeScore from the first k turns: mean AUROC per view, and the cost of a dialogue."""
+
+    k: int
+    auroc: dict[str, float | None]
+    interval: dict[str, tuple[float, float] | None]
+    tokens: float
+    seconds: float | None
+
+
+def turns_sweep(comparison: Comparison, seconds_per_token: float | None) -> list[TurnsPoint]:
+    """Return SpikeScore over SAPLMA from the first k turns, k from 3 to all of them.
+
+    `tokens` is the mean number of answer tokens of k turns; `seconds` that times the run's seconds
+    per answer token, None where the run did not keep its time.
+    """
+    found = trajectories(comparison.book, BASE_SCORER)
+    longest = max((turns.shape[1] for rows in found.values() for turns in rows), default=0)
+    points = []
+    for k in range(MIN_SCORES, longest + 1):
+        scores = {
+            domain: np.stack([apply("max_abs_d2", truncate(turns, k)) for turns in rows])
+            for domain, rows in found.items()
+        }
+        areas = {
+            view: comparison.mean(Entry(f"{SPIKE}@{k}", f"K = {k}", "trajectory", scores), view)
+            for view in CROSS
+        }
+        tokens = float(np.mean([sum(item.turn_tokens[:k]) for item in comparison.book.items]))
+        points.append(TurnsPoint(
+            k,
+            {view: area.value for view, area in areas.items()},
+            {view: area.interval for view, area in areas.items()},
+            tokens,
+            tokens * seconds_per_token if seconds_per_token else None,
+        ))  # fmt: skip
+    return points
+
+
+def turns_table(points: Sequence[TurnsPoint]) -> Table:
+    """Return the sweep over K as a table."""
+    rows = [
+        (
+            str(point.k),
+            *(with_interval(point.auroc[view], point.interval[view]) for view in CROSS),
+            f"{point.tokens:.0f}",
+            number(point.seconds, ".3f"),
+        )
+        for point in points
+    ]
+    return Table(
+        "SpikeScore by number of turns",
+        ("K", *CROSS, "answer tokens a dialogue", "seconds a dialogue"),
+        tuple(rows),
+        "Seconds: share of the run's wall-clock time, dialogues being generated in batches.",
+    )
+
+
+# --- controls ---------------------------------------------------------------------------------
+
+CONTROLS = (
+    "domain_identity", "answer_length", "dialogue_length", "dialogue_length_std", "tfidf_answer",
+    "tfidf_dialogue", "label_shuffle", "random_projection",
+)  # fmt: skip
+
+
+def control_table(comparison: Comparison, entries: Sequence[Entry]) -> Table:
+    """Return what SpikeScore must beat to mean anything, beside SpikeScore itself."""
+    book = comparison.book
+    by_name = {entry.name: entry for entry in entries}
+    shown = [by_name[name] for name in (SPIKE, "perplexity", *CONTROLS) if name in by_name]
+    others = (
+        trajectory_entry(book, "first", BASE_SCORER),
+        trajectory_entry(book, "mean", BASE_SCORER),
+        trajectory_entry(book, "spike_without_first", BASE_SCORER),
+        without_turn_means(book),
+        trajectory_entry(book, "max_abs_d2", "random_projection"),
+        trajectory_entry(book, "max_abs_d2", "all_turn_probe"),
+    )
+    shown += [entry for entry in others if entry]
+    rows = [
+        (entry.title, *(_mean_cell(comparison, entry, view) for view in CROSS)) for entry in shown
+    ]
+    return Table(
+        "Controls",
+        ("score", *CROSS),
+        tuple(rows),
+        "Domain identity is an oracle that knows each domain's hallucination rate and nothing of "
+        "the item; a pooled figure below it says nothing about dialogues. Label shuffle must be "
+        "near .5. A random projection in place of the probe shows what any readout of the states "
+        "would give.",
+    )
+
+
+def matched_table(comparison: Comparison, entries: Sequence[Entry], *, draws: int) -> Table:
+    """Return the main scores on items with as many hallucinated as consistent ones per domain."""
+    book = comparison.book
+    only = match_base_rates(book.y, book.domains, seed=0)
+    matched = Comparison(book, draws=draws, only=only)
+    wanted = (SPIKE, "saplma", "perplexity", "domain_identity")
+    rows = []
+    for entry in (entry for entry in entries if entry.name in wanted):
+        cells = [_mean_cell(one, entry, "pooled") for one in (comparison, matched)]
+        rows.append((entry.title, *cells))
+    return Table(
+        "Matched base rates, pooled",
+        ("score", "all items", "as many hallucinated as consistent in every domain"),
+        tuple(rows),
+        f"{int(only.sum())} of {only.size} items are kept; a score that knows only the domain is "
+        "then at .5.",
+    )
+
+
+def _mean_cell(comparison: Comparison, entry: Entry | None, view: str) -> str:
+    if entry is None:
+        return ""
+    area = comparison.mean(entry, view)
+    return with_interval(area.value, area.interval)
