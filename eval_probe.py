@@ -10,7 +10,9 @@ What it writes
   <data_dir>/**/<id>.json   metrics.spike_score and metrics.spike_turn, added to each dialogue
   scores.csv                one row per dialogue: label, scores of all turns, SpikeScore
   summary.md, summary.json  AUROC with 95% interval, n and hallucination rate, beside the controls
+  table_main.md, .csv, .tex the same figures as one table
   roc.png, histogram.png, trajectories.png
+  report.html               all of it on one page, and every dialogue to read; open it in a browser
   spiky_dialogue.md         the dialogue with the largest SpikeScore, turn by turn
 
 y = 1 means hallucinated, and a higher score means more hallucinated. In-domain, pooled cross-domain
@@ -56,7 +58,8 @@ def main() -> int:
     args = parse_arguments()
     data_dir, report_dir = Path(args.data_dir), Path(args.report_dir)
 
-    from spikescore import report, results
+    from spikescore import eval_page, report, results
+    from spikescore.table_files import markdown_table, tex_table
 
     items = read_and_score(data_dir)
     evaluated, coverage = results.choose_items(items, include_train=args.include_train)
@@ -90,8 +93,14 @@ def main() -> int:
         "views": [results.view_summary(view) for view in views],
         "versions": versions(),
     }
-    markdown = report.summary_markdown(run, covered, warnings, views, command)
-    for path in write_report(report_dir, data_dir, items, evaluated, views, summary, markdown):
+    tables = {
+        "summary.md": report.summary_markdown(run, covered, warnings, views, command),
+        "table_main.md": markdown_table(eval_page.table_main(views)),
+        "table_main.csv": report.figures_csv(views),
+        "table_main.tex": tex_table(eval_page.table_main(views)),
+        "scores.csv": report.scores_csv(items, data_dir),
+    }
+    for path in write_report(report_dir, tables, items, evaluated, views, summary):
         print(f"wrote {path}")
     return 0
 
@@ -112,7 +121,7 @@ def read_and_score(data_dir: Path) -> list[Any]:
         )
     items = []
     for path in tqdm(pairs.find_records(data_dir), desc="reading", unit="file", disable=None):
-        record = pairs.read_record(path)
+        record = pairs.as_record(pairs.read_json(path, ids_as_text=True), path)
         if record is None:
             continue
         item = results.read_item(record, path)
@@ -148,36 +157,52 @@ def run_name(data_dir: Path, evaluated: list[Any]) -> str:
 
 def write_report(
     report_dir: Path,
-    data_dir: Path,
+    tables: dict[str, str],
     items: list[Any],
     evaluated: list[Any],
     views: list[Any],
     summary: dict[str, Any],
-    markdown: str,
 ) -> list[Path]:
-    """Write every file of the report and return their paths, the tables first."""
-    from spikescore import pairs, report
+    """Write every file of the report and return their paths: tables, plots, dialogues."""
+    from spikescore import eval_page, eval_plots, page, pairs, report, results
 
+    run = summary["run"]
+    plots = {
+        "roc": eval_plots.roc_png(views, run),
+        "histogram": eval_plots.histogram_png(views, run),
+        "trajectories": eval_plots.trajectories_png(views, run),
+    }
     spikiest = max(evaluated, key=lambda item: item.spike_score)
     dialogue = report.dialogue_markdown(pairs.read_record(spikiest.path), spikiest)
-    names = ("summary.md", "summary.json", "scores.csv", "roc.png", "histogram.png")
-    names += ("trajectories.png", "spiky_dialogue.md")
-    paths = {name: report_dir / name for name in names}
+    texts = {**tables, "spiky_dialogue.md": dialogue}
+    files = {name: text.encode("utf-8", "replace") for name, text in texts.items()}
+    files |= {f"{name}.png": png for name, png in plots.items()}
+    covered = results.describe_coverage(summary["coverage"])
     try:
         report_dir.mkdir(parents=True, exist_ok=True)
-        pairs.write_atomic(paths["summary.md"], markdown.encode("utf-8", "replace"))
-        pairs.write_json(paths["summary.json"], summary)
-        report.write_scores_csv(paths["scores.csv"], items, data_dir)
-        report.plot_roc(paths["roc.png"], views, summary["run"])
-        report.plot_histogram(paths["histogram.png"], views, summary["run"])
-        report.plot_trajectories(paths["trajectories.png"], views, summary["run"])
-        pairs.write_atomic(paths["spiky_dialogue.md"], dialogue.encode("utf-8", "replace"))
+        for name, data in files.items():
+            pairs.write_atomic(report_dir / name, data)
+        pairs.write_json(report_dir / "summary.json", summary)
+        page.write_page(
+            report_dir / "report.html",
+            title=f"SpikeScore report: {run}",
+            headline=eval_page.headline(views, covered, summary["warnings"]),
+            sections=eval_page.sections(views, plots, summary["coverage"]),
+            dialogues=eval_page.page_dialogues(items),
+            footer=made_by(summary),
+        )
     except OSError as error:
         raise UserError(
             f'the report cannot be written to "{report_dir}": {error.strerror}; '
             "choose another --report_dir"
         ) from error
-    return list(paths.values())
+    return [report_dir / name for name in (*files, "summary.json", "report.html")]
+
+
+def made_by(summary: dict[str, Any]) -> str:
+    """Return the command and the versions behind a report."""
+    names = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
+    return f"Made by: {summary['command']}\n{names}; {summary['draws']} bootstrap draws"
 
 
 def versions() -> dict[str, str]:

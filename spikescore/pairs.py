@@ -17,9 +17,10 @@ import pickle
 import re
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -63,20 +64,27 @@ def file_id(own_id: object, content: str) -> str:
 # --- writing ----------------------------------------------------------------------------------
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write bytes so that the path holds either its old content or all of the new, even after kill
-    -9.
+@contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """Open a binary file to write so that the path holds either its old content or, once the block
+    has ended without an error, all of the new, even after kill -9.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write bytes as `open_atomic` does."""
+    with open_atomic(path) as file:
+        file.write(data)
 
 
 def write_json(path: Path, record: Any) -> None:

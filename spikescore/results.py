@@ -39,6 +39,8 @@ METHODS = {
     "domain_identity": "domain identity (oracle)",
 }
 """Every method's direction is fixed beforehand: higher, or longer, counts as more hallucinated."""
+CONTROLS = ("spike_score_without_first", "answer_tokens", "dialogue_tokens", "domain_identity")
+"""Those of METHODS that nobody would use: they say what else a figure may come from."""
 COMPARED = ("first_score", "perplexity")
 TRAINING_SPLITS = ("train", "val")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spikescore.cells import number, p_value, with_interval
 from spikescore.comparison import (
     BASE_SCORER,
     SPIKE,
@@ -30,7 +31,6 @@ from spikescore.operating_points import (
 )
 from spikescore.page import Table
 from spikescore.published import published
-from spikescore.cells import number, p_value, with_interval
 
 CROSS = ("macro", "pooled")
 FAMILIES = ("trajectory", "training-free", "trained", "control")

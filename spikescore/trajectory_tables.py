@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spikescore.cells import number, with_interval
 from spikescore.comparison import (
     BASE_SCORER,
     SPIKE,
@@ -25,7 +26,6 @@ from spikescore.functionals import FUNCTIONALS, apply, truncate
 from spikescore.page import Table
 from spikescore.published import published_base_scorer
 from spikescore.scores import MIN_SCORES
-from spikescore.cells import number, with_interval
 from spikescore.tables import CROSS
 
 SCORERS = ("saplma", "sep", "perplexity", "reasoning_score", "sharpness")

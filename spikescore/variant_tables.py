@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from spikescore.agreement import agree
+from spikescore.cells import number, with_interval
 from spikescore.comparison import (
     BASE_SCORER,
     SPIKE,
@@ -24,7 +25,6 @@ from spikescore.experiment import Variant
 from spikescore.page import Table
 from spikescore.resampling import Area
 from spikescore.score_book import ScoreBook
-from spikescore.cells import number, with_interval
 from spikescore.tables import CROSS
 
 SHOWN = (SPIKE, f"first:{BASE_SCORER}", "perplexity")

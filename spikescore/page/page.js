@@ -1,0 +1,432 @@
+"use strict";
+// The browser of dialogues. Text from the data enters the page as text only (textContent, values of
+// attributes), never as markup. The list keeps in the document only the rows that can be seen; a
+// dialogue's turns are unpacked when it is opened.
+(() => {
+  const indexElement = document.getElementById("index");
+  if (!indexElement) return;
+  const index = JSON.parse(indexElement.textContent);
+  const size = index.id.length;
+  const [section, controls, browser, list, rows, reader, count, direction, search, domain, label, sort] =
+    ["dialogues", "controls", "browser", "list", "rows", "reader", "count", "direction", "search",
+      "domain", "label", "sort"].map((name) => document.getElementById(name));
+  section.hidden = false;
+
+  const ROW_HEIGHT = 56; // as in page.css
+  const CHUNKS_KEPT = 8;
+  const LABELS = {
+    1: { text: "hallucinated", sign: "\u25b2" },
+    0: { text: "consistent", sign: "\u25cf" },
+    null: { text: "not labelled", sign: "\u25cb" },
+  };
+  const ORDERS = {
+    spike: ["low to high", "high to low"],
+    id: ["A to Z", "Z to A"],
+    domain: ["A to Z", "Z to A"],
+    label: ["consistent first", "hallucinated first"],
+  };
+  const state = { shown: [], active: 0, opened: null, descending: true };
+
+  // --- small helpers ---------------------------------------------------------------------------
+
+  function element(tag, attributes = {}, ...children) {
+    const made = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    made.append(...children);
+    return made;
+  }
+
+  function svg(tag, attributes = {}, ...children) {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    made.append(...children);
+    return made;
+  }
+
+  const number = (value, digits = 3) => (value === null ? "none" : value.toFixed(digits));
+  const labelOf = (item) => LABELS[index.y[item]];
+  const classOf = (item) => (index.y[item] === null ? "unlabelled" : labelOf(item).text);
+  const domainOf = (item) => index.domains[index.domain[item]];
+
+  // --- which dialogues, in which order ---------------------------------------------------------
+
+  const collator = new Intl.Collator("en", { numeric: true });
+  const ranks = (names) => {
+    const rank = new Array(names.length);
+    const order = names.map((_, place) => place);
+    order.sort((a, b) => collator.compare(names[a], names[b])).forEach((place, r) => (rank[place] = r));
+    return rank;
+  };
+  const idRank = ranks(index.id);
+  const domainRank = ranks(index.domains);
+  const keys = {
+    spike: (item) => index.spike[item],
+    id: (item) => idRank[item],
+    domain: (item) => domainRank[index.domain[item]],
+    label: (item) => index.y[item],
+  };
+  const searched = index.question.map((text, item) => `${text}\n${index.id[item]}`.toLowerCase());
+
+  function choose() {
+    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const key = keys[sort.value];
+    const sign = state.descending ? -1 : 1;
+    const found = [];
+    for (let item = 0; item < size; item++) {
+      if (domain.value !== "" && index.domain[item] !== Number(domain.value)) continue;
+      if (label.value !== "" && String(index.y[item]) !== label.value) continue;
+      if (words.every((word) => searched[item].includes(word))) found.push(item);
+    }
+    found.sort((a, b) => {
+      const [first, second] = [key(a), key(b)];
+      if (first === second) return idRank[a] - idRank[b];
+      if (first === null || second === null) return first === null ? 1 : -1; // missing ones come last
+      return sign * (first - second);
+    });
+    state.shown = found;
+    state.active = Math.max(0, found.indexOf(state.opened));
+    direction.textContent = ORDERS[sort.value][Number(state.descending)];
+    direction.setAttribute("aria-label", `Order: ${direction.textContent}`);
+    const total = size.toLocaleString("en");
+    count.textContent = found.length === size
+      ? `${total} dialogues`
+      : `${found.length.toLocaleString("en")} of ${total} dialogues`;
+    rows.style.height = `${found.length * ROW_HEIGHT}px`;
+    list.scrollTop = 0;
+    reveal();
+  }
+
+  // --- the list --------------------------------------------------------------------------------
+
+  function drawRows() {
+    const first = Math.max(0, Math.floor(list.scrollTop / ROW_HEIGHT) - 4);
+    const last = Math.min(state.shown.length, first + Math.ceil(list.clientHeight / ROW_HEIGHT) + 8);
+    const made = [];
+    for (let place = first; place < last; place++) made.push(row(place));
+    rows.replaceChildren(...made);
+    if (state.shown.length) list.setAttribute("aria-activedescendant", `row-${state.active}`);
+    else list.removeAttribute("aria-activedescendant");
+  }
+
+  function row(place) {
+    const item = state.shown[place];
+    const about = `${domainOf(item)} \u00b7 ${index.id[item]}`;
+    const spoken = `${index.question[item]}, ${labelOf(item).text}, SpikeScore ${number(index.spike[item])}, ${about}`;
+    const made = element(
+      "div",
+      {
+        id: `row-${place}`, role: "option", class: place === state.active ? "row active" : "row",
+        "aria-selected": item === state.opened, "aria-label": spoken,
+        "aria-posinset": place + 1, "aria-setsize": state.shown.length, "data-place": place,
+      },
+      element("span", { class: `mark ${classOf(item)}`, title: labelOf(item).text }, labelOf(item).sign),
+      element(
+        "div", {},
+        element("div", { class: "question", dir: "auto" }, index.question[item]),
+        element("div", { class: "about" }, about),
+      ),
+      spark(item),
+      element("span", { class: "value" }, index.spike[item] === null ? "\u2013" : number(index.spike[item], 2)),
+    );
+    made.style.top = `${place * ROW_HEIGHT}px`;
+    return made;
+  }
+
+  function reveal() {
+    const top = state.active * ROW_HEIGHT;
+    const room = list.clientHeight - ROW_HEIGHT;
+    if (top < list.scrollTop) list.scrollTop = top;
+    else if (top > list.scrollTop + room) list.scrollTop = top - room;
+    drawRows();
+  }
+
+  function move(place) {
+    state.active = Math.max(0, Math.min(state.shown.length - 1, place));
+    reveal();
+  }
+
+  // --- trajectories ----------------------------------------------------------------------------
+
+  const bends = (scores) => scores.map((score, k) =>
+    k === 0 || k === scores.length - 1 ? null : Math.abs(scores[k + 1] - 2 * score + scores[k - 1]));
+
+  function lines(scores, x, y) { // a path that breaks where a score is missing
+    return scores.map((score, k) => (score === null ? "" :
+      `${k === 0 || scores[k - 1] === null ? "M" : "L"}${x(k).toFixed(1)} ${y(score).toFixed(1)}`)).join("");
+  }
+
+  function range(scores) { // 0 to 1 for probabilities, else what the scores span
+    const known = scores.filter((score) => score !== null);
+    const low = Math.min(0, ...known);
+    const high = Math.max(1, ...known);
+    return [low, high];
+  }
+
+  function spikeOf(item) { // the three turns that make the spike: scores k-1, k, k+1 counted from 0
+    const middle = index.turn[item] === null ? null : index.turn[item] - 1;
+    return middle !== null && middle > 0 && middle < index.scores[item].length - 1 ? middle : null;
+  }
+
+  function spark(item) {
+    const scores = index.scores[item];
+    const [low, high] = range(scores);
+    const x = (k) => 2 + (84 * k) / Math.max(1, scores.length - 1);
+    const y = (score) => 24 - (20 * (score - low)) / (high - low);
+    const drawn = svg("svg", { class: "spark", viewBox: "0 0 88 28", "aria-hidden": "true" });
+    drawn.append(svg("path", { class: "trace", d: lines(scores, x, y) }));
+    const spike = spikeOf(item);
+    if (spike !== null) {
+      const three = scores.slice(spike - 1, spike + 2);
+      drawn.append(svg("path", { class: "spike-line", d: lines(three, (k) => x(k + spike - 1), y) }));
+    }
+    return drawn;
+  }
+
+  function chart(item, width) {
+    const scores = index.scores[item];
+    const spike = spikeOf(item);
+    const [low, high] = range(scores);
+    const [left, right, top, bottom, floor, height] = [36, 12, 22, 124, 172, 192];
+    const step = (width - left - right) / Math.max(1, scores.length);
+    const x = (k) => left + step * (k + 0.5);
+    const y = (score) => bottom - ((bottom - top) * (score - low)) / (high - low);
+    const drawn = svg("svg", {
+      viewBox: `0 0 ${width} ${height}`, height, role: "img",
+      "aria-label": `Probe score of ${scores.length} turns: ${scores.map((score) => number(score, 2)).join(", ")}.`
+        + (spike === null ? "" : ` Spike at turn ${spike + 1}.`),
+    });
+    const text = (place, content, attributes = {}) => {
+      const made = svg("text", { ...place, ...attributes });
+      made.textContent = content;
+      drawn.append(made);
+    };
+    if (spike !== null) {
+      drawn.append(svg("rect", { class: "spike-band", x: x(spike) - step / 2, width: step, y: top - 8, height: floor - top + 8 }));
+    }
+    for (const tick of [low, (low + high) / 2, high]) {
+      drawn.append(svg("line", { class: "axis", x1: left, x2: width - right, y1: y(tick), y2: y(tick) }));
+      text({ x: left - 6, y: y(tick) + 4 }, number(tick, high - low > 2 ? 0 : 1), { "text-anchor": "end" });
+    }
+    text({ x: left, y: 11 }, "probe score");
+    const bend = bends(scores);
+    const steepest = Math.max(...bend, 1e-9);
+    const barTop = bottom + 12;
+    bend.forEach((value, k) => {
+      if (value === null || Number.isNaN(value)) return;
+      const tall = ((floor - barTop) * value) / steepest;
+      drawn.append(svg("rect", {
+        class: k === spike ? "spike-bend" : "bend", x: x(k) - step * 0.3, width: step * 0.6,
+        y: floor - tall, height: tall,
+      }));
+    });
+    drawn.append(svg("line", { class: "axis", x1: left, x2: width - right, y1: floor, y2: floor }));
+    text({ x: left - 6, y: floor - 12 }, "bend", { "text-anchor": "end" });
+    drawn.append(svg("path", { class: "trace", d: lines(scores, x, y) }));
+    if (spike !== null) {
+      drawn.append(svg("path", { class: "spike-line", d: lines(scores.slice(spike - 1, spike + 2), (k) => x(k + spike - 1), y) }));
+    }
+    scores.forEach((score, k) => {
+      if (score !== null) {
+        drawn.append(svg("circle", { class: k === spike ? "spike-point" : "point", cx: x(k), cy: y(score), r: k === spike ? 5 : 3 }));
+      }
+      const labelled = k === 0 || k === spike || k === scores.length - 1 || ((k + 1) % 5 === 0 && step * 5 > 24);
+      const crowded = spike !== null && k !== spike && Math.abs(k - spike) * step < 16;
+      if (labelled && !crowded) {
+        text({ x: x(k), y: floor + 14 }, k + 1, { "text-anchor": "middle", class: k === spike ? "spike-text" : "" });
+      }
+      const hit = svg("rect", { class: "hit", x: x(k) - step / 2, width: step, y: top - 8, height: floor - top + 8, "data-turn": k + 1 });
+      const hint = svg("title");
+      hint.textContent = `turn ${k + 1}: ${number(score)}`;
+      hit.append(hint);
+      drawn.append(hit);
+    });
+    if (spike !== null) {
+      const anchor = x(spike) > width - 140 ? "end" : x(spike) < left + 140 ? "start" : "middle";
+      const shift = { end: step / 2, start: -step / 2, middle: 0 }[anchor];
+      const clear = anchor === "start" && x(spike) < left + 80 ? 80 : 0; // past the axis title
+      text({ x: Math.max(x(spike) + shift, left + clear), y: 11 }, `spike ${number(index.spike[item], 2)} at turn ${spike + 1}`,
+        { "text-anchor": anchor, class: "spike-text" });
+    }
+    return drawn;
+  }
+
+  // --- one dialogue ----------------------------------------------------------------------------
+
+  const chunks = new Map(); // chunk number -> promise of its dialogues, the latest CHUNKS_KEPT
+
+  function texts(item) {
+    const wanted = Math.floor(item / index.chunk);
+    const found = chunks.get(wanted) ?? unpack(wanted);
+    chunks.delete(wanted);
+    chunks.set(wanted, found);
+    if (chunks.size > CHUNKS_KEPT) chunks.delete(chunks.keys().next().value);
+    return found.then((dialogues) => dialogues[item % index.chunk]);
+  }
+
+  async function unpack(wanted) {
+    const packed = atob(document.getElementById(`chunk-${wanted}`).textContent);
+    const bytes = Uint8Array.from(packed, (sign) => sign.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return JSON.parse(await new Response(stream).text());
+  }
+
+  async function open(item) {
+    state.opened = item;
+    drawRows();
+    let content;
+    try {
+      if (typeof DecompressionStream === "undefined") {
+        throw new Error("this browser has no DecompressionStream; a later version of it does");
+      }
+      content = await texts(item);
+    } catch (error) {
+      content = [null, [], `The texts cannot be unpacked: ${error.message}.`];
+    }
+    if (state.opened !== item) return; // another one was opened meanwhile
+    show(item, ...content);
+  }
+
+  function show(item, gold, turns, problem = "") {
+    const place = state.shown.indexOf(item);
+    const button = (text, spoken, target) => {
+      const made = element("button", { type: "button", "aria-label": spoken }, text);
+      made.disabled = target === undefined;
+      made.addEventListener("click", () => step(target));
+      return made;
+    };
+    const close = element("button", { type: "button" }, "Close");
+    close.addEventListener("click", shut);
+    const bar = element(
+      "div", { class: "bar" },
+      element("div", { class: "about" }, `${domainOf(item)} \u00b7 ${index.id[item]}`),
+      button("\u2190", "Previous dialogue", state.shown[place - 1]),
+      button("\u2192", "Next dialogue", state.shown[place + 1]), close,
+    );
+    const drawing = element("div", { class: "chart" });
+    reader.replaceChildren(
+      bar, element("h3", { dir: "auto" }, index.question[item]), facts(item, gold), drawing,
+      problem ? element("p", { class: "problem", role: "alert" }, problem) : turnList(item, turns),
+    );
+    browser.classList.add("reading");
+    if (index.scores[item].length) drawing.append(chart(item, drawing.clientWidth));
+    else drawing.append(element("p", { class: "problem" }, "This dialogue has no scores."));
+    reader.scrollTop = 0;
+    reader.focus({ preventScroll: true });
+    const box = reader.getBoundingClientRect(); // on a phone the list was above, and is gone
+    if (box.top < 0 || box.top > window.innerHeight / 2) reader.scrollIntoView({ behavior: "instant" });
+  }
+
+  function facts(item, gold) {
+    const made = element("dl");
+    const add = (name, value, attributes = {}) =>
+      made.append(element("dt", {}, name), element("dd", attributes, value));
+    add("label", element("span", { class: classOf(item) }, `${labelOf(item).sign} `));
+    made.lastChild.append(labelOf(item).text);
+    if (gold !== null) add("gold answer", gold || "not recorded", { dir: "auto" });
+    const spike = index.spike[item];
+    add("SpikeScore", spike === null ? "none" : `${number(spike)} at turn ${index.turn[item]}`);
+    const split = index.splits[index.split[item]];
+    if (split) add("split", split);
+    return made;
+  }
+
+  function turnList(item, turns) {
+    const made = element("ol", { class: "turns" });
+    turns.forEach(([kind, prompt, response], k) => {
+      const score = index.scores[item][k] ?? null;
+      const isSpike = index.turn[item] === k + 1;
+      const head = element(
+        "header", {}, element("strong", {}, `Turn ${k + 1}`), element("span", { class: "kind" }, kind));
+      if (isSpike) head.append(element("span", { class: "badge" }, `spike ${number(index.spike[item], 2)}`));
+      head.append(element("span", { class: "value" }, score === null ? "no score" : number(score)));
+      made.append(element(
+        "li", { class: isSpike ? "turn spike" : "turn", "data-turn": k + 1 }, head,
+        element("p", { class: "prompt", dir: "auto" }, prompt),
+        element("p", { class: "response", dir: "auto" }, response || "(no text)"),
+      ));
+    });
+    return made;
+  }
+
+  function step(item) { // to a neighbour in the list
+    if (item === undefined) return;
+    move(state.shown.indexOf(item));
+    open(item);
+  }
+
+  function shut() {
+    if (state.opened === null) return;
+    state.opened = null;
+    browser.classList.remove("reading");
+    reader.replaceChildren(element("p", { class: "empty" }, "No dialogue chosen"));
+    list.focus({ preventScroll: true });
+    reveal();
+    if (list.getBoundingClientRect().top < 0) list.scrollIntoView({ behavior: "instant" });
+  }
+
+  // --- events ----------------------------------------------------------------------------------
+
+  index.domains.map((name, place) => [name, place])
+    .sort((a, b) => domainRank[a[1]] - domainRank[b[1]])
+    .forEach(([name, place]) => domain.append(element("option", { value: place }, name)));
+  for (const control of [search, domain, label]) control.addEventListener("input", choose);
+  sort.addEventListener("input", () => {
+    state.descending = sort.value === "spike" || sort.value === "label";
+    choose();
+  });
+  direction.addEventListener("click", () => {
+    state.descending = !state.descending;
+    choose();
+  });
+  controls.addEventListener("submit", (event) => event.preventDefault());
+
+  let waiting = false;
+  list.addEventListener("scroll", () => {
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => {
+      waiting = false;
+      drawRows();
+    });
+  });
+  list.addEventListener("click", (event) => {
+    const hit = event.target.closest(".row");
+    if (!hit) return;
+    state.active = Number(hit.dataset.place);
+    open(state.shown[state.active]);
+  });
+  list.addEventListener("keydown", (event) => {
+    const page = Math.max(1, Math.floor(list.clientHeight / ROW_HEIGHT) - 1);
+    const target = {
+      ArrowDown: state.active + 1, ArrowUp: state.active - 1, PageDown: state.active + page,
+      PageUp: state.active - page, Home: 0, End: state.shown.length - 1,
+    }[event.key];
+    if (target !== undefined) move(target);
+    else if ((event.key === "Enter" || event.key === " ") && state.shown.length) open(state.shown[state.active]);
+    else if (event.key === "Escape") shut();
+    else return;
+    event.preventDefault();
+  });
+  reader.addEventListener("keydown", (event) => {
+    const place = state.shown.indexOf(state.opened);
+    if (event.key === "Escape") shut();
+    else if (event.key === "ArrowLeft") step(state.shown[place - 1]);
+    else if (event.key === "ArrowRight") step(state.shown[place + 1]);
+    else return;
+    event.preventDefault();
+  });
+  reader.addEventListener("click", (event) => {
+    const turn = event.target.dataset?.turn;
+    if (turn && event.target.classList.contains("hit")) {
+      reader.querySelector(`.turn[data-turn="${turn}"]`).scrollIntoView({ block: "start" });
+    }
+  });
+  new ResizeObserver(() => {
+    drawRows();
+    const drawing = reader.querySelector(".chart");
+    if (drawing?.querySelector("svg")) drawing.replaceChildren(chart(state.opened, drawing.clientWidth));
+  }).observe(section);
+
+  reader.replaceChildren(element("p", { class: "empty" }, "No dialogue chosen"));
+  choose();
+})();
