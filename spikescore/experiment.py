@@ -103,7 +103,9 @@ class Experiment:
     reports_dir: str = "./reports"
     measures: Measures | None = field(default_factory=Measures)
     methods: str = "all"
-    turn_scorers: str = "saplma,sep,perplexity,reasoning_score,sharpness"
+    turn_scorers: str = (
+        "saplma,sep,perplexity,reasoning_score,sharpness,all_turn_probe,random_projection"
+    )
     probe_seeds: int = 5
     token_key: str = TOKEN_KEYS[0]
     val_fraction: float = 0.2
@@ -113,6 +115,8 @@ class Experiment:
     ablations: Ablations = field(default_factory=Ablations)
     jobs: int = 1
     wandb: bool = False
+    note: str = ""
+    """A sentence at the head of the report, for what a reader must know before any figure."""
 
     @property
     def report_dir(self) -> Path:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spikescore.comparison import SPIKE, Comparison, Entry
+from spikescore.comparison import SPIKE, Comparison, Entry, scorer_title, trajectory_entry
+from spikescore.functionals import FUNCTIONALS
 from spikescore.plotting import panels, png
+from spikescore.resampling import Area
 from spikescore.tables import CROSS
-from spikescore.trajectory_tables import TurnsPoint
+from spikescore.trajectory_tables import TurnsPoint, scorers_of
 from spikescore.variant_tables import LayerGrid, VariantResult
 
 if TYPE_CHECKING:
@@ -26,24 +28,46 @@ VIEW_COLOURS = {"macro": "#0072B2", "pooled": "#D55E00"}
 
 def forest(comparison: Comparison, entries: Sequence[Entry], title: str) -> bytes:
     """Draw every method's mean AUROC with its interval, a panel per cross-domain view."""
-    height = 0.9 + 0.24 * len(entries)
-    figure, axes = panels(len(CROSS), 4.6, height, sharey=True)
-    places = np.arange(len(entries))[::-1]
+    return _forest([(entry.title, comparison, entry) for entry in entries], title)
+
+
+def _forest(rows: Sequence[tuple[str, Comparison, Entry]], title: str) -> bytes:
+    figure, axes = panels(len(CROSS), 4.6, 0.9 + 0.24 * len(rows), sharey=True)
+    places = np.arange(len(rows))[::-1]
     for axis, view in zip(axes, CROSS, strict=True):
         axis.axvline(0.5, color="0.6", lw=1)
-        for place, entry in zip(places, entries, strict=True):
-            area = comparison.mean(entry, view)
-            if area.value is None:
-                axis.text(0.5, place, "not computable", fontsize=7, va="center", ha="center")
-                continue
-            colour = COLOURS[entry.family]
-            if area.interval:
-                axis.plot(area.interval, [place, place], color=colour, lw=1.6)
-            axis.plot(area.value, place, "o", color=colour, ms=4.5)
-        axis.set_yticks(places, [entry.title for entry in entries], fontsize=8)
+        for place, (_, comparison, entry) in zip(places, rows, strict=True):
+            _whisker(axis, place, comparison.mean(entry, view), COLOURS[entry.family])
+        axis.set_yticks(places, [name for name, _, _ in rows], fontsize=8)
         axis.set_xlabel(f"mean AUROC, {view}, with 95% interval")
-        axis.set_ylim(-0.8, len(entries) - 0.2)
+        axis.set_ylim(-0.8, len(rows) - 0.2)
     return png(figure, title)
+
+
+def _whisker(axis: Axes, place: float, area: Area | None, colour: str) -> None:
+    if area is None or area.value is None:
+        axis.text(0.5, place, "not computable", fontsize=7, va="center", ha="center")
+        return
+    if area.interval:
+        axis.plot(area.interval, [place, place], color=colour, lw=1.6)
+    axis.plot(area.value, place, "o", color=colour, ms=4.5)
+
+
+def forest_of_models(models: Sequence[tuple[str, Comparison, Sequence[Entry]]]) -> bytes:
+    """Draw the main table: one model's methods, or with several models SpikeScore of each beside
+    its first answer and perplexity.
+    """
+    if len(models) == 1:
+        name, comparison, entries = models[0]
+        return forest(comparison, entries, f"Cross-domain AUROC, {name}")
+    shown = (SPIKE, "saplma", "perplexity")
+    rows = [
+        (f"{name}: {entry.title}", comparison, entry)
+        for name, comparison, entries in models
+        for entry in entries
+        if entry.name in shown
+    ]
+    return _forest(rows, "Cross-domain AUROC")
 
 
 def matrices(comparison: Comparison, entries: Sequence[Entry], title: str) -> bytes:
@@ -83,6 +107,22 @@ def turns_curve(points: Sequence[TurnsPoint], title: str) -> bytes:
     return png(figure, title)
 
 
+def functional_map(comparison: Comparison, title: str) -> bytes:
+    """Draw the mean macro AUROC of every functional over every base scorer."""
+    book = comparison.book
+    scorers = scorers_of(comparison)
+    table = np.full((len(FUNCTIONALS), len(scorers)), np.nan)
+    for row, name in enumerate(FUNCTIONALS):
+        for column, scorer in enumerate(scorers):
+            entry = trajectory_entry(book, name, scorer)
+            value = comparison.mean(entry, "macro").value if entry else None
+            table[row, column] = np.nan if value is None else value
+    figure, (axis,) = panels(1, 2.8 + 0.95 * len(scorers), 4.2)
+    titles = [functional.title for functional in FUNCTIONALS.values()]
+    _heat(axis, table, titles, [scorer_title(book, scorer) for scorer in scorers])
+    return png(figure, title)
+
+
 def variant_plot(results: Sequence[VariantResult], title: str) -> bytes:
     """Draw SpikeScore of every run with its interval, a panel per view; the first is the
     reference.
@@ -95,14 +135,8 @@ def variant_plot(results: Sequence[VariantResult], title: str) -> bytes:
         if reference is not None:
             axis.axvline(reference, color="#D55E00", lw=1, ls="--")
         for place, result in zip(places, results, strict=True):
-            area = result.areas.get((SPIKE, view))
-            if area is None or area.value is None:
-                axis.text(0.5, place, "not computable", fontsize=7, va="center", ha="center")
-                continue
             colour = "#D55E00" if place == places[0] else "#0072B2"
-            if area.interval:
-                axis.plot(area.interval, [place, place], color=colour, lw=1.6)
-            axis.plot(area.value, place, "o", color=colour, ms=4.5)
+            _whisker(axis, place, result.areas.get((SPIKE, view)), colour)
         axis.set_yticks(places, [result.title for result in results], fontsize=8)
         axis.set_xlabel(f"mean AUROC of SpikeScore, {view}")
         axis.set_ylim(-0.7, len(results) - 0.3)

@@ -6,6 +6,7 @@ later; WANDB_ENT, WANDB_API_KEY and WANDB_MODE are read from the environment.
 
 from __future__ import annotations
 
+import io
 import netrc
 import os
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,15 @@ class Tracker:
             import wandb
 
             self._run.log({name: wandb.Table(columns=list(columns), data=[list(r) for r in rows])})
+
+    def image(self, name: str, png: bytes, caption: str) -> None:
+        """Log a plot."""
+        if self._run:
+            import wandb
+            from PIL import Image
+
+            picture = Image.open(io.BytesIO(png))
+            self._run.log({name: wandb.Image(picture, caption=caption)})
 
     def finish(self) -> None:
         """Close the log."""
