@@ -12,6 +12,9 @@ Label the pairs of a finished run, or label them again, without generating anyth
     python utils.py --relabel outputs/demo --judge openai --all
 
 By default only pairs without a label are judged, so an interrupted run goes on where it stopped.
+With --to the labels go to copies of the pairs, and the pairs themselves stay as they are:
+
+    python utils.py --relabel outputs/demo --judge exact --to outputs/demo_exact
 
 See how far two judges agree on the same answers, without writing anything:
 
@@ -23,8 +26,10 @@ Exit status: 0 all labelled, 1 some could not be, 2 a mistake in the command.
 from __future__ import annotations
 
 import argparse
+import glob
 import logging
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,6 +116,36 @@ def relabel(folder: Path, judge_name: str, *, everything: bool = False) -> int:
     return sum(judgement.label is None for judgement in judgements)
 
 
+def copy_unlabelled(source: Path, target: Path) -> None:
+    """Copy the pairs under a folder to another one, without their labels, for another judge.
+
+    Copies that are there already are left alone. Files other than JSON are hard links where the
+    file system can make them: hidden states are large, and no stage writes into them.
+    """
+    from spikescore.pairs import iter_records, write_json
+
+    if target.resolve().is_relative_to(source.resolve()):
+        raise UserError(f'--to "{target}" lies inside "{source}"; choose a folder outside it')
+    for path, record in iter_records(source):
+        copy = target / path.relative_to(source)
+        if copy.exists():
+            continue
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        for beside in path.parent.glob(f"{glob.escape(path.stem)}.*pkl"):
+            linked = copy.parent / beside.name
+            if not linked.exists():
+                _link(beside, linked)
+        record = {key: value for key, value in record.items() if key != "legacy"}
+        write_json(copy, {**record, "nil_label": None, "nil_judge": None})
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
+
+
 def show_agreement(folder: Path, first: str, second: str) -> int:
     """Judge the first answers under a folder with two judges and print how far they agree.
 
@@ -160,6 +195,9 @@ def main() -> int:
         "auto); "
         "for --agreement given twice",
     )
+    parser.add_argument(
+        "--to", metavar="DIR", help="label copies of the pairs in this folder, not the pairs"
+    )
     parser.add_argument("--all", action="store_true", help="judge labelled pairs again, too")
     parser.add_argument("--verbose", action="store_true", help="log details")
     arguments = parser.parse_args()
@@ -175,7 +213,11 @@ def main() -> int:
         return int(show_agreement(Path(arguments.agreement), *judges) > 0)
     if len(judges) != 1:
         raise UserError("--relabel labels by one judge: give --judge once")
-    return int(relabel(Path(arguments.relabel), judges[0], everything=arguments.all) > 0)
+    folder = Path(arguments.relabel)
+    if arguments.to:
+        copy_unlabelled(folder, Path(arguments.to))
+        folder = Path(arguments.to)
+    return int(relabel(folder, judges[0], everything=arguments.all) > 0)
 
 
 if __name__ == "__main__":

@@ -217,7 +217,7 @@ class Experiment:
         for variant in self.variants():
             if variant.judge:
                 again = ("python", "utils.py", "--relabel", str(main), "--judge", variant.judge)
-                command = (*again, "--all", "--to", str(self.data_dir(model, variant.name)))
+                command = (*again, "--to", str(self.data_dir(model, variant.name)))
                 yield Step(f"{model.name}.{variant.name}", command, phase=3)
         if self.measures:
             command = ["python", "measure_answers.py", "--data_dir", str(main)]
