@@ -17,7 +17,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from spikescore.evaluation import Auroc, Difference, Sample, computable
+from spikescore.evaluation import Auroc, Difference, Sample, computable, midranks
 
 Z = NormalDist().inv_cdf(0.975)
 
@@ -93,14 +93,6 @@ def components(y: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarra
         positive[row] = (ranks[labels] - midranks(values[labels])) / n
         negative[row] = 1 - (ranks[~labels] - midranks(values[~labels])) / m
     return positive, negative
-
-
-def midranks(values: np.ndarray) -> np.ndarray:
-    """Return the rank of each value [n], counted from 1; equal ones share the mean of theirs."""
-    ranked = np.sort(values)
-    below = np.searchsorted(ranked, values, side="left")
-    up_to = np.searchsorted(ranked, values, side="right")
-    return (below + up_to + 1) / 2
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spikescore.bootstrap import resample_aurocs
+
 MIN_PER_CLASS = 10
 """With fewer items in a class, each of them carries more than a tenth of the AUROC and a bootstrap
 interval promises too much: the figure is reported as not computable."""
 DRAWS = 2000
 """Enough for the 2.5% and 97.5% points to be steady to about 0.002 at n = 200."""
-_CELLS_AT_ONCE = 2_000_000  # draws x items held in memory together: 16 MB per float64 array
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,10 @@ class Sample:
             raise ValueError("scores must be finite; leave out the items that have none")
         return cls(labels, rows, np.unique(names, return_inverse=True)[1])
 
+    def only(self, m: int) -> Sample:
+        """Return the same items with their first m scores."""
+        return Sample(self.y, self.scores[:m], self.groups)
+
     def problem(self) -> str:
         """Return why no AUROC can be computed here, with the counts; empty when one can."""
         positive = int(self.y.sum())
@@ -106,15 +111,7 @@ def macro_auroc(samples: Sequence[Sample], *, draws: int = DRAWS, seed: int = 0)
     speaks of other questions from these domains, not of other domains. A domain that is not
     computable is left out, and the note says how many were; with none left the value is None.
     """
-    used, note = computable(samples)
-    n = sum(sample.y.size for sample in used or samples)
-    n_positive = int(sum(sample.y.sum() for sample in used or samples))
-    if not used:
-        return Auroc(None, None, None, n, n_positive, note)
-    value = float(np.mean([auroc(sample.y, sample.scores[0]) for sample in used]))
-    resampled = _macro_draws(used, draws, seed)[0]
-    low, high, few = _interval(resampled, used)
-    return Auroc(value, low, high, n, n_positive, "; ".join(filter(None, (note, few))))
+    return _measure(samples, 1, draws, seed)[0][0]
 
 
 def compare_aurocs(samples: Sequence[Sample], *, draws: int = DRAWS, seed: int = 0) -> Difference:
@@ -123,22 +120,57 @@ def compare_aurocs(samples: Sequence[Sample], *, draws: int = DRAWS, seed: int =
     Each sample holds two rows of scores. Both are evaluated on the same bootstrap draws, so what
     makes a question easy for both cancels out. Several samples: the mean of their differences.
     """
-    used, note = computable(samples)
+    return _measure(samples, 2, draws, seed)[1][0]
+
+
+def measure_table(
+    samples: Sequence[Sample], *, draws: int = DRAWS, seed: int = 0
+) -> tuple[list[Auroc], list[Difference]]:
+    """Return `macro_auroc` of each of the m scores, and `compare_aurocs` of the first with each of
+    the others: m and m - 1 figures.
+
+    The same figures as one by one, from one set of draws: all methods of a table at once. There
+    must be a sample (ValueError), and all must have equally many scores.
+    """
+    (m,) = {len(sample.scores) for sample in samples}
+    return _measure(samples, m, draws, seed)
+
+
+def _measure(
+    samples: Sequence[Sample], m: int, draws: int, seed: int
+) -> tuple[list[Auroc], list[Difference]]:
+    """Figures of the first m scores, and of the first one's differences from the others."""
+    used, note = computable([sample.only(m) for sample in samples])
     n = sum(sample.y.size for sample in used or samples)
+    n_positive = int(sum(sample.y.sum() for sample in used or samples))
     if not used:
-        return Difference(None, None, None, None, n, note)
-    value = float(np.mean([auroc(s.y, s.scores[0]) - auroc(s.y, s.scores[1]) for s in used]))
-    first, second = _macro_draws(used, draws, seed)
-    delta = first - second
-    low, high, few = _interval(delta, used)
-    note = "; ".join(filter(None, (note, few)))
-    if low is None:
-        return Difference(value, None, None, None, n, note)
-    delta = delta[np.isfinite(delta)]
+        lone = Auroc(None, None, None, n, n_positive, note)
+        return [lone] * m, [Difference(None, None, None, None, n, note)] * (m - 1)
+    values = np.mean([[auroc(part.y, row) for row in part.scores] for part in used], axis=0)
+    resampled = bootstrap_many(used, draws=draws, seed=seed)
+    aurocs = []
+    for value, row in zip(values, resampled, strict=True):
+        low, high, few = _interval(row, used)
+        aurocs.append(Auroc(float(value), low, high, n, n_positive, _join(note, few)))
+    differences = []
+    for value, row in zip(values[1:], resampled[1:], strict=True):
+        delta = resampled[0] - row
+        low, high, few = _interval(delta, used)
+        p = None if low is None else _two_sided(delta[np.isfinite(delta)])
+        found = Difference(float(values[0] - value), low, high, p, n, _join(note, few))
+        differences.append(found)
+    return aurocs, differences
+
+
+def _two_sided(delta: np.ndarray) -> float:
+    """Bootstrap p value: twice the share of differences at or beyond 0 on the rarer side."""
     # one is added to numerator and denominator: no finite number of draws can prove p = 0
     tail = min((delta <= 0).sum(), (delta >= 0).sum())
-    p = float(min(1.0, 2 * (tail + 1) / (delta.size + 1)))
-    return Difference(value, low, high, p, n, note)
+    return float(min(1.0, 2 * (tail + 1) / (delta.size + 1)))
+
+
+def _join(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
 
 
 def auroc(y: np.ndarray, scores: np.ndarray) -> float:
@@ -146,10 +178,22 @@ def auroc(y: np.ndarray, scores: np.ndarray) -> float:
 
     Shapes [n], [n]; both classes must be present (ValueError).
     """
-    value = _weighted_aurocs(y, scores, np.ones((1, y.size)))[0]
-    if np.isnan(value):
+    positive = np.asarray(y) == 1
+    m = int(positive.sum())
+    n_pairs = m * (positive.size - m)
+    if not n_pairs:
         raise ValueError("AUROC needs items of both classes")
-    return float(value)
+    # the sum of the positives' ranks counts the items below each, other positives included
+    wins = midranks(scores)[positive].sum() - m * (m + 1) / 2
+    return float(wins / n_pairs)
+
+
+def midranks(values: np.ndarray) -> np.ndarray:
+    """Return the rank of each value [n], counted from 1; equal ones share the mean of theirs."""
+    ranked = np.sort(values)
+    below = np.searchsorted(ranked, values, side="left")
+    up_to = np.searchsorted(ranked, values, side="right")
+    return (below + up_to + 1) / 2
 
 
 def roc_points(y: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -186,49 +230,26 @@ def flag_metrics(y: np.ndarray, scores: np.ndarray, threshold: float) -> dict[st
     }
 
 
-def bootstrap_aurocs(sample: Sample, *, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the AUROC of each of the m scores in each draw: [m, draws], NaN if a class is absent.
+def bootstrap_many(samples: Sequence[Sample], *, draws: int, seed: int) -> np.ndarray:
+    """Return the mean over samples of each score's AUROC in each draw: [m, draws].
 
-    All m scores see the same draws. A draw is a count per group, so nothing is re-sorted: each draw
-    costs one cumulative sum over the items.
+    All m scores of a sample see the same draws; every sample has its own stream of them. NaN where
+    a sample lacks a class. All samples must be computable.
     """
-    n_groups = int(sample.groups.max()) + 1
-    at_once = max(1, _CELLS_AT_ONCE // max(sample.y.size, n_groups))
-    values = np.empty((len(sample.scores), draws))
-    for start in range(0, draws, at_once):
-        size = min(at_once, draws - start)
-        drawn = rng.integers(n_groups, size=(size, n_groups)) + n_groups * np.arange(size)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=size * n_groups).reshape(size, n_groups)
-        weights = counts[:, sample.groups].astype(np.float64)
-        for row, scores in enumerate(sample.scores):
-            values[row, start : start + size] = _weighted_aurocs(sample.y, scores, weights)
-    return values
-
-
-def _weighted_aurocs(y: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """AUROC of scores [n] under each row of item weights [draws, n]; NaN where a class weighs 0."""
-    order = np.argsort(scores, kind="stable")
-    ranked, labels, weights = scores[order], y[order], weights[:, order]
-    negative = np.zeros((len(weights), y.size + 1))
-    np.cumsum(weights * (1 - labels), axis=1, out=negative[:, 1:])
-    positives = np.flatnonzero(labels)
-    below = np.searchsorted(ranked, ranked[positives], side="left")
-    up_to = np.searchsorted(ranked, ranked[positives], side="right")
-    beaten = (negative[:, below] + negative[:, up_to]) / 2
-    mass = weights[:, positives]
-    pairs = mass.sum(axis=1) * negative[:, -1]
-    wins = (mass * beaten).sum(axis=1)
-    return np.divide(wins, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
-
-
-def _macro_draws(samples: Sequence[Sample], draws: int, seed: int) -> np.ndarray:
-    """Mean over samples of their bootstrap AUROCs [m, draws], each sample with its own stream."""
     streams = np.random.SeedSequence(seed).spawn(len(samples))
     parts = [
         bootstrap_aurocs(sample, draws=draws, rng=np.random.default_rng(stream))
         for sample, stream in zip(samples, streams, strict=True)
     ]
     return np.mean(parts, axis=0)
+
+
+def bootstrap_aurocs(sample: Sample, *, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the AUROC of each of the m scores in each draw: [m, draws], NaN if a class is absent.
+
+    All m scores see the same draws.
+    """
+    return resample_aurocs(sample.y, sample.scores, sample.groups, draws=draws, rng=rng)
 
 
 def computable(samples: Sequence[Sample]) -> tuple[list[Sample], str]:

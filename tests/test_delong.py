@@ -13,9 +13,8 @@ from spikescore.delong import (
     delong_auroc,
     delong_difference,
     holm,
-    midranks,
 )
-from spikescore.evaluation import Sample
+from spikescore.evaluation import Sample, midranks
 
 
 def two_scores(rng, n, gaps=(1.0, 1.0), shared=0.5, levels=None):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, recall_score, roc_auc_score
 
+from spikescore import bootstrap
 from spikescore.evaluation import (
     MIN_PER_CLASS,
     Sample,
@@ -15,6 +16,7 @@ from spikescore.evaluation import (
     flag_metrics,
     macro_auroc,
     measure_auroc,
+    measure_table,
     roc_points,
 )
 
@@ -69,16 +71,49 @@ def test_draws_without_a_class_are_dropped():
     assert (found[np.isfinite(found)] == 1.0).all()
 
 
+@pytest.mark.parametrize("cells, cores", [(1, 1), (700, 2), (3000, 5)])
+def test_bootstrap_does_not_depend_on_blocks_and_cores(monkeypatch, cells, cores):
+    rng = np.random.default_rng(11)
+    y, scores = random_set(rng, 90, levels=2)
+    sample = Sample.of(y, scores, rng.normal(size=90), groups=np.arange(90) % 40)
+    expected = bootstrap_aurocs(sample, draws=60, rng=np.random.default_rng(1))
+    monkeypatch.setattr(bootstrap, "_CELLS_AT_ONCE", cells)
+    monkeypatch.setattr(bootstrap, "usable_cores", lambda: cores)
+    found = bootstrap_aurocs(sample, draws=60, rng=np.random.default_rng(1))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_table_holds_the_figures_that_come_one_by_one():
+    rng = np.random.default_rng(12)
+    samples = []
+    for n in (60, 140):
+        y = rng.integers(0, 2, n)
+        rows = rng.normal(size=(4, n)) + np.outer([1.0, 0.5, 0.0, -1.0], y)
+        samples.append(Sample.of(y, *rows, groups=np.arange(n) // 2))
+    aurocs, differences = measure_table(samples, draws=100, seed=3)
+    assert len(aurocs) == 4 and len(differences) == 3
+    for row, figure in enumerate(aurocs):
+        alone = [Sample.of(s.y, s.scores[row], groups=s.groups) for s in samples]
+        assert macro_auroc(alone, draws=100, seed=3) == figure
+    for row, difference in enumerate(differences, start=1):
+        pair = [Sample.of(s.y, s.scores[0], s.scores[row], groups=s.groups) for s in samples]
+        assert compare_aurocs(pair, draws=100, seed=3) == difference
+    broken = Sample.of([1] * 20, *rng.normal(size=(4, 20)))
+    aurocs, differences = measure_table([broken])
+    assert [a.value for a in aurocs] == [None] * 4 and [d.p for d in differences] == [None] * 3
+    assert macro_auroc([]).note == "not computable: no items"
+
+
 def test_interval_covers_the_truth():
     """Two normals one standard deviation apart: the true AUROC is Phi(1 / sqrt 2)."""
     truth = 0.5 * (1 + math.erf(0.5))
     rng = np.random.default_rng(2)
     hits = 0
-    for seed in range(200):
-        y = np.repeat([0, 1], 60)
-        figure = measure_auroc(y, rng.normal(size=120) + y, draws=400, seed=seed)
+    for seed in range(500):
+        y = np.repeat([0, 1], 120)
+        figure = measure_auroc(y, rng.normal(size=240) + y, draws=400, seed=seed)
         hits += figure.low <= truth <= figure.high
-    assert 0.90 <= hits / 200 <= 0.99
+    assert 0.93 <= hits / 500 <= 0.97
 
 
 def test_groups_widen_the_interval_when_items_repeat():
