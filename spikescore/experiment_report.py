@@ -13,8 +13,7 @@ import numpy as np
 
 from spikescore import table_plots as plots
 from spikescore.comparison import BASE_SCORER, SPIKE, Comparison, Entry, trajectories
-from spikescore.early_stopping import stopping_table
-from spikescore.experiment import MAIN, Experiment, Model, Variant
+from spikescore.experiment import Experiment, Model, Variant
 from spikescore.functionals import apply
 from spikescore.page import Dialogue, Figure, Section, Table
 from spikescore.pairs import read_json
@@ -29,12 +28,13 @@ from spikescore.tables import (
     paired_table,
     seed_table,
 )
-from spikescore.theory import theory_table
 from spikescore.trajectory_tables import (
     base_scorer_table,
     control_table,
     functional_tables,
     matched_table,
+    stopping_table,
+    theory_table,
     turns_sweep,
     turns_table,
 )
@@ -172,7 +172,7 @@ class ModelReport:
             self.comparison, seconds_per_token(self.experiment.data_dir(self.model))
         )
         png = plots.turns_curve(points, f"SpikeScore by number of turns, {self.model.name}")
-        tables = {"turns": turns_table(points), "early_stopping": stopping_table(self.book)}
+        tables = {"turns": turns_table(points), "early_stopping": stopping_table(self.comparison)}
         figures = {"turns": _figure(png, "AUROC and cost over the number of turns.")}
         return Chapter("Number of turns and early stopping", (), tables, figures)
 
@@ -262,12 +262,11 @@ class ModelReport:
         """Yield all dialogues of the main run, scored by the first training domain's probe."""
         found = trajectories(self.book, BASE_SCORER)
         domain = next(iter(found), None)
-        folder = self.experiment.data_dir(self.model, MAIN)
         for place, item in enumerate(self.book.items):
             turns = found[domain][0][place] if domain else np.array([])
             scores = tuple(float(score) for score in turns[np.isfinite(turns)])
             spike = float(np.abs(np.diff(scores, n=2)).max()) if len(scores) > 2 else None
-            record = read_json(folder / item.path, ids_as_text=True)
+            record = read_json(Path(item.path), ids_as_text=True)
             fields = ("prompt_type", "prompt", "response")
             yield Dialogue(
                 id=item.id,

@@ -22,11 +22,15 @@ from spikescore.comparison import (
     trajectory_entry,
     without_turn_means,
 )
+from spikescore.early_stopping import measure_early_stop
 from spikescore.functionals import FUNCTIONALS, apply, truncate
+from spikescore.operating_points import choose_threshold
 from spikescore.page import Table
 from spikescore.published import published_base_scorer
+from spikescore.score_book import ScoreBook
 from spikescore.scores import MIN_SCORES
 from spikescore.tables import CROSS
+from spikescore.theory import theory_report
 
 SCORERS = ("saplma", "sep", "perplexity", "reasoning_score", "sharpness")
 """Base scorers of the paper, in its order; others that were scored per turn follow."""
@@ -136,6 +140,98 @@ def turns_table(points: Sequence[TurnsPoint]) -> Table:
         tuple(rows),
         "Seconds: share of the run's wall-clock time, dialogues being generated in batches.",
     )
+
+
+def stopping_table(comparison: Comparison) -> Table:
+    """Return what stopping a dialogue at λ saves, pooled over the other domains, probe seed 0."""
+    book = comparison.book
+    rows, notes = [], []
+    for domain, (turns, *_) in trajectories(book, BASE_SCORER).items():
+        spikes = apply("max_abs_d2", turns)
+        val = (book.splits[domain] == "val") & np.isfinite(spikes)
+        if not 0 < book.y[val].sum() < val.sum():
+            notes.append(f"{domain}: one class only in the validation split, so there is no λ")
+            continue
+        threshold, _ = choose_threshold(book.y[val], spikes[val])
+        whole = (book.domains != domain) & np.isfinite(turns).all(axis=1)
+        if not whole.any():
+            notes.append(f"{domain}: no dialogue has all turns")
+            continue
+        found = measure_early_stop(
+            book.y[whole],
+            turns[whole],
+            threshold,
+            tokens=_turn_tokens(book, turns.shape[1], whole),
+            groups=book.groups[whole],
+            draws=len(comparison.resampler.weights),
+        )
+        change = found.change
+        interval = None if change.low is None else (change.low, change.high)
+        rows.append((
+            domain, str(found.n), f"{threshold:.3f}", f"{found.stopped:.0%}", f"{found.turns:.1f}",
+            number(found.tokens_saved, ".0%"), number(found.auroc_all_turns.value),
+            number(found.auroc.value), with_interval(change.value, interval, "+.3f"),
+            number(found.f1.value),
+        ))  # fmt: skip
+    return Table(
+        "Stopping a dialogue once its running SpikeScore reaches λ",
+        (
+            "trained on", "n", "λ", "stopped early", "mean turns", "tokens saved",
+            "AUROC, all turns", "AUROC, with the rule", "difference", "F1 at λ",
+        ),
+        tuple(rows),
+        "The running maximum only grows, so the rule flags exactly the dialogues that all turns "
+        "would flag; what it can lose is their order. " + "; ".join(notes),
+    )  # fmt: skip
+
+
+def _turn_tokens(book: ScoreBook, n_turns: int, kept: np.ndarray) -> np.ndarray | None:
+    """Return the answer lengths [n, K] of the kept items, None where one is not known."""
+    rows = [item.turn_tokens[:n_turns] for item, keep in zip(book.items, kept, strict=True) if keep]
+    return np.array(rows, dtype=np.float64) if all(len(row) == n_turns for row in rows) else None
+
+
+def theory_table(y: np.ndarray, spike_scores: np.ndarray, domains: np.ndarray) -> Table:
+    """Return moments, conditions and bounds of SpikeScore per domain, beside what is observed."""
+    rows = []
+    for found in theory_report(y, spike_scores, domains):
+        counts = f"{found.n_h} / {found.n_t}"
+        if found.note:
+            rows.append((found.domain, counts, found.note, *[""] * 9))
+            continue
+        bound = number(found.paper_bound)
+        if not found.paper_bound_applies:
+            bound = f"{bound} (conditions fail)" if bound else ""
+        rows.append((
+            found.domain,
+            counts,
+            f"{found.mean_h:.3f} ± {found.std_h:.3f}",
+            f"{found.mean_t:.3f} ± {found.std_t:.3f}",
+            f"{number(found.mean_ratio, '.2f')} {_yes(found.gap_holds)}",
+            f"{number(found.std_ratio, '.2f')} {_yes(found.spread_holds)}",
+            number(found.cv_t, ".2f"),
+            number(found.t, ".1f"),
+            bound,
+            number(found.cantelli) or "none: mean H ≤ mean T",
+            number(found.p_greater),
+            number(found.auroc),
+        ))  # fmt: skip
+    return Table(
+        "Moments of SpikeScore, the paper's conditions and bounds",
+        (
+            "domain", "H / T items", "mean ± std, H", "mean ± std, T", "(i) mean ratio > 2",
+            "(ii) std ratio in 1 to 2.5", "CV of T", "(iii) smallest t", "paper's bound",
+            "Cantelli bound", "P(H > T)", "AUROC",
+        ),
+        tuple(rows),
+        "H: hallucinated, T: consistent (truthful). The paper's bound is 1 / (1 + 0.0725 t²) with "
+        "the smallest t that satisfies (iii); Cantelli's is μ² / (μ² + σ_H² + σ_T²) with μ the "
+        "difference of the means. P(H > T) leaves ties out, the AUROC counts them half.",
+    )  # fmt: skip
+
+
+def _yes(holds: bool | None) -> str:
+    return "" if holds is None else "(yes)" if holds else "(no)"
 
 
 # --- controls ---------------------------------------------------------------------------------
