@@ -262,7 +262,7 @@ def load_experiment(path: str | Path) -> Experiment:
         raise UserError(f'"{path}" must hold a JSON object')
     content = {"name": Path(path).stem, **raw}
     for key, kind in (("measures", Measures), ("ablations", Ablations)):
-        if isinstance(content.get(key), dict):
+        if content.get(key) is not None:
             content[key] = _build(kind, content[key], f'{path}: "{key}"')
     models = content.get("models")
     if not isinstance(models, list) or not models:
@@ -283,6 +283,14 @@ def _build(kind: type, raw: Any, where: str) -> Any:
             hint = f'; did you mean "{near[0]}"?' if near else ""
             raise UserError(f'{where}: unknown key "{key}"{hint} Known keys: {", ".join(known)}')
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in raw.items()}
+    for entry in fields(kind):
+        usual = type(entry.default)
+        fits = (int, float) if usual is float else usual
+        given = values.get(entry.name, entry.default)
+        wrong_bool = isinstance(given, bool) and usual is not bool
+        if usual in (bool, int, float, str, tuple) and (wrong_bool or not isinstance(given, fits)):
+            told = {tuple: "a list", bool: "true or false", str: "a text", int: "a whole number"}
+            raise UserError(f'{where}: "{entry.name}" must be {told.get(usual, "a number")}')
     try:
         return kind(**values)
     except TypeError as error:
@@ -298,7 +306,7 @@ def _check(experiment: Experiment, where: str) -> None:
     if experiment.token_key not in TOKEN_KEYS:
         raise UserError(f'{where}: "token_key" must be one of {", ".join(TOKEN_KEYS)}')
     for key in ("probe_seeds", "draws", "jobs"):
-        if not isinstance(getattr(experiment, key), int) or getattr(experiment, key) < 1:
+        if getattr(experiment, key) < 1:
             raise UserError(f'{where}: "{key}" must be a whole number of at least 1')
     names = [model.name for model in experiment.models]
     if len(set(names)) < len(names):
