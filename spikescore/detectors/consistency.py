@@ -153,10 +153,10 @@ class EigenScore(SampleDetector):
 
 def eigen_score(states: np.ndarray, alpha: float = EIGENSCORE_ALPHA) -> float:
     """Return INSIDE's EigenScore of states [N, H]; see `EigenScore`. NaN if one is not finite."""
+    if not np.isfinite(states).all():
+        return math.nan
     centred = states - states.mean(axis=1, keepdims=True)
     covariance = centred @ centred.T
-    if not np.isfinite(covariance).all():
-        return math.nan
     # alpha bounds the eigenvalues from below; rounding may take those of a singular matrix under it
     eigenvalues = np.maximum(np.linalg.eigvalsh(covariance), 0) + alpha
     return float(np.log(eigenvalues).mean())
