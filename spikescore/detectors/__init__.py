@@ -1,1 +1,17 @@
-"""Detectors of hallucinated answers, all behind one protocol (`base.Detector`)."""
+"""Detectors of hallucinated answers, all behind one protocol (`base.Detector`).
+
+`REGISTRY` holds every method by its name, in the order of tables. A new method is a class in the
+DETECTORS of its module; a new module is one import and one entry of `_MODULES`.
+"""
+
+from __future__ import annotations
+
+from spikescore.detectors import consistency, controls, lens, tokens
+from spikescore.detectors.base import Detector
+
+_MODULES = (tokens, lens, consistency, controls)
+
+REGISTRY: dict[str, type[Detector]] = {
+    detector.name: detector for module in _MODULES for detector in module.DETECTORS
+}
+"""Every detector by its stable name."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -87,9 +87,14 @@ class Answers:
 
     @cached_property
     def measures(self) -> list[dict[str, Any]]:
-        """What measure_answers.py found for each item; {} where it was not run."""
-        files = [path.with_suffix(MEASURES) for path in self.paths]
-        return [load_pickle(file) if file.exists() else {} for file in files]
+        """What measure_answers.py found for each item; {} where it was not run.
+
+        UserError when a file is something else, or speaks of another number of turns.
+        """
+        return [
+            read_measures(path.with_suffix(MEASURES), len(record["cot_steps"]))
+            for path, record in zip(self.paths, self.records, strict=True)
+        ]
 
     def per_turn(self, name: str) -> np.ndarray:
         """Return a number that every step of the JSON has: float64 [n, K], NaN where it lacks it.
@@ -112,6 +117,30 @@ class Answers:
     def measured_arrays(self, name: str) -> list[np.ndarray | None]:
         """Return an array measured of each first answer, such as "icr"; None where it is absent."""
         return [found.get("first", {}).get(name) for found in self.measures]
+
+    def measured_samples(self, measure: Callable[[dict[str, Any]], float]) -> np.ndarray:
+        """Return a measure of each item's sampled answers: float64 [n], NaN where none were drawn.
+
+        `measure` is given what measure_answers.py wrote of them: texts, logliks, n_tokens ...
+        """
+        drawn = [found.get("samples") for found in self.measures]
+        return np.array([measure(one) if one else np.nan for one in drawn], dtype=np.float64)
+
+
+def read_measures(path: Path, n_turns: int) -> dict[str, Any]:
+    """Read what measure_answers.py wrote beside a dialogue of n_turns; {} when it wrote nothing."""
+    if not path.exists():
+        return {}
+    found = load_pickle(path)
+    if not isinstance(found, dict) or found.get("format") != 1:
+        raise UserError(f'"{path}" holds no measures in a known form; run measure_answers.py again')
+    for name, values in found.get("turns", {}).items():
+        if len(values) != n_turns:
+            raise UserError(
+                f'"{path}" has {name} for {len(values)} turns, the dialogue has {n_turns}; '
+                "delete the file and run measure_answers.py again"
+            )
+    return found
 
 
 def padded(rows: Sequence[Sequence[float | None]], width: int = 0) -> np.ndarray:

@@ -1,0 +1,228 @@
+"""What sampled answers, or the model asked about its answer, say: training-free.
+
+Samples are N further answers to the same first prompt; measure_answers.py draws them, clusters
+those that mean the same and asks the questions. Notation: sample i has log-likelihood ll_i over T_i
+tokens, and mll_i = ll_i / T_i.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+
+from spikescore import uncertainty
+from spikescore.detectors.answers import Answers
+from spikescore.detectors.base import Detector
+
+EIGENSCORE_ALPHA = 1e-3
+
+
+class SampleDetector(Detector):
+    """A measure of the sampled answers."""
+
+    family = "training-free"
+    needs = frozenset({"samples"})
+
+    def score(self, items: Answers) -> np.ndarray:
+        return items.measured_samples(self.of_samples)
+
+    @staticmethod
+    @abstractmethod
+    def of_samples(samples: dict[str, Any]) -> float:
+        """Return the measure of one item's samples; NaN where it is not computable."""
+
+
+class MeasuredDetector(Detector):
+    """A number measured of the first answer under the detector's own name, or its negative."""
+
+    family = "training-free"
+    sign: ClassVar[int] = 1
+
+    def score(self, items: Answers) -> np.ndarray:
+        return self.sign * items.measured(self.name)
+
+
+def mean_logliks(samples: dict[str, Any]) -> list[float]:
+    """Return mll_i of each sample; NaN for a sample without tokens."""
+    pairs = zip(samples["logliks"], samples["n_tokens"], strict=True)
+    return [float(total) / int(length) if length else math.nan for total, length in pairs]
+
+
+# --- likelihood and meaning of samples --------------------------------------------------------
+
+
+class LengthNormalisedEntropy(SampleDetector):
+    """-(1/N) sum_i mll_i, with the probabilities of the sampled tokens.
+
+    Range 0 to infinity; higher = more hallucinated. NaN where a sample is empty. Source: Malinin
+    and Gales (2021). The code of INSIDE takes the largest probability of each step instead of the
+    sampled token's, another quantity.
+    """
+
+    name = "ln_entropy"
+    title = "Length-normalised entropy"
+
+    @staticmethod
+    def of_samples(samples: dict[str, Any]) -> float:
+        return uncertainty.length_normalised_entropy(mean_logliks(samples))
+
+
+class LexicalSimilarity(SampleDetector):
+    """Minus the mean over pairs of samples of ROUGE-L F1 (lower-case words, unstemmed).
+
+    Range -1 to 0; samples that agree mean less hallucinated, hence the sign. Source: Fomicheva et
+    al. (2020); Lin, Trivedi and Sun (2024).
+    """
+
+    name = "lexical_similarity"
+    title = "Lexical similarity"
+
+    @staticmethod
+    def of_samples(samples: dict[str, Any]) -> float:
+        return -uncertainty.lexical_similarity(samples["texts"])
+
+
+class SemanticEntropyDiscrete(SampleDetector):
+    """-sum over clusters c of (n_c / N) log(n_c / N), clusters of samples that mean the same.
+
+    Range 0 to log N; higher = more hallucinated. NaN where the samples are not clustered. Source:
+    Farquhar et al. (2024), "discrete semantic entropy".
+    """
+
+    name = "semantic_entropy_discrete"
+    title = "Semantic entropy (discrete)"
+
+    @staticmethod
+    def of_samples(samples: dict[str, Any]) -> float:
+        return uncertainty.cluster_assignment_entropy(_clusters(samples))
+
+
+class SemanticEntropyRao(SampleDetector):
+    """-sum over clusters c of w_c log w_c, w_c = sum_{i in c} exp(mll_i) / sum_i exp(mll_i).
+
+    Range 0 to the log of the number of clusters; higher = more hallucinated. NaN where the samples
+    are not clustered or one is empty. Source: Farquhar et al. (2024), the Rao-Blackwellised form.
+    """
+
+    name = "semantic_entropy_rao"
+    title = "Semantic entropy (Rao)"
+
+    @staticmethod
+    def of_samples(samples: dict[str, Any]) -> float:
+        means = mean_logliks(samples)
+        clusters = _clusters(samples)
+        if not clusters or any(map(math.isnan, means)):
+            return math.nan
+        return uncertainty.semantic_entropy(clusters, means)
+
+
+def _clusters(samples: dict[str, Any]) -> list[int]:
+    """Cluster ids as ints; empty where the samples were not clustered."""
+    found = samples.get("clusters")
+    return [] if found is None else [int(cluster) for cluster in found]
+
+
+# --- states of samples ------------------------------------------------------------------------
+
+
+class EigenScore(SampleDetector):
+    """(1/N) log det(Z J Z^T + alpha I): how widely the samples' states spread.
+
+    Z [N, H] holds the middle-layer state of each sample's last content token; J = I - 11^T / H
+    takes each state's own mean over the H features away; alpha = 1e-3; natural log. Higher = more
+    hallucinated; log alpha where all states are constant. NaN for fewer than two samples. Source:
+    Chen et al. (2024), "INSIDE", ICLR, without its clipping of extreme features.
+
+    The authors' code divides the matrix by H - 1 and takes log10, so that alpha weighs more there
+    and rankings can differ; others centre and do not divide. This is the paper's formula.
+    """
+
+    name = "eigenscore"
+    title = "EigenScore"
+
+    @staticmethod
+    def of_samples(samples: dict[str, Any]) -> float:
+        if samples.get("states") is None:
+            return math.nan
+        states = np.asarray(samples["states"], dtype=np.float64)
+        return eigen_score(states) if len(states) > 1 else math.nan
+
+
+def eigen_score(states: np.ndarray, alpha: float = EIGENSCORE_ALPHA) -> float:
+    """Return INSIDE's EigenScore of states [N, H]; see `EigenScore`. NaN if one is not finite."""
+    if not np.isfinite(states).all():
+        return math.nan
+    centred = states - states.mean(axis=1, keepdims=True)
+    covariance = centred @ centred.T
+    # alpha bounds the eigenvalues from below; rounding may take those of a singular matrix under it
+    eigenvalues = np.maximum(np.linalg.eigvalsh(covariance), 0) + alpha
+    return float(np.log(eigenvalues).mean())
+
+
+# --- the model, or a judge of entailment, asked about the answer ------------------------------
+
+
+class SelfCheckNli(MeasuredDetector):
+    """Mean over sentences and samples of P(the sample contradicts the answer's sentence).
+
+    P is a softmax over entailment and contradiction of a local entailment model. Range 0 to 1;
+    higher = more hallucinated. Source: Manakul et al. (2023), SelfCheckGPT with NLI.
+    """
+
+    name = "selfcheck_nli"
+    title = "SelfCheck-NLI"
+    needs = frozenset({"samples"})
+
+
+class SelfCheckPrompt(MeasuredDetector):
+    """Mean over sentences and samples of the model's verdict: is the sentence supported?
+
+    Yes counts 0, no 1, anything else 0.5. Range 0 to 1; higher = more hallucinated. Source: Manakul
+    et al. (2023), SelfCheckGPT with prompt.
+    """
+
+    name = "selfcheck_prompt"
+    title = "SelfCheck-Prompt"
+    needs = frozenset({"samples", "questions"})
+
+
+class PTrue(MeasuredDetector):
+    """-P(True): minus the probability the model gives to its answer being true when asked.
+
+    Range -1 to 0; more probably true means less hallucinated, hence the sign. Source: Kadavath et
+    al. (2022), section 4.
+    """
+
+    name = "p_true"
+    title = "P(True)"
+    needs = frozenset({"questions"})
+    sign = -1
+
+
+class VerbalisedConfidence(MeasuredDetector):
+    """Minus the confidence, from 0 to 1, that the model states when asked for it.
+
+    Range -1 to 0; more confident means less hallucinated, hence the sign. NaN where its reply holds
+    no such number. Source: Tian et al. (2023), "Just Ask for Calibration"; Lin et al. (2022).
+    """
+
+    name = "verbalised_confidence"
+    title = "Verbalised confidence"
+    needs = frozenset({"questions"})
+    sign = -1
+
+
+DETECTORS: tuple[type[Detector], ...] = (
+    LengthNormalisedEntropy,
+    LexicalSimilarity,
+    SemanticEntropyDiscrete,
+    SemanticEntropyRao,
+    EigenScore,
+    SelfCheckNli,
+    SelfCheckPrompt,
+    PTrue,
+    VerbalisedConfidence,
+)

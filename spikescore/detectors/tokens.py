@@ -1,0 +1,86 @@
+"""What the probabilities of the answer's own tokens say: training-free, from the JSON alone.
+
+All are of the model's raw logits, before temperature, top-k and top-p. A turn with an empty answer
+has none of them (NaN).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from spikescore.detectors.answers import Answers
+from spikescore.detectors.base import Detector, TurnDetector
+
+
+class TokenDetector(TurnDetector):
+    """A number that stage 1 keeps with every turn, or its negative."""
+
+    family = "training-free"
+    needs = frozenset({"logprobs"})
+    key: ClassVar[str]
+    """Its name in a step of the JSON."""
+    sign: ClassVar[int] = 1
+
+    def score_turns(self, items: Answers) -> np.ndarray:
+        return self.sign * items.per_turn(self.key)
+
+
+class Perplexity(TokenDetector):
+    """exp(-(1/T) sum_t l_t) over the answer's T tokens with log-probabilities l_t.
+
+    Range 1 to infinity; higher = more hallucinated. Exponentiated: some implementations leave the
+    exponential out, which is monotone, so that the ranking of answers and the AUROC are the same;
+    differences from turn to turn (SpikeScore over perplexity) are not. Source: e.g. Ren et al.
+    (2023), "Out-of-Distribution Detection and Selective Generation".
+    """
+
+    name = "perplexity"
+    title = "Perplexity"
+    key = "perplexity"
+
+
+class MeanTokenEntropy(TokenDetector):
+    """Mean over the answer's tokens of the entropy of the next-token distribution, in nats.
+
+    Range 0 to log V; higher = more hallucinated. Source: Malinin and Gales (2021); as a baseline
+    Fomicheva et al. (2020), "Unsupervised Quality Estimation".
+    """
+
+    name = "mean_token_entropy"
+    title = "Mean token entropy"
+    key = "mean_token_entropy"
+
+
+class MaxTokenEntropy(TokenDetector):
+    """The largest of the answer's next-token entropies, in nats: its one most doubtful place.
+
+    Range 0 to log V; higher = more hallucinated. Source: Manakul et al. (2023), SelfCheckGPT's
+    grey-box baseline Max(H).
+    """
+
+    name = "max_token_entropy"
+    title = "Max token entropy"
+    key = "max_token_entropy"
+
+
+class FirstTokenConfidence(TokenDetector):
+    """-max_v p(v): the probability of the likeliest first token of the answer, negated.
+
+    Range -1 to 0; a confident start means less hallucinated, hence the sign. Source: maximum
+    softmax probability, Hendrycks and Gimpel (2017), at the first token.
+    """
+
+    name = "first_token_confidence"
+    title = "First-token confidence"
+    key = "first_token_confidence"
+    sign = -1
+
+
+DETECTORS: tuple[type[Detector], ...] = (
+    Perplexity,
+    MeanTokenEntropy,
+    MaxTokenEntropy,
+    FirstTokenConfidence,
+)
