@@ -9,6 +9,11 @@ seed if there is chance in it, and scores ALL items of all domains. A method tha
 scores them once. The --turn_scorers score every turn of every dialogue besides. y = 1 means
 hallucinated and a higher score more hallucinated.
 
+With --score_dirs the fitted methods score the dialogues of other folders instead, of the same model
+(another prompt schedule, say): each gets a book of its own, <save_path without .pkl>.<folder>.pkl.
+--layer_grid fits SAPLMA on each layer and token instead of choosing, and keeps only what tables of
+layers need.
+
 Writes a score book, <save_path>.pkl with the scores and <save_path>.json with items, splits,
 methods and what was chosen; tables are made from it alone. A method whose measures are missing, or
 a domain with too few items of a class, is left out and named at the end. Nothing is written to the
@@ -21,17 +26,22 @@ import argparse
 import platform
 import shlex
 import sys
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from spikescore.errors import UserError, run_main
 from spikescore.pairs import TOKEN_KEYS
 from spikescore.probe_data import SPLITS
-from spikescore.probes import DEFAULT_TOKEN_KEY
+from spikescore.probes import DEFAULT_TOKEN_KEY, model_basename
 from spikescore.score_book import ScoreBook
+
+if TYPE_CHECKING:
+    from spikescore.detectors.answers import Answers
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -61,7 +71,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="A,B",
         help="methods that score every turn too (default: all usual ones among the methods)",
     )
+    add("--score_dirs", type=names, metavar="A,B", help="score these folders, not --data_dir")
+    add("--layer_grid", action="store_true", help="SAPLMA at every layer and token, one seed")
     args = parser.parse_args(arguments)
+    if args.layer_grid and (args.methods or args.turn_scorers or args.score_dirs):
+        parser.error("--layer_grid takes no --methods, --turn_scorers or --score_dirs")
     if args.probe_seeds < 1:
         parser.error(f"--probe_seeds must be at least 1, not {args.probe_seeds}")
     return args
@@ -77,10 +91,12 @@ def main() -> int:
     save_path = Path(args.save_path)
     make_folder(save_path)
 
+    from spikescore.layer_grid import score_layer_grid
+
     from spikescore.detectors.answers import read_answers
     from spikescore.method_scoring import Settings, score_methods
 
-    items = read_answers(args.data_dir, token_key=args.token_key)
+    started = time.perf_counter()
     settings = Settings(
         methods=args.methods,
         train_domains=args.train_domains,
@@ -90,17 +106,44 @@ def main() -> int:
         test_fraction=args.test_fraction,
         seed=args.seed,
     )
-    book = score_methods(items, settings)
-    book.about |= {
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        "data_dir": str(args.data_dir),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-    }
-    written = book.save(save_path)
-    print_summary(book)
-    print("wrote " + " and ".join(map(str, written)))
+    if args.layer_grid:
+        books = {save_path: score_layer_grid(args.data_dir, settings)}
+    else:
+        items = read_answers(args.data_dir, token_key=args.token_key)
+        targets = {save_path: items}
+        if args.score_dirs:
+            folders = {one: read_answers(one, token_key=args.token_key) for one in args.score_dirs}
+            targets = {book_path(save_path, one): found for one, found in folders.items()}
+            require_same_model(items, folders)
+        found = score_methods(items, settings, targets=list(targets.values()))
+        books = dict(zip(targets, found, strict=True))
+    for path, book in books.items():
+        book.about |= {
+            "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+            "data_dir": str(args.data_dir),
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+        }
+        written = book.save(path)
+        print_summary(book)
+        print("wrote " + " and ".join(map(str, written)))
+    print(f"{time.perf_counter() - started:.0f} s in all")
     return 0
+
+
+def book_path(save_path: Path, folder: str) -> Path:
+    """Return where the book of a scored folder goes."""
+    return save_path.with_name(f"{save_path.stem}.{Path(folder).resolve().name}.pkl")
+
+
+def require_same_model(items: Answers, folders: Mapping[str, Answers]) -> None:
+    """Raise UserError when a folder to score holds dialogues of another model."""
+    for folder, found in folders.items():
+        if model_basename(found.model) != model_basename(items.model):
+            raise UserError(
+                f'--score_dirs: "{folder}" holds dialogues of the model "{found.model}", the '
+                f'methods are fitted on those of "{items.model}"; give folders of one model'
+            )
 
 
 def make_folder(save_path: Path) -> None:
@@ -139,7 +182,7 @@ def print_summary(book: ScoreBook) -> None:
         print(f"left out: {line}")
     slowest = Counter(about["seconds"]).most_common(5)
     shown = ", ".join(f"{name} {spent:.1f}" for name, spent in slowest)
-    print(f"seconds: {about['seconds_in_all']:.1f} (most: {shown})")
+    print(f"seconds: {shown}")
 
 
 def sizes(split: np.ndarray) -> str:

@@ -12,8 +12,8 @@ import difflib
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ from spikescore.detectors.answers import Answers
 from spikescore.detectors.base import Detector, StateDetector, TurnDetector
 from spikescore.errors import UserError
 from spikescore.probe_data import SPLITS, split_by_group
+from spikescore.probes import question_digest
 from spikescore.score_book import BookItem, Key, ScoreBook
 
 log = logging.getLogger("spikescore")
@@ -65,16 +66,23 @@ class Settings:
 
 
 def score_methods(
-    items: Answers, settings: Settings, registry: Mapping[str, type[Detector]] = REGISTRY
-) -> ScoreBook:
-    """Fit and score everything that the settings ask for, and return the score book.
+    items: Answers,
+    settings: Settings,
+    registry: Mapping[str, type[Detector]] = REGISTRY,
+    *,
+    targets: Sequence[Answers] | None = None,
+) -> list[ScoreBook]:
+    """Fit on the items and score every target (default: the items themselves); a book for each.
 
     `about` gets settings, seconds per method, what was left out and why, and how many items a
     method could not score. Raises UserError for an unknown name, or when nothing could be scored.
     The same items and settings give the same scores; those of a method do not depend on which
-    other methods run.
+    other methods run. In a target's book a question that a probe was fitted on keeps its split,
+    whatever became of its answer; one that the fit never saw is in "test".
     """
-    return _Scoring(items, settings, registry).run()
+    scoring = _Scoring(items, settings, registry)
+    fitted = scoring.fit()
+    return [scoring.score(target, fitted) for target in targets or [items]]
 
 
 def learns(detector: type[Detector]) -> bool:
@@ -83,7 +91,7 @@ def learns(detector: type[Detector]) -> bool:
 
 
 class _Scoring:
-    """One run: what was chosen, and the book as it grows."""
+    """One run: what was chosen, what is fitted, and what was left out."""
 
     def __init__(
         self, items: Answers, settings: Settings, registry: Mapping[str, type[Detector]]
@@ -93,79 +101,46 @@ class _Scoring:
         self.methods = chosen("method", settings.methods, registry)
         self.domains = chosen("training domain", settings.train_domains, known_domains)
         self.turn_scorers = _turn_scorers(settings.turn_scorers, self.methods, registry)
+        self.splits: dict[str, np.ndarray] = {}
         self.left_out: list[tuple[str, str]] = []
         self.seconds: Counter[str] = Counter()
-        self.book = ScoreBook(items.model, items.token_key, book_items(items))
-
-    def run(self) -> ScoreBook:
-        start = time.perf_counter()
-        free = [name for name in self.methods if not learns(self.registry[name])]
-        learning = [name for name in self.methods if learns(self.registry[name])]
-        learning = [name for name in learning if self._has_measures(name)]
-        if learning:
-            self.book.splits = self._splits()
-        n_fits = sum(self._n_seeds(name) for name in learning) * len(self.book.splits)
-        readers: dict[Key, StateDetector] = {}
-        with tqdm(total=len(free) + n_fits, desc="methods", unit="fit") as bar:
-            for name in free:
-                self._run_free(name)
-                bar.update()
-            for domain in self.book.splits:
-                readers |= self._run_domain(domain, learning, bar)
-        self._score_turns(readers)
-        if not self.book.scores:
-            raise UserError("nothing could be scored: " + "; ".join(told(self.left_out)))
-        self._tell_about(time.perf_counter() - start)
-        return self.book
 
     # --- fits -------------------------------------------------------------------------------
 
-    def _run_free(self, name: str) -> None:
-        """Score all items by a method that learns nothing."""
-        with self._timed(name):
-            self._score(self.registry[name](), (name, "", 0), name)
+    def fit(self) -> dict[Key, Detector]:
+        """Split the training domains and return every detector, those that learn fitted."""
+        learning = [name for name in self.methods if learns(self.registry[name])]
+        learning = [name for name in learning if self._has_measures(name)]
+        if learning:
+            self.splits, reasons = split_domains(self.items, self.domains, self.settings)
+            self.left_out += reasons
+        free = [name for name in self.methods if not learns(self.registry[name])]
+        fitted: dict[Key, Detector] = {(name, "", 0): self.registry[name]() for name in free}
+        n_fits = sum(self._n_seeds(name) for name in learning) * len(self.splits)
+        with tqdm(total=n_fits, desc="fitting", unit="fit") as bar:
+            for domain in self.splits:
+                fitted |= self._fit_domain(domain, learning, bar)
+        return fitted
 
-    def _run_domain(self, domain: str, names: Sequence[str], bar: tqdm) -> dict[Key, StateDetector]:
-        """Fit the methods on a domain and score all items; return those that shall score turns."""
+    def _fit_domain(self, domain: str, names: Sequence[str], bar: tqdm) -> dict[Key, Detector]:
+        """Fit the methods on one domain, once per probe seed; one that fails is left out."""
         if any("states" in self.registry[name].needs for name in names):
             _ = self.items.first_states  # read once, and shared by all that is selected
-        split = self.book.splits[domain]
+        split = self.splits[domain]
         train, val = (self.items.select(split == part) for part in ("train", "val"))
-        readers: dict[Key, StateDetector] = {}
+        fitted: dict[Key, Detector] = {}
         for name in names:
             for seed in range(self._n_seeds(name)):
                 bar.set_postfix_str(f"{name} on {domain}", refresh=False)
-                with self._timed(name):
-                    detector = self.registry[name]()
-                    fitted = self._fit(detector, (name, domain, seed), train, val)
+                detector = self.registry[name]()
+                try:
+                    with self._timed(name):
+                        detector.fit(train, val, seed=seed)
+                    fitted[name, domain, seed] = detector
+                except UserError as error:
+                    self._leave_out(f"{name} on {domain}", str(error))
                 bar.update()
-                if fitted and name in self.turn_scorers and isinstance(detector, StateDetector):
-                    readers[name, domain, seed] = detector
-        return readers
-
-    def _fit(self, detector: Detector, key: Key, train: Answers, val: Answers) -> bool:
-        """Fit and score; False, and the reason kept, where that cannot be done."""
-        name, domain, seed = key
-        try:
-            detector.fit(train, val, seed=seed)
-            scored = self._score(detector, key, f"{name} on {domain}")
-        except UserError as error:
-            self._leave_out(f"{name} on {domain}", str(error))
-            return False
-        if scored:
-            self.book.chosen["/".join(map(str, key))] = detector.chosen
-        return scored
-
-    def _score(self, detector: Detector, key: Key, what: str) -> bool:
-        """Keep the scores of all items, and of computed turns; False when no item has one."""
-        scores = np.asarray(detector.score(self.items), dtype=np.float64)
-        if not np.isfinite(scores).any():
-            self._leave_out(what, f"no item has a score; {_remedy(type(detector))}")
-            return False
-        self.book.scores[key] = scores
-        if key[0] in self.turn_scorers and isinstance(detector, TurnDetector):
-            self.book.turns[key] = detector.score_turns(self.items).astype(np.float32)
-        return True
+        return fitted
 
     def _n_seeds(self, name: str) -> int:
         return self.settings.probe_seeds if self.registry[name].seeded else 1
@@ -187,56 +162,62 @@ class _Scoring:
         yield
         self.seconds[name] += time.perf_counter() - start
 
-    # --- splits and turns -------------------------------------------------------------------
+    # --- scores -----------------------------------------------------------------------------
 
-    def _splits(self) -> dict[str, np.ndarray]:
-        """Split each training domain's items; one that lacks items of a class is left out."""
-        items, settings, splits = self.items, self.settings, {}
-        for domain in self.domains:
-            own = items.domains == domain
-            split = np.full(len(items), "", dtype="<U5")
-            split[own] = split_by_group(
-                items.groups[own],
-                strata=items.domains[own],
-                y=items.y[own],
-                fractions=(settings.val_fraction, settings.test_fraction),
-                seed=settings.seed,
-            )
-            lacking = too_few(items.y, split)
-            if lacking:
-                self._leave_out(f"training domain {domain}", lacking)
-                continue
-            splits[domain] = split
-            elsewhere = int(np.isin(items.groups[~own], items.groups[own]).sum())
-            if elsewhere:
-                log.warning("%d items outside %s ask what an item of it asks", elsewhere, domain)
-        return splits
+    def score(self, target: Answers, fitted: Mapping[Key, Detector]) -> ScoreBook:
+        """Return the book of a target: the scores of all items, and of all turns by the readers."""
+        book = ScoreBook(target.model, target.token_key, book_items(target))
+        book.splits = self._splits_in(target)
+        readers: dict[Key, StateDetector] = {}
+        for key, detector in fitted.items():
+            with self._timed(key[0]):
+                scored = self._score(book, target, key, detector)
+            if scored and key[0] in self.turn_scorers and isinstance(detector, StateDetector):
+                readers[key] = detector
+        book.turns |= score_turns(target, readers, timed=self._timed)
+        if not book.scores:
+            raise UserError("nothing could be scored: " + "; ".join(told(self.left_out)))
+        self._tell_about(book, target)
+        return book
 
-    def _score_turns(self, readers: Mapping[Key, StateDetector]) -> None:
-        """Score every turn by all fitted readers of states, in one pass over the PKL files."""
-        if not readers:
-            return
-        items = self.items
-        n_turns = np.array([len(record["cot_steps"]) for record in items.records])
-        tables = {
-            key: np.full((len(items), n_turns.max()), np.nan, dtype=np.float32) for key in readers
-        }
-        with tqdm(total=len(items), desc="turns", unit="dialogue") as bar:
-            for places in _blocks(n_turns * items.first_states[0].nbytes):
-                states = np.concatenate(list(items.select(places).turn_states()))
-                filled = np.arange(n_turns.max()) < n_turns[places, None]
-                for key, detector in readers.items():
-                    with self._timed(key[0]):
-                        block = np.full(filled.shape, np.nan, dtype=np.float32)
-                        block[filled] = detector.score_states(states)
-                        tables[key][places] = block
-                bar.update(len(places))
-        self.book.turns |= tables
+    def _score(self, book: ScoreBook, target: Answers, key: Key, detector: Detector) -> bool:
+        """Keep the scores of all items, and of computed turns; False when no item has one."""
+        what = f"{key[0]} on {key[1]}" if key[1] else key[0]
+        try:
+            scores = np.asarray(detector.score(target), dtype=np.float64)
+        except UserError as error:
+            self._leave_out(what, str(error))
+            return False
+        if not np.isfinite(scores).any():
+            self._leave_out(what, f"no item has a score; {_remedy(type(detector))}")
+            return False
+        book.scores[key] = scores
+        if learns(type(detector)):
+            book.chosen["/".join(map(str, key))] = detector.chosen
+        if key[0] in self.turn_scorers and isinstance(detector, TurnDetector):
+            book.turns[key] = detector.score_turns(target).astype(np.float32)
+        return True
+
+    def _splits_in(self, target: Answers) -> dict[str, np.ndarray]:
+        """Return the splits of a target's items, by what each item asks."""
+        if target is self.items:
+            return self.splits
+        found = {}
+        for domain, split in self.splits.items():
+            known = {
+                question_digest(record): part
+                for record, part in zip(self.items.records, split.tolist(), strict=True)
+                if part
+            }
+            own = target.domains == domain
+            parts = [known.get(question_digest(record), "test") for record in target.records]
+            found[domain] = np.where(own, np.array(parts, dtype="<U5"), "")
+        return found
 
     # --- the book ---------------------------------------------------------------------------
 
-    def _tell_about(self, seconds: float) -> None:
-        book, unscored = self.book, Counter()
+    def _tell_about(self, book: ScoreBook, target: Answers) -> None:
+        unscored: Counter[str] = Counter()
         for (name, _, _), scores in book.scores.items():
             unscored[name] = max(unscored[name], int(np.isnan(scores).sum()))
         scored = {key[0] for key in book.scores}
@@ -245,12 +226,70 @@ class _Scoring:
         }
         book.about = {
             "settings": asdict(self.settings),
-            "items_left_out": self.items.left_out,
+            "items_left_out": target.left_out,
             "left_out": self.left_out,
             "unscored": {name: count for name, count in unscored.items() if count},
             "seconds": {name: round(spent, 3) for name, spent in self.seconds.items()},
-            "seconds_in_all": round(seconds, 3),
         }
+
+
+def split_domains(
+    items: Answers, domains: Sequence[str], settings: Settings
+) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
+    """Split each training domain's items by group, and tell which domains lack items of a class.
+
+    Returns domain -> [n] ("train", "val", "test", and "" for items of other domains), and what was
+    left out, why.
+    """
+    splits, left_out = {}, []
+    for domain in domains:
+        own = items.domains == domain
+        split = np.full(len(items), "", dtype="<U5")
+        split[own] = split_by_group(
+            items.groups[own],
+            strata=items.domains[own],
+            y=items.y[own],
+            fractions=(settings.val_fraction, settings.test_fraction),
+            seed=settings.seed,
+        )
+        lacking = too_few(items.y, split)
+        if lacking:
+            left_out.append((f"training domain {domain}", lacking))
+            continue
+        splits[domain] = split
+        elsewhere = int(np.isin(items.groups[~own], items.groups[own]).sum())
+        if elsewhere:
+            log.warning("%d items outside %s ask what an item of it asks", elsewhere, domain)
+    return splits, left_out
+
+
+def score_turns(
+    items: Answers,
+    readers: Mapping[Key, StateDetector],
+    *,
+    timed: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
+) -> dict[Key, np.ndarray]:
+    """Return every turn's score by each fitted reader of states: float32 [n, K], NaN after the end.
+
+    One pass over the PKL files serves all readers; a block of dialogues is in memory at a time.
+    """
+    if not readers:
+        return {}
+    n_turns = np.array([len(record["cot_steps"]) for record in items.records])
+    tables = {
+        key: np.full((len(items), n_turns.max()), np.nan, dtype=np.float32) for key in readers
+    }
+    with tqdm(total=len(items), desc="turns", unit="dialogue") as bar:
+        for places in _blocks(n_turns * items.first_states[0].nbytes):
+            states = np.concatenate(list(items.select(places).turn_states()))
+            filled = np.arange(n_turns.max()) < n_turns[places, None]
+            for key, detector in readers.items():
+                with timed(key[0]):
+                    block = np.full(filled.shape, np.nan, dtype=np.float32)
+                    block[filled] = detector.score_states(states)
+                    tables[key][places] = block
+            bar.update(len(places))
+    return tables
 
 
 def chosen(what: str, asked: Sequence[str] | None, known: Sequence[str]) -> list[str]:

@@ -92,7 +92,7 @@ def items(folder):
 
 def scored(items, *methods, **settings):
     settings = {"turn_scorers": ["gap"] if "gap" in methods else [], **settings}
-    return score_methods(items, Settings(methods=methods, **settings), METHODS)
+    return score_methods(items, Settings(methods=methods, **settings), METHODS)[0]
 
 
 def test_every_fit_scores_every_item(items):
@@ -125,7 +125,7 @@ def test_a_detector_learns_from_its_domains_train_and_val_splits_alone(items):
             super().fit(train, val, seed=seed)
             fitted.append((train, val))
 
-    book = score_methods(items, Settings(methods=["gap"], turn_scorers=[]), {"gap": Spy})
+    book = score_methods(items, Settings(methods=["gap"], turn_scorers=[]), {"gap": Spy})[0]
     assert list(book.splits) == ["alpha", "beta"]
     ids = np.array([item.id for item in book.items])
     for (domain, split), (train, val) in zip(book.splits.items(), fitted, strict=True):
