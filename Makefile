@@ -1,15 +1,18 @@
-# Two commands for a newcomer: `make demo` and `make test`. Both make .venv first.
+# For a newcomer: `make demo`, `make tables`, `make test`. Each makes .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test clean
+.PHONY: demo tables test clean
 
 demo: $(VENV)/.run
 	$(BIN)/python ./reasoning_lite.py
 	$(BIN)/python ./semantic-entropy-probes/probes_trainer.py --data_dirs ./outputs/demo/trivia --save_path ./probe_output/demo_trivia.pkl --epochs 50
 	$(BIN)/python ./metrics_probe.py --json_dir ./outputs/demo --pkl_dir ./outputs/demo --probe_path ./probe_output/demo_trivia.pkl
-	$(BIN)/python ./eval_probe.py --data_dir ./outputs/demo --report_dir ./reports/demo
+	$(BIN)/python ./eval_probe.py --data_dir ./outputs/demo --report_dir ./reports/quick
+
+tables: $(VENV)/.run
+	$(BIN)/python ./reproduce.py --config ./configs/demo.json
 
 test: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -28,4 +31,4 @@ $(VENV)/.test: requirements.txt pyproject.toml | $(VENV)/bin/python
 	touch $@ $(VENV)/.run
 
 clean:
-	rm -rf outputs/demo reports/demo probe_output/demo_trivia.*
+	rm -rf outputs/demo outputs/experiments/demo reports/quick reports/demo probe_output/demo_trivia.*
