@@ -1,0 +1,125 @@
+"""Detectors that are one direction in the space of hidden states."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from spikescore.detectors.answers import Answers
+from spikescore.detectors.base import Detector
+from spikescore.detectors.layers import LayerReader, Lesson, choose, first_answers
+from spikescore.probes import Probe
+from spikescore.sep_training import fit_sep_logistic
+
+
+class MassMean(LayerReader):
+    """(x - m0) . t / |t|^2, with t = m1 - m0 and m1, m0 the mean states of the two classes.
+
+    m1 is the mean over hallucinated, m0 over consistent training answers: a score of 0 lies at m0,
+    of 1 at m1. Higher = more hallucinated. Source: Marks and Tegmark (2024), "The Geometry of
+    Truth", the mass-mean probe without the covariance; their theta points to the true statements,
+    ours the other way, and instead of their sigmoid, which would only saturate, we shift and scale
+    so that scores of different layers can be compared. They took one layer by looking at its role
+    in patching; here the validation AUROC chooses (of equal ones: the lowest mean squared distance
+    of the score from y, then the lowest layer).
+    """
+
+    name = "mass_mean"
+    title = "Mass-mean"
+    family = "trained"
+
+    def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
+        material = first_answers(train, val)
+        networks = [
+            mass_mean(rows[material.train], material.labels[material.train])
+            for rows in material.by_layer
+        ]
+        y = material.labels[material.val]
+        scores = [
+            network.score(rows[material.val])
+            for network, rows in zip(networks, material.by_layer, strict=True)
+        ]
+        choice = choose(y, scores, [float(np.square(row - y).mean()) for row in scores])
+        self._layer, self._network = choice.place + 1, networks[choice.place]
+        self.chosen |= {
+            "layer": self._layer,
+            "val_auroc": choice.auroc,
+            "val_auroc_by_layer": choice.aurocs,
+        }
+
+
+def mass_mean(states: np.ndarray, y: np.ndarray) -> Probe:
+    """Return the mass-mean direction of states [n, d] with labels [n] as a linear map.
+
+    Where the classes' means are the same, every score is 0.
+    """
+    hallucinated, consistent = (
+        states[y == label].mean(axis=0, dtype=np.float64) for label in (1, 0)
+    )
+    direction = hallucinated - consistent
+    weight = direction / (direction @ direction or 1.0)
+    linear = ("linear", weight[None].astype(np.float32), np.zeros(1, np.float32))
+    mean = consistent.astype(np.float32)
+    return Probe("saplma", [linear], mean=mean, scale=np.ones_like(mean))
+
+
+class LinearProbe(LayerReader):
+    """sigmoid(w . z + b): logistic regression on the standardised state z of one layer.
+
+    w, b minimise |w|^2 / 2 + C * sum of the cross-entropies with C = 1, as in scikit-learn; mean
+    and deviation are those of the train split. Higher = more hallucinated. Source: Alain and Bengio
+    (2017); as a detector Orgad et al. (2025), who do not standardise. The layer is that of the
+    highest validation AUROC (of equal ones: lowest cross-entropy, then the lowest layer).
+    """
+
+    name = "linear_probe"
+    title = "Linear probe"
+    family = "trained"
+
+    def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
+        material = first_answers(train, val)
+        self.keep(fit_sep_logistic(material.by_layer, material.layers, material.examples()))
+
+
+class AllTurnProbe(LayerReader):
+    """sigmoid(w . z + b) as `LinearProbe`, fitted to the answers of ALL turns of the dialogues.
+
+    Each answer has the label of its dialogue's first answer, so that what a follow-up prompt does
+    to every state of its turn tells nothing of the label, and cannot be taken for a sign of it.
+    Higher = more hallucinated. The layer is the one at which the first answers' linear probe has
+    its highest validation AUROC: only this layer of the later turns is read and fitted. `chosen`
+    has the validation AUROC on first answers and on all turns. A control of this project, without a
+    source.
+    """
+
+    name = "all_turn_probe"
+    title = "Probe on all turns"
+    family = "trained"
+
+    def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
+        first = first_answers(train, val)
+        layer_choice = fit_sep_logistic(first.by_layer, first.layers, first.examples())
+        (layer,) = layer_choice.layers
+        turns = all_turns(train, val, layer)
+        fit = fit_sep_logistic([turns.features], [(layer,)], turns.examples())
+        self.keep(fit)
+        scores = self.score_states(first.features[first.val])
+        self.chosen |= {
+            "val_auroc": choose(first.labels[first.val], [scores], [0.0]).auroc,
+            "val_auroc_all_turns": fit.score[0],
+            "val_auroc_by_layer": [max(areas) for areas in layer_choice.val_auroc.values()],
+        }
+
+
+def all_turns(train: Answers, val: Answers, layer: int) -> Lesson:
+    """Return the lesson of all turns' states [m, H] at a layer, with their dialogues' labels."""
+    blocks = [[turns[:, 0] for turns in part.turn_states(layers=[layer])] for part in (train, val)]
+    lengths = [[len(turns) for turns in part] for part in blocks]
+    labels = [np.repeat(part.y, length) for part, length in zip((train, val), lengths, strict=True)]
+    return Lesson(
+        np.concatenate(blocks[0] + blocks[1]),
+        np.concatenate(labels).astype(np.int64),
+        sum(lengths[0]),
+    )
+
+
+DETECTORS: tuple[type[Detector], ...] = (MassMean, LinearProbe, AllTurnProbe)
