@@ -31,6 +31,7 @@ from spikescore.lens import js_divergence
 
 TOP_P = 0.1
 LEAST = 2
+ICR_SETTINGS = {"top_p": TOP_P}
 
 
 def icr_scores(
@@ -86,11 +87,6 @@ class IcrReader:
     def __init__(self, model: PreTrainedModel, *, chunk: int = TEACHER_CHUNK) -> None:
         self._model = model
         self._chunk = chunk
-
-    @property
-    def settings(self) -> dict[str, float]:
-        """The share of tokens that counts as attended."""
-        return {"top_p": TOP_P}
 
     @torch.inference_mode()
     def read(self, prompt: list[int], answer: list[int]) -> np.ndarray:

@@ -28,8 +28,11 @@ Exchange = tuple[list[int], list[int]]
 """Ids of one turn: its whole prompt, and its answer."""
 
 LENS_CHUNK = 1024  # tokens per forward pass; bounds memory to chunk x layers x hidden
+LATE_FROM = 2 / 3
+"""The share of a model's layers after which the late ones begin."""
 SHARPNESS_DEPTH = 26 / 32
 """In-Context Sharpness reads layer 26 of the 32 of its authors' 7B models."""
+LENS_SETTINGS = {"late_from": LATE_FROM, "sharpness_depth": SHARPNESS_DEPTH}
 LENS_NUMBERS = {"cpu": 2**20, "cuda": 2**26}
 """Numbers of one matrix [rows, vocabulary] of a lens; bounds memory, and fits a CPU's cache."""
 _FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm")
@@ -47,7 +50,7 @@ class LensMeasures:
 
 def late_layers(n_layers: int) -> range:
     """Layers of the last third, the final one left out: 4, 5 of 6 and 22 to 31 of 32."""
-    return range(min(-(-2 * n_layers // 3), n_layers - 1), n_layers)
+    return range(max(1, min(math.ceil(LATE_FROM * n_layers), n_layers - 1)), n_layers)
 
 
 def sharpness_layer(n_layers: int) -> int:
@@ -171,11 +174,6 @@ class LensReader:
         self.sharp = sharpness_layer(self.lens.n_layers)
         self._passes = SlotModel(model, slots=1)
         self._chunk = chunk
-
-    @property
-    def settings(self) -> dict[str, list[int] | int]:
-        """Which layers are read."""
-        return {"late_layers": [self.late.start, self.late.stop - 1], "sharpness_layer": self.sharp}
 
     @torch.inference_mode()
     def read(self, turns: Sequence[Exchange]) -> LensMeasures:
