@@ -22,7 +22,7 @@ from spikescore.engine import Engine
 from spikescore.entailment import make_entailment
 from spikescore.errors import UserError
 from spikescore.measures import measures_path, not_computed, read_measures
-from spikescore.pairs import read_record, write_json, write_pair
+from spikescore.pairs import file_id, read_record, write_json, write_pair
 from spikescore.pickles import load_pickle
 from spikescore.questions import Question
 from spikescore.sampling import Sampling
@@ -258,6 +258,11 @@ def test_a_file_of_something_else_is_refused(pairs, measure):
     with pytest.raises(UserError, match="q0.measures.pkl.*holds no measures"):
         measure(pairs, "--groups", "attention")
     assert measure(pairs, "--groups", "attention", "--redo")[0] == 0
+
+
+def test_no_pair_may_take_the_name_of_anothers_measures():
+    assert measures_path(Path("out/q1.json")) == Path("out/q1.measures.pkl")
+    assert file_id("q1.measures", "text") != "q1.measures" and file_id("q1", "text") == "q1"
 
 
 @pytest.mark.parametrize(
