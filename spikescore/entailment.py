@@ -11,6 +11,7 @@ judgement that fails is None, never "neutral".
 from __future__ import annotations
 
 import logging
+import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -213,19 +214,42 @@ class NLIEntailment:
     def entail_many(self, pairs: Sequence[Pair]) -> list[int | None]:
         return _judge_open(pairs, self._classify)
 
+    def contradiction_probabilities(self, pairs: Sequence[Pair]) -> list[float]:
+        """Return P(contradiction) / (P(contradiction) + P(entailment)) of each pair, by the model
+        alone; NaN where its scores are not finite.
+
+        Neutral is left out of the sum, as SelfCheckGPT does (Manakul, Liusie and Gales, 2023).
+        """
+        distinct = list(dict.fromkeys(pairs))
+        scores = dict(zip(distinct, self._scores(distinct), strict=True)) if distinct else {}
+        output = {verdict: label for label, verdict in self._classes.items()}
+        return [
+            _share(scores[pair][output[CONTRADICTION]], scores[pair][output[ENTAILMENT]])
+            for pair in pairs
+        ]
+
     def _classify(self, pairs: list[Pair]) -> list[int | None]:
+        return [
+            self._classes[max(range(len(scores)), key=scores.__getitem__)]
+            if all(map(math.isfinite, scores))
+            else None
+            for scores in self._scores(pairs)
+        ]
+
+    def _scores(self, pairs: list[Pair]) -> list[list[float]]:
+        """Return the model's logits for each pair, one for each of its labels."""
         encoded = [self._encode(pair) for pair in pairs]
         lengths = [len(one["input_ids"]) for one in encoded]
         if max(lengths) >= self._max_length:
             log.warning("%s: pairs of more than %d tokens are cut", self.name, self._max_length)
-        verdicts: list[int | None] = [None] * len(pairs)
+        scores: list[list[float]] = [[] for _ in pairs]
         with tqdm(total=len(pairs), desc="entailment", delay=2.0, leave=False) as bar:
             for batch in _batches(lengths):
-                classes = self._forward([encoded[index] for index in batch])
-                for index, verdict in zip(batch, classes, strict=True):
-                    verdicts[index] = verdict
+                found = self._forward([encoded[index] for index in batch])
+                for index, own in zip(batch, found, strict=True):
+                    scores[index] = own
                 bar.update(len(batch))
-        return verdicts
+        return scores
 
     def _encode(self, pair: Pair) -> dict[str, list[int]]:
         question, *texts = pair
@@ -234,18 +258,19 @@ class NLIEntailment:
         limits = {"truncation": True, "max_length": self._max_length}
         return dict(self._tokenizer(*texts, **limits))
 
-    def _forward(self, encoded: list[dict[str, list[int]]]) -> list[int | None]:
-        """Return the class of each pair; None where the model's scores are not finite."""
+    def _forward(self, encoded: list[dict[str, list[int]]]) -> list[list[float]]:
+        """Return the model's logits `[pairs][labels]`."""
         import torch
 
         inputs = self._tokenizer.pad(encoded, return_tensors="pt").to(self._device)
         with torch.inference_mode():
-            scores = self._model(**inputs).logits
-        best, finite = scores.argmax(dim=-1).tolist(), scores.isfinite().all(dim=-1).tolist()
-        return [
-            self._classes[label] if sound else None
-            for label, sound in zip(best, finite, strict=True)
-        ]
+            return self._model(**inputs).logits.float().tolist()
+
+
+def _share(one: float, other: float) -> float:
+    """exp(one) / (exp(one) + exp(other)); NaN where either is not finite."""
+    finite = math.isfinite(one) and math.isfinite(other)
+    return 0.5 * (1 + math.tanh((one - other) / 2)) if finite else math.nan
 
 
 def _load(path: str) -> tuple[PreTrainedTokenizerBase, Any]:

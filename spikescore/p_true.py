@@ -13,13 +13,10 @@ from typing import Any
 
 import torch
 
-from spikescore.attention import Part
 from spikescore.errors import UserError
-from spikescore.packing import SlotModel
+from spikescore.prompt_ends import read_ends
 from spikescore.short_answers import AnswerPrompt
-from spikescore.turns import common_prefix
 
-CHUNK = 1024  # tokens encoded at a time; bounds the activations
 _INSTRUCTION = (
     "You see a question, answers that were brainstormed for it, and one possible answer. "
     "Say whether the possible answer is true. Reply with A or B alone."
@@ -65,7 +62,6 @@ def option_id(prompt: AnswerPrompt, letter: str = "A") -> int:
     return ids[-1]
 
 
-@torch.inference_mode()
 def next_token_log_probabilities(
     model: Any, prompts: Sequence[Sequence[int]], token: int
 ) -> list[float]:
@@ -73,17 +69,10 @@ def next_token_log_probabilities(
 
     What a prompt has in common with the one before it is not encoded again.
     """
-    reader = SlotModel(model, slots=1)
-    held: list[int] = []
-    found = []
-    for ids in map(list, prompts):
-        start = min(common_prefix(held, ids), len(ids) - 1)
-        while start < len(ids):
-            part = ids[start : start + CHUNK]
-            logits, _ = reader.feed([Part(0, part, start)], states_of=[], logits_of=[len(part) - 1])
-            start += len(part)
-        held = ids
-        found.append(float(torch.log_softmax(logits[0].float(), dim=-1)[token]))
+    found = [
+        float(torch.log_softmax(end.logits.float(), dim=-1)[token])
+        for end in read_ends(model, [prompts], slots=1)
+    ]
     if not all(map(math.isfinite, found)):
         raise UserError("P(True): the model's output is not a number")
     return found

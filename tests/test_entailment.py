@@ -237,6 +237,28 @@ def test_nli_in_batches_equals_one_by_one(nli_folder: Path, monkeypatch) -> None
     assert judge.entail_many(PAIRS) == expected
 
 
+def test_the_probability_of_contradiction_is_held_against_entailment_alone(
+    nli_folder: Path,
+) -> None:
+    model = BertForSequenceClassification.from_pretrained(nli_folder).eval()
+    ids = bert_tokenizer().get_vocab()
+    pairs = [(None, one, other) for question, one, other in PAIRS if question is None]
+    pairs.append((None, "paris", "paris"))  # equal texts are put to the model, too
+    expected = []
+    for _, *texts in pairs:
+        first, second = ([ids[word] for word in text.split()] for text in texts)
+        tokens = [2, *first, 3, *second, 3]
+        segments = [0] * (len(first) + 2) + [1] * (len(second) + 1)
+        with torch.no_grad():
+            scores = model(torch.tensor([tokens]), token_type_ids=torch.tensor([segments])).logits
+        entailment, contradiction, _ = torch.exp(scores[0].double()).tolist()
+        expected.append(contradiction / (contradiction + entailment))
+    assert max(expected) > 0.6 and min(expected) < 0.4
+    judge = make_entailment(str(nli_folder))
+    assert judge.contradiction_probabilities(pairs * 2) == pytest.approx(expected * 2, abs=1e-4)
+    assert judge.contradiction_probabilities([]) == []
+
+
 def test_nli_reads_each_distinct_pair_once_and_like_lengths_together(
     nli_folder: Path, monkeypatch
 ) -> None:
