@@ -98,22 +98,22 @@ def _or_undefined(value: float | None) -> str:
 def view_table(view: View) -> Table:
     """Return every method's figure on one view, a row each."""
     rows = [
-        (METHODS[method], *_cells(figure, "{:.3f}"), _share(figure), figure.note)
+        (METHODS[method], *_cells(figure, "{:.3f}"), _share(figure))
         for method, figure in view.methods.items()
     ]
-    header = ("method", "AUROC", "95% interval", "n", "hallucinated", "note")
-    return Table(view.title, header, tuple(rows))
+    header = ("method", "AUROC", "95% interval", "n", "hallucinated")
+    return Table(view.title, header, tuple(rows), _notes(view.methods))
 
 
 def paired_table(view: View) -> Table:
     """Return what SpikeScore has ahead of other methods on the same items of one view."""
     rows = [
         (f"SpikeScore minus {METHODS[other]}", *_cells(figure, "{:+.3f}"),
-         "" if figure.p is None else f"{figure.p:.3f}", figure.note)
+         "" if figure.p is None else f"{figure.p:.3f}")
         for other, figure in view.paired.items()
     ]  # fmt: skip
-    header = ("difference", "AUROC", "95% interval", "n", "p", "note")
-    return Table(view.title, header, tuple(rows))
+    header = ("difference", "AUROC", "95% interval", "n", "p")
+    return Table(view.title, header, tuple(rows), _notes(view.paired))
 
 
 def main_table(views: Sequence[View], methods: Sequence[str], caption: str) -> Table:
@@ -129,7 +129,7 @@ def main_table(views: Sequence[View], methods: Sequence[str], caption: str) -> T
         cells = [_cell(view, method) for view in shown]
         rows += [(METHODS[method], *cells)] if any(cells) else []
     return Table(
-        caption, ("method", *(view.title for view in shown)), tuple(rows), _missing(shown, methods)
+        caption, ("method", *(view.title for view in shown)), tuple(rows), _notes_of(shown, methods)
     )
 
 
@@ -142,7 +142,7 @@ def domain_table(views: Sequence[View]) -> Table:
         for view in views
     ]  # fmt: skip
     header = ("domain", "n", "hallucinated", *(METHODS[method] for method in shown))
-    note = _missing(views, shown)
+    note = _notes_of(views, shown)
     return Table("Per domain (AUROC with 95% interval)", header, tuple(rows), note)
 
 
@@ -171,15 +171,22 @@ def _cell(view: View, method: str) -> str:
     return cell if figure.n == len(view.items) else f"{cell} (n={figure.n})"
 
 
-def _missing(views: Sequence[View], methods: Sequence[str]) -> str:
-    """Return why cells say n/c."""
-    reasons = [
-        f"{METHODS[method]} ({view.title}): {figure.note}"
-        for view in views
-        for method in methods
-        if (figure := view.methods.get(method)) and figure.value is None
-    ]
-    return "n/c: not computable. " + "; ".join(reasons) + "." if reasons else ""
+def _notes(figures: dict[str, Auroc] | dict[str, Difference]) -> str:
+    """Return what there is to say of a view's figures, each remark once with its methods."""
+    methods: dict[str, list[str]] = {}
+    for method, figure in figures.items():
+        if figure.note:
+            methods.setdefault(figure.note, []).append(METHODS[method])
+    return ". ".join(f"{', '.join(names)}: {note}" for note, names in methods.items())
+
+
+def _notes_of(views: Sequence[View], methods: Sequence[str]) -> str:
+    """Return the notes on these methods in several views; n/c stands for not computable."""
+    notes = []
+    for view in views:
+        found = _notes({key: view.methods[key] for key in methods if key in view.methods})
+        notes += [f"{view.title}: {found}."] if found else []
+    return " ".join(notes)
 
 
 def _cells(figure: Auroc | Difference, form: str) -> tuple[str, str, str]:

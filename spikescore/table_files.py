@@ -1,9 +1,7 @@
-"""A table of a report as text for other programs: Markdown, CSV, LaTeX."""
+"""A table of a report as text: Markdown and LaTeX."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 
 from spikescore.page import Table
@@ -19,17 +17,11 @@ _TEX = {
 
 
 def markdown_table(table: Table) -> str:
-    """Return header and rows as a Markdown table that ends with an empty line; no caption."""
+    """Return the table in Markdown, its note below it; no caption. It ends with an empty line."""
     lines = [table.header, ["---"] * len(table.header), *table.rows]
     escaped = [[_one_line(cell).replace("|", "\\|") for cell in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in escaped) + "\n"
-
-
-def csv_table(table: Table) -> str:
-    """Return header and rows as CSV (RFC 4180, but lines end with a line feed)."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([table.header, *table.rows])
-    return text.getvalue()
+    shown = [f"| {' | '.join(line)} |" for line in escaped]
+    return "\n".join([*shown, *(["", _one_line(table.note)] if table.note else []), ""])
 
 
 def tex_table(table: Table) -> str:

@@ -1,9 +1,12 @@
 """Stage 3 as its user runs it: a subprocess on small synthetic trees of dialogue files."""
 
+import base64
 import copy
 import csv
+import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -235,6 +238,51 @@ def test_report_files(tree):
     assert summary["command"].startswith("python ") and "--data_dir" in summary["command"]
 
 
+def test_report_page_holds_tables_plots_and_every_dialogue(tree):
+    data, report, _, summary, before = tree
+    text = (report / "report.html").read_text(encoding="utf-8")
+    pool = view_of(summary, "pooled")["auroc"]
+    for method in ("spike_score", "perplexity", "dialogue_tokens", "domain_identity"):
+        figure = pool[method]
+        assert f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]" in text
+    assert text.count('src="data:image/png;base64,') == 3
+    for name in ("roc.png", "histogram.png", "trajectories.png"):
+        assert base64.b64encode((report / name).read_bytes()).decode() in text
+    index = json.loads(re.search(r'id="index">(.*?)</script>', text)[1])
+    chunks = re.findall(r'id="chunk-\d+">(.*?)</script>', text)
+    texts = [one for part in chunks for one in json.loads(gzip.decompress(base64.b64decode(part)))]
+    assert len(index["id"]) == len(texts) == 145
+    place = index["id"].index("math_1")
+    old = before[data / "b" / "math" / "math_1.json"]
+    assert index["scores"][place] == [round(s, 4) for s in old["metrics"]["probe_pred"]]
+    assert (index["y"][place], index["turn"][place]) == (1, 4)
+    gold, turns = texts[place]
+    assert gold == "Ouse; the Ouse" and turns[7] == ["critical", "prompt 8", "answer 8 é"]
+    gap = index["id"].index("gap")
+    assert index["scores"][gap] == [] and index["spike"][gap] is None and len(texts[gap][1]) == 4
+
+
+def test_main_table_files_agree_with_the_summary(tree):
+    _, report, _, summary, _ = tree
+    rows = list(csv.DictReader((report / "table_main.csv").open()))
+    found = {(row["view"], row["method"]): row for row in rows}
+    assert len(found) == len(rows) == sum(len(view["auroc"]) for view in summary["views"])
+    for view in summary["views"]:
+        for method, figure in view["auroc"].items():
+            row = found[view["title"], method]
+            assert [float(row[key]) for key in ("auroc", "low", "high")] == [
+                figure[key] for key in ("value", "low", "high")
+            ]
+            assert int(row["n"]) == figure["n"]
+    pool = view_of(summary, "pooled")["auroc"]
+    cells = [
+        f"{pool[m]['value']:.3f} [{pool[m]['low']:.3f}, " for m in ("spike_score", "perplexity")
+    ]
+    for name in ("table_main.md", "table_main.tex"):
+        text = (report / name).read_text()
+        assert all(cell in text for cell in cells) and "(n=74)" in text
+
+
 def test_spiky_dialogue_is_the_largest_and_readable(tree):
     _, report, _, _, before = tree
     evaluated = [
@@ -269,6 +317,8 @@ def test_one_class_only_goes_on(tmp_path):
     assert "no evaluated item is consistent" in done.stderr
     assert view_of(summary, "pooled")["auroc"]["spike_score"]["value"] is None
     assert (tmp_path / "report" / "roc.png").read_bytes().startswith(PNG)
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "not computable: 12 hallucinated and 0 consistent" in page and ">n/c<" in page
 
 
 def test_older_public_form_is_evaluated_and_never_written(tmp_path):

@@ -43,7 +43,7 @@
     return made;
   }
 
-  const number = (value, digits = 3) => (value === null ? "none" : value.toFixed(digits));
+  const number = (value) => (value === null ? "none" : value.toFixed(3));
   const labelOf = (item) => LABELS[index.y[item]];
   const classOf = (item) => (index.y[item] === null ? "unlabelled" : labelOf(item).text);
   const domainOf = (item) => index.domains[index.domain[item]];
@@ -126,7 +126,7 @@
         element("div", { class: "about" }, about),
       ),
       spark(item),
-      element("span", { class: "value" }, index.spike[item] === null ? "\u2013" : number(index.spike[item], 2)),
+      element("span", { class: "value" }, index.spike[item] === null ? "\u2013" : number(index.spike[item])),
     );
     made.style.top = `${place * ROW_HEIGHT}px`;
     return made;
@@ -155,11 +155,25 @@
       `${k === 0 || scores[k - 1] === null ? "M" : "L"}${x(k).toFixed(1)} ${y(score).toFixed(1)}`)).join("");
   }
 
-  function range(scores) { // 0 to 1 for probabilities, else what the scores span
-    const known = scores.filter((score) => score !== null);
-    const low = Math.min(0, ...known);
-    const high = Math.max(1, ...known);
-    return [low, high];
+  // one scale for all dialogues, so that their shapes can be compared
+  const [low, high] = index.scores.reduce(([least, most], scores) => {
+    for (const score of scores) {
+      if (score !== null && score < least) least = score;
+      if (score !== null && score > most) most = score;
+    }
+    return [least, most];
+  }, [Infinity, -Infinity]);
+  const span = high > low ? high - low : 1;
+
+  function ticks() { // three or so round numbers between low and high
+    const power = 10 ** Math.floor(Math.log10(span / 2));
+    const gap = power * [5, 2, 1].find((factor) => factor === 1 || span / (factor * power) >= 2);
+    const digits = Math.max(0, -Math.floor(Math.log10(gap) + 1e-9));
+    const found = [];
+    for (let k = Math.ceil(low / gap - 1e-9); k * gap <= high + 1e-9 * gap; k++) {
+      found.push({ value: k * gap, text: (k * gap).toFixed(digits) });
+    }
+    return found;
   }
 
   function spikeOf(item) { // the three turns that make the spike: scores k-1, k, k+1 counted from 0
@@ -169,9 +183,8 @@
 
   function spark(item) {
     const scores = index.scores[item];
-    const [low, high] = range(scores);
     const x = (k) => 2 + (84 * k) / Math.max(1, scores.length - 1);
-    const y = (score) => 24 - (20 * (score - low)) / (high - low);
+    const y = (score) => 25 - (22 * (score - low)) / span;
     const drawn = svg("svg", { class: "spark", viewBox: "0 0 88 28", "aria-hidden": "true" });
     drawn.append(svg("path", { class: "trace", d: lines(scores, x, y) }));
     const spike = spikeOf(item);
@@ -185,14 +198,13 @@
   function chart(item, width) {
     const scores = index.scores[item];
     const spike = spikeOf(item);
-    const [low, high] = range(scores);
-    const [left, right, top, bottom, floor, height] = [36, 12, 22, 124, 172, 192];
+    const [left, right, top, bottom, floor, height] = [44, 12, 24, 124, 172, 192];
     const step = (width - left - right) / Math.max(1, scores.length);
     const x = (k) => left + step * (k + 0.5);
-    const y = (score) => bottom - ((bottom - top) * (score - low)) / (high - low);
+    const y = (score) => bottom - ((bottom - top) * (score - low)) / span;
     const drawn = svg("svg", {
       viewBox: `0 0 ${width} ${height}`, height, role: "img",
-      "aria-label": `Probe score of ${scores.length} turns: ${scores.map((score) => number(score, 2)).join(", ")}.`
+      "aria-label": `Probe score of ${scores.length} turns: ${scores.map((score) => number(score)).join(", ")}.`
         + (spike === null ? "" : ` Spike at turn ${spike + 1}.`),
     });
     const text = (place, content, attributes = {}) => {
@@ -203,9 +215,10 @@
     if (spike !== null) {
       drawn.append(svg("rect", { class: "spike-band", x: x(spike) - step / 2, width: step, y: top - 8, height: floor - top + 8 }));
     }
-    for (const tick of [low, (low + high) / 2, high]) {
-      drawn.append(svg("line", { class: "axis", x1: left, x2: width - right, y1: y(tick), y2: y(tick) }));
-      text({ x: left - 6, y: y(tick) + 4 }, number(tick, high - low > 2 ? 0 : 1), { "text-anchor": "end" });
+    for (const tick of ticks()) {
+      const level = y(tick.value);
+      drawn.append(svg("line", { class: "axis", x1: left, x2: width - right, y1: level, y2: level }));
+      text({ x: left - 6, y: level + 4 }, tick.text, { "text-anchor": "end" });
     }
     text({ x: left, y: 11 }, "probe score");
     const bend = bends(scores);
@@ -244,7 +257,7 @@
       const anchor = x(spike) > width - 140 ? "end" : x(spike) < left + 140 ? "start" : "middle";
       const shift = { end: step / 2, start: -step / 2, middle: 0 }[anchor];
       const clear = anchor === "start" && x(spike) < left + 80 ? 80 : 0; // past the axis title
-      text({ x: Math.max(x(spike) + shift, left + clear), y: 11 }, `spike ${number(index.spike[item], 2)} at turn ${spike + 1}`,
+      text({ x: Math.max(x(spike) + shift, left + clear), y: 11 }, `spike ${number(index.spike[item])} at turn ${spike + 1}`,
         { "text-anchor": anchor, class: "spike-text" });
     }
     return drawn;
@@ -337,7 +350,7 @@
       const isSpike = index.turn[item] === k + 1;
       const head = element(
         "header", {}, element("strong", {}, `Turn ${k + 1}`), element("span", { class: "kind" }, kind));
-      if (isSpike) head.append(element("span", { class: "badge" }, `spike ${number(index.spike[item], 2)}`));
+      if (isSpike) head.append(element("span", { class: "badge" }, `spike ${number(index.spike[item])}`));
       head.append(element("span", { class: "value" }, score === null ? "no score" : number(score)));
       made.append(element(
         "li", { class: isSpike ? "turn spike" : "turn", "data-turn": k + 1 }, head,

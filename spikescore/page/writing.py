@@ -33,6 +33,7 @@ CHUNK = 50
 _FIELDS = ("id", "domain", "split", "y", "spike", "turn", "scores", "question")
 _DIALOGUES_HERE = "<!-- dialogues -->"
 _NUMBER = re.compile(r"(?=.*\d)(?:[\d\s.,:+\-\u2212\u2013\u00b1%\[\]()<>=/*]|n=|\de[+-])+")
+_NO_NUMBER = {"n/c", "n/a", "-", "\u2013", "\u2014", "undefined"}
 _UNSAFE_IN_SCRIPT = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 
 
@@ -136,11 +137,11 @@ def _table(table: Table, name: str) -> str:
 
 
 def _alignment(cells: Sequence[str]) -> str:
-    """Return the class of cells that all read as numbers, intervals included; empty ones do not
-    count.
+    """Return the class of cells that all read as numbers, intervals included, or stand for one that
+    is missing; empty ones do not count.
     """
     filled = [cell for cell in cells if cell]
-    numeric = filled and all(_NUMBER.fullmatch(cell) for cell in filled)
+    numeric = filled and all(cell in _NO_NUMBER or _NUMBER.fullmatch(cell) for cell in filled)
     return ' class="number"' if numeric else ""
 
 
