@@ -6,10 +6,20 @@ DETECTORS of its module; a new module is one import and one entry of `_MODULES`.
 
 from __future__ import annotations
 
-from spikescore.detectors import consistency, controls, lens, tokens
+from spikescore.detectors import (
+    baselines,
+    consistency,
+    controls,
+    lens,
+    linear,
+    networks,
+    texts,
+    tokens,
+    unsupervised,
+)
 from spikescore.detectors.base import Detector
 
-_MODULES = (tokens, lens, consistency, controls)
+_MODULES = (tokens, lens, consistency, linear, networks, unsupervised, controls, texts, baselines)
 
 REGISTRY: dict[str, type[Detector]] = {
     detector.name: detector for module in _MODULES for detector in module.DETECTORS

@@ -44,12 +44,17 @@ def epochs_for(n_train: int, least: int = 5) -> int:
     return max(least, -(-LEAST_STEPS // steps_per_epoch))
 
 
-def fit_saplma(material: Lesson, seed: int) -> Fit:
-    """Train SAPLMA's network on every layer's states [n, H] and return the best layer and epoch."""
+def fit_saplma(material: Lesson, seed: int, *, layer: int | None = None) -> Fit:
+    """Train SAPLMA's network on every layer's states [n, H], or on the one given, and return the
+    best layer and epoch.
+    """
     settings = Settings(
         probe="saplma", epochs=epochs_for(material.n_train), batch_size=BATCH_SIZE, seed=seed
     )
-    return fit_candidates(material.by_layer, material.layers, material.examples(), settings, seed)
+    layers, rows = material.layers, material.by_layer
+    if layer is not None:
+        layers, rows = [(layer,)], [material.features[:, layer]]
+    return fit_candidates(rows, layers, material.examples(), settings, seed)
 
 
 # --- networks on hidden states ------------------------------------------------------------------
@@ -72,6 +77,10 @@ class Saplma(LayerReader):
 
     def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
         self.keep(fit_saplma(first_answers(train, val), seed))
+
+    def fit_layer(self, material: Lesson, layer: int, *, seed: int) -> None:
+        """Learn from the states [n, L+1, H] of one layer, given instead of chosen; 0 counts too."""
+        self.keep(fit_saplma(material, seed, layer=layer))
 
 
 class SemanticEntropyProbe(LayerReader):
