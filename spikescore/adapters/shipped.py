@@ -1,8 +1,8 @@
 """Sets that ship dialogues with their items: RAGTruth, and ipw trajectories.
 
-The dialogue goes to `meta["shipped"]`, where it can be labelled or replayed without generating: its
-`messages` (role and content), `hallucinated` (true, false, or None where the set does not say) and
-`labels` (RAGTruth's spans).
+The dialogue goes to `meta["shipped"]`, from where it is replayed without generating: its `messages`
+(role and content, a tool's name), the `model` that answered, `hallucinated` (true, false, or None
+where the set does not say) and `labels` (RAGTruth's spans).
 """
 
 from __future__ import annotations
@@ -79,7 +79,12 @@ def _shipped_response(row: Row) -> dict[str, Any]:
         {"role": "user", "content": text(row, "prompt")},
         {"role": "assistant", "content": text(row, "response")},
     ]
-    return {"messages": messages, "hallucinated": bool(labels), "labels": labels}
+    return {
+        "messages": messages,
+        "model": row.get("model"),
+        "hallucinated": bool(labels),
+        "labels": labels,
+    }
 
 
 # --- ipw trajectories -------------------------------------------------------------------------
@@ -88,8 +93,9 @@ def _shipped_response(row: Row) -> dict[str, Any]:
 def ipw(row: Row) -> Iterable[Question]:
     """A trajectory of mai-ll/ipw-sft-trajectories: the first user message is the question.
 
-    System message, tool calls and the teacher's turns are shown to no model; `success` labels the
-    shipped dialogue.
+    When the question is asked anew, system message, tool calls and the teacher's turns are shown
+    to no model. `success` says whether the teacher's final answer was right: it labels the shipped
+    dialogue as a whole, not its first answer.
     """
     messages = list(_messages(row))
     question = next((one for one in messages if one["role"] == "user"), None)
@@ -113,6 +119,7 @@ def ipw(row: Row) -> Iterable[Question]:
             "success": success,
             "shipped": {
                 "messages": messages,
+                "model": row.get("teacher_model"),
                 "hallucinated": None if success is None else not success,
                 "labels": [],
             },
