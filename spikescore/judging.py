@@ -113,9 +113,14 @@ def describe_judge(name: str, questions: Sequence[Question]) -> str:
 
 
 def shipped_judgement(shipped: Mapping[str, Any]) -> Judgement:
-    """Return the label that a dialogue came with; the reply is what its publisher said, as JSON."""
+    """Return the label that a dialogue came with; the reply is what its publisher said, as JSON.
+
+    Of a dialogue with several answers it is about how the whole ended, and the reply says so.
+    """
     hallucinated = shipped["hallucinated"]
-    said = {"hallucinated": hallucinated, "labels": shipped["labels"]}
+    n_answers = sum(message.get("role") == "assistant" for message in shipped["messages"])
+    about = "the answer" if n_answers == 1 else f"the whole dialogue of {n_answers} answers"
+    said = {"about": about, "hallucinated": hallucinated, "labels": shipped["labels"]}
     return Judgement(
         label=None if hallucinated is None else int(not hallucinated),
         judge="shipped",

@@ -412,11 +412,15 @@ def test_who_judges_is_described() -> None:
 
 def test_a_shipped_label_is_kept_with_what_the_publisher_said() -> None:
     spans = [{"start": 0, "end": 4, "text": "soak"}]
-    wrong = shipped_judgement({"hallucinated": True, "labels": spans})
+    said = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "soak it"}]
+    wrong = shipped_judgement({"messages": said, "hallucinated": True, "labels": spans})
     assert (wrong.label, wrong.judge, wrong.error) == (0, "shipped", None)
-    assert json.loads(wrong.reply) == {"hallucinated": True, "labels": spans}
-    assert shipped_judgement({"hallucinated": False, "labels": []}).label == 1
-    unknown = shipped_judgement({"hallucinated": None, "labels": []})
+    assert json.loads(wrong.reply) == {
+        "about": "the answer", "hallucinated": True, "labels": spans,
+    }  # fmt: skip
+    right = shipped_judgement({"messages": said * 2, "hallucinated": False, "labels": []})
+    assert right.label == 1 and "the whole dialogue of 2 answers" in right.reply
+    unknown = shipped_judgement({"messages": said, "hallucinated": None, "labels": []})
     assert unknown.label is None and "does not say" in unknown.error
 
 

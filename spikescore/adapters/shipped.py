@@ -16,8 +16,10 @@ from spikescore.adapters.base import (
     Question,
     Row,
     get,
+    items,
     mapping,
     objects,
+    optional_text,
     own_id,
     shown,
     text,
@@ -97,7 +99,7 @@ def ipw(row: Row) -> Iterable[Question]:
     to no model. `success` says whether the teacher's final answer was right: it labels the shipped
     dialogue as a whole, not its first answer.
     """
-    messages = list(_messages(row))
+    messages = list(_messages(row, "conversations"))
     question = next((one for one in messages if one["role"] == "user"), None)
     if question is None or not question["content"].strip():
         raise BadRow("conversations", "holds no user message with a text")
@@ -127,10 +129,31 @@ def ipw(row: Row) -> Iterable[Question]:
     )
 
 
-def _messages(row: Row) -> Iterator[dict[str, str]]:
-    for place, message in enumerate(objects(row, "conversations"), start=1):
+# --- any set ----------------------------------------------------------------------------------
+
+
+def own_dialogue(row: Row) -> dict[str, Any]:
+    """Return the dialogue that a row in this project's form ships, as the other sets' adapters do.
+
+    {"shipped": {"messages": [{"role", "content"}], "hallucinated": true, "labels": [], "model"}};
+    all but the messages may be missing.
+    """
+    given = mapping(row, "shipped")
+    hallucinated = given.get("hallucinated")
+    if hallucinated is not None and not isinstance(hallucinated, bool):
+        raise BadRow("shipped", f'"{shown(hallucinated)}" is neither true, false nor null')
+    return {
+        "messages": list(_messages(given, "messages")),
+        "model": optional_text(given, "model"),
+        "hallucinated": hallucinated,
+        "labels": items(given, "labels") if given.get("labels") is not None else [],
+    }
+
+
+def _messages(row: Row, field: str) -> Iterator[dict[str, str]]:
+    for place, message in enumerate(objects(row, field), start=1):
         content = get(message, "content")
         if not isinstance(content, str | None):
-            raise BadRow("conversations", f"message {place} has a content that is no text")
+            raise BadRow(field, f"message {place} has a content that is no text")
         named = {"name": text(message, "name")} if message.get("name") else {}
         yield {"role": text(message, "role"), **named, "content": content or ""}
