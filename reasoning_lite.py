@@ -111,7 +111,7 @@ def main() -> int:
 
     chat = ChatFormat(load_tokenizer(config), enable_thinking=config.enable_thinking)
     needed = pair_bytes(load_architecture(config), sum(item.n_turns for item in todo))
-    print(f"expected size of the hidden states: {needed / 1e6:.0f} MB ({len(todo)} pairs)")
+    print(f"expected size of the hidden states: {needed / 1e6:.1f} MB ({len(todo)} pairs)")
     work.check_disk(needed, config)
     if args.dry_run:
         return dry_run(items, config, chat)
@@ -357,12 +357,16 @@ def dry_run(items: list[Item], config: Config, chat: ChatFormat) -> int:
 
 def report(tally: Tally, config: Config, started: float) -> int:
     """Print what happened; exit status 1 when items failed."""
+    from spikescore.judging import coverage_line
+
     seconds = time.monotonic() - started
     labels = ", ".join(f"{count} {name}" for name, count in sorted(tally.labels.items()))
     print(
         f"wrote {tally.written} pairs to {config.output_dir} in {seconds:.0f} s "
         f"({labels or 'no new labels'}); {tally.skipped} were done before; {tally.failed} failed"
     )
+    if tally.judgements:
+        print(coverage_line(tally.judgements))
     if tally.guard:
         print(tally.guard)
     if tally.failed:

@@ -13,6 +13,7 @@ from typing import Any
 
 from spikescore.config import Config
 from spikescore.errors import UserError
+from spikescore.judging import Judgement
 from spikescore.leaks import Leak
 from spikescore.pairs import iter_records, read_record, write_json
 from spikescore.questions import (
@@ -49,6 +50,7 @@ class Tally:
     skipped: int = 0
     failed: int = 0
     guard: str = ""  # the leak guard's report
+    judgements: list[Judgement] = field(default_factory=list)
     labels: Counter[str] = field(default_factory=Counter)
 
 

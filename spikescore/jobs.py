@@ -180,6 +180,7 @@ def write_pair_of(
         record["backend"], record["server_model"] = config.backend, server.server.model
     if job.label is not None:
         judgement = job.label.result()
+        tally.judgements.append(judgement)
         record["nil_label"] = judgement.label
         record["nil_judge"] = judgement.as_dict()
     if job.label is not None or job.item.source:
