@@ -2,10 +2,11 @@
 """Stage 1: hold a multi-turn dialogue about every question and keep its hidden states.
 
     python reasoning_lite.py                                    # everything config.json says
-    python reasoning_lite.py --dry_run                          # show prompts, judge and disk size
+    python reasoning_lite.py --dry_run                          # prompts, judge, disk size, leaks
     python reasoning_lite.py --config my.json --set max_steps=5 --set sampling.n=50
     python reasoning_lite.py --set backend=openai --set server_url=http://localhost:8000/v1
     python reasoning_lite.py --replay outputs/demo --set output_dir=outputs/read_by_another
+    python reasoning_lite.py --replay RAGTruth/dataset/response.jsonl --set output_dir=outputs/rag
 
 Each question becomes a pair in `output_dir`: <id>.json (the dialogue, its label) and <id>.pkl
 (FP16 hidden states of all layers at three tokens of every turn). A finished pair is skipped when
@@ -14,7 +15,8 @@ the command is run again, so a killed run goes on where it stopped.
 With "backend": "openai" any server with the OpenAI interface holds the dialogues, and the model in
 `model_path` reads the hidden states from the transcripts. Keys stand in the environment:
 SERVER_API_KEY for a `server_url`, OPENAI_API_KEY for OPENAI_BASE_URL; a local server needs none.
---replay reads the dialogues that a folder already holds, made by any model.
+--replay reads dialogues that exist, made by any model: the pairs in a folder, or those that a data
+set ships with its items (RAGTruth, ipw trajectories), message by message, with the set's labels.
 
 Exit status: 0 all done, 1 some items failed (each left an <id>.error.json), 2 a mistake in the
 input.
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from spikescore.engine import Engine
     from spikescore.items import Item, Tally
     from spikescore.jobs import Job
+    from spikescore.judging import Judge
     from spikescore.prompts import Prompt
     from spikescore.serving import ServedGenerator
     from spikescore.turns import Finished, Limits
@@ -64,14 +67,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--dry_run",
         action="store_true",
-        help="show three rendered prompts per data set with token counts, the judge and the "
-        "expected disk size; generate nothing",
+        help="show three rendered prompts per domain with token counts, the judge, the expected "
+        "disk size and what the leak guard finds; load no weights, generate and write nothing",
     )
     parser.add_argument(
         "--replay",
-        metavar="DIR",
+        metavar="PATH",
         help="read the hidden states of the dialogues in this folder (older public form included) "
-        "with model_path and write new pairs; their labels are carried over, nothing is generated",
+        "or data set (one that ships dialogues) with model_path and write new pairs; their labels "
+        "are carried over, nothing is generated",
     )
     parser.add_argument("--verbose", action="store_true", help="log more")
     return parser.parse_args(argv)
@@ -102,18 +106,20 @@ def main() -> int:
         return report(tally, config, started=time.monotonic())
 
     from spikescore.dialogue import ChatFormat
-    from spikescore.loading import load_model, load_tokenizer, pair_bytes
+    from spikescore.jobs import guard_report
+    from spikescore.loading import load_architecture, load_model, load_tokenizer, pair_bytes
 
     chat = ChatFormat(load_tokenizer(config), enable_thinking=config.enable_thinking)
-    served = config.backend == "openai" and not config.replay and not args.dry_run
-    server = connect(config, chat) if served else None  # before a large model is loaded
-    model = load_model(config)
-    needed = pair_bytes(model, sum(item.n_turns for item in todo))
-    print(f"expected size of the hidden states: {needed / 1e6:.0f} MB ({len(todo)} pairs)")
+    needed = pair_bytes(load_architecture(config), sum(item.n_turns for item in todo))
+    print(f"expected size of the hidden states: {needed / 1e6:.1f} MB ({len(todo)} pairs)")
     work.check_disk(needed, config)
     if args.dry_run:
         return dry_run(items, config, chat)
+    # a server is reached before a large model is loaded
+    server = connect(config, chat) if config.backend == "openai" and not config.replay else None
+    model = load_model(config)
     if process.is_first:
+        tally.guard = guard_report(items, config, chat)
         work.write_run_file(config, items, " ".join(sys.argv))
     started = time.monotonic()
     if in_step and not process.is_first:
@@ -223,13 +229,12 @@ def generate(
 
     from spikescore.dialogue import stop_late
     from spikescore.jobs import jobs, recorded_jobs, write_pair_of
-    from spikescore.judging import make_judge
+    from spikescore.judging import describe_judge
     from spikescore.labelling import BackgroundLabels
     from spikescore.transcripts import read_transcripts
-    from utils import make_client
 
     families = prompt_families(config)
-    judge = make_judge("none" if config.replay else config.judge, client_factory=make_client)
+    judge = chosen_judge(todo, config)
     engine = None
     if config.replay:
         print(f"labels are carried over; configuration {config.hash()}")
@@ -243,7 +248,8 @@ def generate(
             n_tokens = sum(item.n_turns for item in todo) * longest
             minutes = n_tokens * engine.seconds_per_token() / 60
             print(f"about {minutes:.1f} minutes if every answer has {longest} tokens")
-        print(f"judge: {judge.name}; {how}; configuration {config.hash()}")
+        who = describe_judge(config.judge, [item.question for item in todo])
+        print(f"judge: {who}; {how}; configuration {config.hash()}")
 
     limits = limits_of(config, model)
     bar = tqdm(
@@ -281,6 +287,17 @@ def generate(
                 write_pair_of(*pair, config, chat, server, tally)
         for pair in waiting:
             write_pair_of(*pair, config, chat, server, tally)
+
+
+def chosen_judge(items: list[Item], config: Config) -> Judge:
+    """Set the judge up; a mistake in its name or a missing key shows at once."""
+    from spikescore.judging import make_judge
+    from utils import make_client
+
+    if config.replay:
+        return make_judge("none")
+    questions = [item.question for item in items]
+    return make_judge(config.judge, questions=questions, client_factory=make_client)
 
 
 def bar_rhythm() -> dict[str, Any]:
@@ -327,41 +344,31 @@ class Progress:
 
 
 def dry_run(items: list[Item], config: Config, chat: ChatFormat) -> int:
-    """Show three prompts per data set, as the model gets them; generate nothing."""
-    from spikescore.dialogue import Dialogue
-    from spikescore.jobs import find_leak, read_dialogue
-    from spikescore.judging import make_judge
-    from utils import make_client
+    """Show what would be done; generate and write nothing."""
+    from spikescore.preview import preview
 
-    judge = make_judge("none" if config.replay else config.judge, client_factory=make_client)
-    leaks = 0
-    for folder in dict.fromkeys(item.folder for item in items):
-        chosen = [item for item in items if item.folder == folder]
-        print(f"\n=== {len(chosen)} questions -> {folder}")
-        for place, item in enumerate(chosen):
-            if item.source:
-                messages = read_dialogue(item, config, chat)[2][0].messages
-            else:
-                messages = Dialogue(item.question, config, chat).messages
-            leaks += find_leak(item.question, messages) is not None
-            if place < 3:
-                ids = chat.render(messages)
-                print(f"--- {item.question.id}: {len(ids)} tokens")
-                print(chat.tokenizer.decode(ids))
-    print(f"\njudge: {judge.name}; prompts with a leaked answer: {leaks} of {len(items)}")
-    print("dry run: nothing was generated")
+    if config.judge != "nli":  # which would load, perhaps fetch, its model
+        chosen_judge(items, config)
+    for line in preview(items, config, chat):
+        print(line)
+    print("dry run: nothing was generated, nothing written")
     return 0
 
 
 def report(tally: Tally, config: Config, started: float) -> int:
     """Print what happened; exit status 1 when items failed."""
+    from spikescore.judging import coverage_line
+
     seconds = time.monotonic() - started
     labels = ", ".join(f"{count} {name}" for name, count in sorted(tally.labels.items()))
     print(
         f"wrote {tally.written} pairs to {config.output_dir} in {seconds:.0f} s "
-        f"({labels or 'no new labels'}); {tally.skipped} were done before; {tally.failed} failed; "
-        f"{tally.leaks} prompts with a leaked answer"
+        f"({labels or 'no new labels'}); {tally.skipped} were done before; {tally.failed} failed"
     )
+    if tally.judgements:
+        print(coverage_line(tally.judgements))
+    if tally.guard:
+        print(tally.guard)
     if tally.failed:
         print("each failed item left an <id>.error.json that says why; run again to retry them")
     if tally.labels["unlabelled"]:

@@ -276,7 +276,8 @@ def run_engine(args: argparse.Namespace) -> dict[str, Any]:
         "memory": memory.peak(),
         "texts": texts,
         "cache_bytes": engine.batch_size * blocks * per_token,
-        "state_bytes": min(engine.batch_size, args.dialogues) * pair_bytes(model, args.turns),
+        "state_bytes": min(engine.batch_size, args.dialogues)
+        * pair_bytes(model.config, args.turns),
         # two operations per weight and token, and per cached number attended
         "flops": 2 * weights * (stats["new_tokens"] + stats["encoded_tokens"])
         + 2 * attended * per_token / model.dtype.itemsize * _query_groups(model),

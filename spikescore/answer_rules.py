@@ -8,6 +8,8 @@ answer. It is strict about what cannot be decided by rule: an answer that names 
     numeric  the statement's number equals the gold number to 1e-6, relative
     choice   the statement names the right option, by letter or by text
     math     the boxed (or stated) expression equals the gold one after light LaTeX normalisation
+    list     every member of the gold list is named somewhere in the answer, in any order
+    free     none: a reference of free sentences is not for rules but for the judge openai or nli
 
 Each returns (label, what it read): 1 consistent, 0 not. `NoReference` means that the rule cannot
 use the item's gold answers.
@@ -21,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from spikescore.adapters.base import list_members
 from spikescore.questions import Question, boxed_answer, gold_option
 
 
@@ -163,11 +166,14 @@ def _hedged(tokens: list[str], start: int, end: int, needles: list[list[str]]) -
     return False
 
 
-def _states(text: str, phrases: Sequence[str]) -> bool:
-    """True when the text states one of the phrases as whole words, neither denied nor hedged."""
+def _states(text: str, phrases: Sequence[str], beside: Sequence[str] = ()) -> bool:
+    """True when the text states one of the phrases as whole words, neither denied nor hedged.
+
+    To stand in an "or" with one of the phrases, or with one of `beside`, is no hedge.
+    """
     stated = False
     needles = [(words, full) for words, full in map(_needle, phrases) if words]
-    plain = [words for words, _ in needles]
+    plain = [words for words, _ in (*needles, *map(_needle, beside)) if words]
     for words, full in needles:
         tokens = _words(text, articles=full)
         if full and len(words) == 1:  # a lone "a" or "it" is an answer only by itself
@@ -515,9 +521,34 @@ def _unlatex(text: str) -> str:
     return re.sub(r"^\(([^(),]*)\)$", r"\1", text)
 
 
+# --- lists, and what is not for rules ---------------------------------------------------------
+
+
+def every_member(question: Question, answer: str) -> tuple[int, str]:
+    """Return (label, members found): each member of the gold list is named, by any synonym.
+
+    The whole answer is read, for lists run over many lines. Names beyond the gold ones are not held
+    against it: a rule cannot tell a wrong member from an explanation.
+    """
+    members = list_members(question.gold_answers)
+    if not members:
+        raise NoReference(f'gold answer "{question.gold_answers[0]}" is no list, "a; b"')
+    text = plain_answer(answer)
+    known = [name for names in members for name in names]
+    found = [names[0] for names in members if _states(text, names, beside=known)]
+    return int(len(found) == len(members)), f"{len(found)} of {len(members)}: {'; '.join(found)}"
+
+
+def free(question: Question, answer: str) -> tuple[int, str]:
+    """Raise NoReference: whether sentences mean the same is not for a rule to say."""
+    raise NoReference("the reference is free text: label it with the judge openai or nli")
+
+
 RULES: dict[str, Callable[[Question, str], tuple[int, str]]] = {
     "exact": exact,
     "numeric": numeric,
     "choice": choice,
     "math": math,
+    "list": every_member,
+    "free": free,
 }

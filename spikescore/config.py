@@ -55,7 +55,7 @@ class Config:
     server_url: str | None = None  # ends in /v1; null: the environment's OPENAI_BASE_URL
     server_model: str | None = None  # the name the server knows the model by; null: model_path
     max_in_flight: int = 256  # dialogues that wait for the server at one time
-    replay: str | None = None  # a folder of dialogues whose states are read; nothing is generated
+    replay: str | None = None  # dialogues whose states are read: pairs, or a data set with them
     judge: str = "auto"
     dataset_format: str = "auto"
     fields: dict[str, str] | None = None

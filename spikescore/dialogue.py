@@ -11,12 +11,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from spikescore.config import Config
+from spikescore.errors import UserError
 from spikescore.prompts import FAMILIES, Prompt, first_message, follow_up, leaked_lines
 from spikescore.questions import Question
 from spikescore.turns import Finished, Turn, common_prefix
@@ -37,9 +39,9 @@ class Rendering:
 class ChatFormat:
     """Turns messages into token ids with the model's chat template, and answers back into text.
 
-    Without a template a plain format is used ("User: ... Assistant: ..."), with a warning; a
+    Without a template a plain format is used ("User: ... Assistant: ..."), with a warning. A
     template that refuses or drops the system role gets the system prompt at the head of the first
-    user message.
+    user message; one that refuses or drops the tool role gets what tools said as user messages.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, enable_thinking: bool) -> None:
@@ -65,41 +67,71 @@ class ChatFormat:
             log.warning("the chat template takes no system role; folding it into the first message")
         return probe in text
 
+    @cached_property
+    def _takes_tools(self) -> bool:
+        probe = "tool role probe"
+        messages = [
+            {"role": "user", "content": "x"},
+            {"role": "assistant", "content": "y"},
+            {"role": "tool", "name": "z", "content": probe},
+        ]
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, **self._options)
+        except (jinja2.TemplateError, ValueError):
+            text = ""
+        if probe not in text:
+            log.warning("the chat template takes no tool role; showing tool results as the user's")
+        return probe in text
+
     @property
     def knows_thinking(self) -> bool:
         """True when the template looks at `enable_thinking`, so that a server must be told too."""
         return "enable_thinking" in str(self.tokenizer.chat_template)
 
     def accepted(self, messages: Sequence[Message]) -> list[Message]:
-        """The messages as the template takes them: without a system role where it has none."""
-        if self._fold_system and messages[0]["role"] == "system":
+        """The messages as the template takes them: without a system or tool role where it has
+        none.
+        """
+        messages = list(messages)
+        if self._fold_system and messages[0]["role"] == "system" and len(messages) > 1:
             system, first, *rest = messages
             folded = {"role": "user", "content": f"{system['content']}\n\n{first['content']}"}
-            return [folded, *rest]
-        return list(messages)
+            messages = [folded, *rest]
+        tools = any(message["role"] == "tool" for message in messages)
+        if tools and not self._plain and not self._takes_tools:
+            return _tools_as_user(messages)
+        return messages
 
-    def render(self, messages: Sequence[Message]) -> list[int]:
+    def render(self, messages: Sequence[Message], *, closed: bool = False) -> list[int]:
         """Return the ids of the messages; one BOS at most.
 
-        After a user's message the opening of the assistant's turn follows.
+        The opening of the assistant's next turn follows, unless they are the `closed` end.
         """
-        return self.rendering(messages).ids
+        return self.rendering(messages, closed=closed).ids
 
-    def rendering(self, messages: Sequence[Message], before: Rendering | None = None) -> Rendering:
-        """As `render`, with the text.
+    def rendering(
+        self,
+        messages: Sequence[Message],
+        before: Rendering | None = None,
+        *,
+        closed: bool = False,
+    ) -> Rendering:
+        """As `render`, with the text; UserError when the template refuses the messages.
 
         Where the text goes on from that of an earlier rendering, `before`, only what follows the
         last special token that both hold is tokenised: a special token parts the text first of
         all, so the ids are the same.
         """
-        answer_is_next = messages[-1]["role"] == "user"
         messages = self.accepted(messages)
         if self._plain:
-            text = _plain_text(messages)
+            text = _plain_text(messages, closed)
             return Rendering(text, self.tokenizer(text)["input_ids"])
-        text = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=answer_is_next, tokenize=False, **self._options
-        )
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=not closed, tokenize=False, **self._options
+            )
+        except jinja2.TemplateError as error:
+            raise UserError(f"the chat template refuses these messages: {error}") from error
         kept, start = self._shared(before, text) if before else (0, 0)
         rest = self.tokenizer(text[start:], add_special_tokens=False)["input_ids"]
         return Rendering(text, [*before.ids[:kept], *rest] if before else rest)
@@ -124,7 +156,7 @@ class ChatFormat:
         answer, the answer is tokenised by itself.
         """
         prompt = self.render(messages)
-        whole = self.render([*messages, {"role": "assistant", "content": answer}])
+        whole = self.render([*messages, {"role": "assistant", "content": answer}], closed=True)
         if whole[: len(prompt)] == prompt:
             found = whole[len(prompt) :]
             wanted = self.text(found)
@@ -140,11 +172,23 @@ class ChatFormat:
         return self.tokenizer.decode(list(answer_ids), skip_special_tokens=True).strip()
 
 
-def _plain_text(messages: Sequence[Message]) -> str:
-    names = {"system": "System", "user": "User", "assistant": "Assistant"}
-    turns = [f"{names[message['role']]}: {message['content']}" for message in messages]
-    answer_is_next = messages[-1]["role"] == "user"
-    return "\n\n".join([*turns, "Assistant:"] if answer_is_next else turns)
+def _plain_text(messages: Sequence[Message], closed: bool) -> str:
+    turns = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
+    return "\n\n".join(turns if closed else [*turns, "Assistant:"])
+
+
+def _tools_as_user(messages: Sequence[Message]) -> list[Message]:
+    """Give the user what tools said; user messages in a row become one, as templates want it."""
+    shown: list[Message] = []
+    for message in messages:
+        if message["role"] not in ("user", "tool"):
+            shown.append(message)
+        elif shown and shown[-1]["role"] == "user":
+            together = f"{shown[-1]['content']}\n\n{message['content']}"
+            shown[-1] = {"role": "user", "content": together}
+        else:
+            shown.append({"role": "user", "content": message["content"]})
+    return shown
 
 
 class Dialogue:

@@ -7,12 +7,14 @@ import json
 import logging
 import shutil
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from spikescore.config import Config
 from spikescore.errors import UserError
+from spikescore.judging import Judgement
+from spikescore.leaks import Leak
 from spikescore.pairs import iter_records, read_record, write_json
 from spikescore.questions import (
     Question,
@@ -28,7 +30,8 @@ log = logging.getLogger("spikescore")
 class Item:
     """A question and the folder its pair goes to.
 
-    To replay: `source` is the JSON of the dialogue and `replayed_from` says what it holds.
+    To replay: `source` is the JSON of the dialogue, or the data set that ships it in the question's
+    `meta`, and `replayed_from` says what it holds.
     """
 
     question: Question
@@ -36,6 +39,7 @@ class Item:
     n_turns: int
     source: Path | None = None
     replayed_from: dict[str, Any] | None = None
+    leak: Leak | None = None  # what the guard found in its first prompt
 
 
 @dataclass
@@ -45,7 +49,8 @@ class Tally:
     written: int = 0
     skipped: int = 0
     failed: int = 0
-    leaks: int = 0
+    guard: str = ""  # the leak guard's report
+    judgements: list[Judgement] = field(default_factory=list)
     labels: Counter[str] = field(default_factory=Counter)
 
 
@@ -53,34 +58,55 @@ def load_items(config: Config) -> list[Item]:
     """Read and sample every data set; the same ids whatever the order of the rows."""
     items = []
     for path, folder in config.datasets():
-        loaded = load_questions(
-            path,
-            dataset_format=config.dataset_format,
-            fields=config.fields,
-            on_bad_row=config.on_bad_row,
-            filters=config.filters,
-            answerable_only=config.answerable_only,
-        )
-        for row in loaded.skipped:
-            log.warning("%s: %s left out: %s", path, row.where, row.reason)
-        chosen = sample_questions(
-            loaded.questions,
-            strategy=config.sampling.strategy,
-            n=config.sampling.n,
-            seed=config.sampling.seed,
-        )
+        chosen = _sampled(_questions(path, config), config)
         items.extend(Item(question, folder, config.max_steps) for question in chosen)
     return items
 
 
+def _questions(path: str, config: Config) -> list[Question]:
+    loaded = load_questions(
+        path,
+        dataset_format=config.dataset_format,
+        fields=config.fields,
+        on_bad_row=config.on_bad_row,
+        filters=config.filters,
+        answerable_only=config.answerable_only,
+    )
+    for row in loaded.skipped:
+        log.warning("%s: %s left out: %s", path, row.where, row.reason)
+    return loaded.questions
+
+
+def _sampled(questions: list[Question], config: Config) -> list[Question]:
+    sampling = config.sampling
+    return sample_questions(questions, strategy=sampling.strategy, n=sampling.n, seed=sampling.seed)
+
+
+# --- dialogues that exist ---------------------------------------------------------------------
+
+
 def load_recorded(config: Config) -> list[Item]:
-    """Find the dialogues to replay; their pairs go to the same subfolders of `output_dir`."""
+    """Find the dialogues to replay: the pairs in a folder, or those that a data set ships.
+
+    Pairs go to the same subfolders of `output_dir`, all of them; of a data set's dialogues the
+    questions are chosen as for generation.
+    """
     source, output = Path(config.replay), Path(config.output_dir)
+    if not source.exists():
+        raise UserError(
+            f'--replay "{source}" does not exist; give a folder of pairs, or a data set '
+            "that ships dialogues"
+        )
     if output.resolve().is_relative_to(source.resolve()):
         raise UserError(
             f'--replay "{source}" would write among the dialogues that it reads; '
             f'choose an output_dir outside it (it is "{output}")'
         )
+    pairs = _pairs(source, output) if source.is_dir() else []
+    return pairs or _shipped(source, output, config)
+
+
+def _pairs(source: Path, output: Path) -> list[Item]:
     items = []
     for path, record in iter_records(source):
         steps = [step if isinstance(step, dict) else {} for step in record["cot_steps"]]
@@ -98,9 +124,47 @@ def load_recorded(config: Config) -> list[Item]:
                 },
             )
         )
-    if not items:
-        raise UserError(f'--replay "{source}": there is no dialogue JSON in this folder')
     return items
+
+
+def _shipped(source: Path, output: Path, config: Config) -> list[Item]:
+    try:
+        questions = _questions(str(source), config)
+    except UserError as error:
+        none = "there is no dialogue of stage 1, and as a data set: " if source.is_dir() else ""
+        raise UserError(f'--replay "{source}": {none}{error}') from error
+    found = [question for question in questions if "shipped" in question.meta]
+    bare = [question.id for question in questions if "shipped" not in question.meta]
+    if bare and (config.on_bad_row == "error" or not found):
+        raise UserError(
+            f'--replay "{source}": question "{bare[0]}" ({len(bare)} of {len(questions)} are such) '
+            "comes without a dialogue; only sets that ship them (ragtruth, ipw) can be replayed"
+        )
+    if bare:
+        log.warning("%s: %d questions without a dialogue left out", source, len(bare))
+    items = [_shipped_item(question, source, output) for question in _sampled(found, config)]
+    longer = sum(item.n_turns > 1 for item in items)
+    if longer:
+        log.warning(
+            "%s: %d dialogues have several answers; their label is about how the whole dialogue "
+            "ended, not about its first answer", source, longer,
+        )  # fmt: skip
+    return items
+
+
+def _shipped_item(question: Question, source: Path, output: Path) -> Item:
+    shipped = question.meta["shipped"]
+    n_turns = sum(message["role"] == "assistant" for message in shipped["messages"])
+    content = [shipped["messages"], shipped["hallucinated"], shipped["labels"]]
+    origin = {
+        "model": shipped["model"],
+        "config_hash": None,
+        "texts": hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12],
+    }
+    return Item(question, output, n_turns, source, origin)
+
+
+# --- what is done, and what there is room for -------------------------------------------------
 
 
 def unfinished(items: list[Item], config: Config) -> list[Item]:
@@ -157,16 +221,19 @@ def check_disk(needed: int, config: Config) -> None:
 
 
 def write_run_file(config: Config, items: list[Item], command: str) -> None:
-    """Keep what was run and which questions were chosen, next to the pairs."""
+    """Keep what was run, which questions were chosen and what the leak guard found, next to the
+    pairs.
+    """
     for folder in dict.fromkeys(item.folder for item in items):
         folder.mkdir(parents=True, exist_ok=True)
-        ids = [item.question.id for item in items if item.folder == folder]
+        here = [item for item in items if item.folder == folder]
         write_json(
             folder / "run.json",
             {
                 "command": command,
                 "config": config.resolved(),
                 "config_hash": config.hash(),
-                "ids": ids,
+                "ids": [item.question.id for item in here],
+                "leaks": [asdict(item.leak) for item in here if item.leak],
             },
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any, Protocol
@@ -13,15 +12,13 @@ from spikescore.errors import UserError
 from spikescore.items import Item, Tally, is_finished
 from spikescore.judging import Judgement
 from spikescore.labelling import BackgroundLabels
-from spikescore.leaks import Leak, check_prompt
+from spikescore.leaks import check_prompt, leak_report
 from spikescore.pairs import read_record, write_error, write_pair
 from spikescore.prompts import Prompt
-from spikescore.questions import Question
+from spikescore.recorded import Recorded, recorded_dialogue, shipped_dialogue, shipped_fields
 from spikescore.serving import ServedGenerator
-from spikescore.transcripts import Exchange, Recorded, Transcript, recorded_dialogue
+from spikescore.transcripts import Exchange, Transcript
 from spikescore.turns import Finished, Turn
-
-log = logging.getLogger("spikescore")
 
 
 class Progress(Protocol):
@@ -84,7 +81,6 @@ def jobs(
     """Yield the items as there is room for them, skipping what another process finished."""
     for item in still_to_do(todo, config, tally):
         dialogue = Dialogue(item.question, config, chat, families=families)
-        warn_of_leak(item.question, dialogue.messages, tally)
         job = Job(item, dialogue, progress)
         job.judge_with(labels)
         yield job
@@ -96,19 +92,14 @@ def recorded_jobs(
     """Yield the dialogues of files as transcripts to be read."""
     for item in still_to_do(todo, config, tally):
         try:
-            record, dialogue, exchanges = read_dialogue(item, config, chat)
+            kept, dialogue, exchanges = read_dialogue(item, config, chat)
         except UserError as error:
             yield Transcript(Job(item, None, progress), [], "error", str(error))
             continue
-        warn_of_leak(item.question, exchanges[0].messages, tally)
+        reason = str(kept.pop("finish_reason", None) or "complete")
         job = Job(item, dialogue, progress)
-        job.carried = {
-            "seed": record.get("seed"),
-            "nil_label": record.get("nil_label"),
-            "nil_judge": record.get("nil_judge"),
-            "replayed_from": item.replayed_from,
-        }
-        yield Transcript(job, exchanges, str(record.get("finish_reason") or "complete"))
+        job.carried = {**kept, "replayed_from": item.replayed_from}
+        yield Transcript(job, exchanges, reason)
 
 
 def still_to_do(todo: list[Item], config: Config, tally: Tally) -> Iterator[Item]:
@@ -120,29 +111,54 @@ def still_to_do(todo: list[Item], config: Config, tally: Tally) -> Iterator[Item
             yield item
 
 
+_CARRIED = ("seed", "nil_label", "nil_judge", "finish_reason")
+
+
 def read_dialogue(
-    item: Item, config: Config, chat: ChatFormat
+    item: Item, config: Config, chat: ChatFormat | None = None
 ) -> tuple[dict[str, Any], Recorded, list[Exchange]]:
-    """Read an item's dialogue from its file; UserError naming the file when it lacks something."""
-    record = {**read_record(item.source), "id": item.question.id}
+    """Read an item's dialogue, and the fields of its record that are carried over.
+
+    UserError naming the file when it lacks something.
+    """
     try:
-        return record, *recorded_dialogue(record, config, chat)
+        if "shipped" in item.question.meta:
+            return shipped_fields(item.question), *shipped_dialogue(item.question)
+        record = {**read_record(item.source), "id": item.question.id}
+        kept = {key: record.get(key) for key in _CARRIED}
+        if record.get("messages") is not None:
+            kept["messages"] = record["messages"]
+        return kept, *recorded_dialogue(record, config, chat)
     except UserError as error:
-        raise UserError(f'"{item.source}": {error}') from error
+        raise UserError(f'"{item.source}", {item.question.id}: {error}') from error
 
 
-def warn_of_leak(question: Question, messages: list[Message], tally: Tally) -> None:
-    leak = find_leak(question, messages)
-    if leak is not None:
-        tally.leaks += 1
-        log.warning("%s: the prompt shows its %s", question.id, leak.kind)
+def first_messages(item: Item, config: Config, chat: ChatFormat) -> list[Message]:
+    """The messages before the first answer, as they are sent or were once sent."""
+    if item.source is not None:
+        return read_dialogue(item, config)[2][0].messages
+    return Dialogue(item.question, config, chat).messages
 
 
-def find_leak(question: Question, messages: list[Message]) -> Leak | None:
-    """Do the messages before the first answer show it, outside the passage and the options?"""
-    boilerplate = [one["content"] for one in messages if one["role"] == "system"]
-    shown = "\n\n".join(message["content"] for message in messages)
-    return check_prompt(question, shown, boilerplate=boilerplate)
+def guard_report(items: list[Item], config: Config, chat: ChatFormat) -> str:
+    """Have the leak guard look at every item's first prompt, keep what it finds with the item, and
+    say what it was.
+
+    A dialogue on file that cannot be read fails when its turn comes.
+    """
+    for item in items:
+        try:
+            messages = first_messages(item, config, chat)
+        except UserError:
+            continue
+        boilerplate = [one["content"] for one in messages if one["role"] == "system"]
+        shown = "\n\n".join(message["content"] for message in messages)
+        item.leak = check_prompt(item.question, shown, boilerplate=boilerplate)
+    leaks = [item.leak for item in items if item.leak]
+    report = leak_report(leaks, len(items))
+    if leaks and config.replay:
+        report += "\n  (recorded prompts are replayed as they are: this is a report, no more)"
+    return report
 
 
 def write_pair_of(
@@ -164,6 +180,7 @@ def write_pair_of(
         record["backend"], record["server_model"] = config.backend, server.server.model
     if job.label is not None:
         judgement = job.label.result()
+        tally.judgements.append(judgement)
         record["nil_label"] = judgement.label
         record["nil_judge"] = judgement.as_dict()
     if job.label is not None or job.item.source:

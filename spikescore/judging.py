@@ -1,6 +1,7 @@
 """Labels: is an answer consistent with the reference? By rule offline, or by a chat model.
 
-exact, numeric, choice, math    the rules of `answer_rules`; `auto` takes the item's own
+exact, numeric, choice, math    the rules of `answer_rules`; `auto` takes the item's own, which may
+                                also be `list`, or `free`: then there is no label
 nli                             a local model: does a reference follow from the answer?
 openai                          a chat model compares answer and reference; its reply is kept
 """
@@ -8,11 +9,12 @@ openai                          a chat model compares answer and reference; its 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -93,6 +95,38 @@ def make_judge(
         counts = Counter(question.answer_type for question in questions)
         log.info("judge auto: %s", ", ".join(f"{n} {rule}" for rule, n in counts.most_common()))
     return RuleJudge(name)
+
+
+def describe_judge(name: str, questions: Sequence[Question]) -> str:
+    """Say who will label these questions: "auto: 40 exact, 3 list; 2 without a gold answer ..."."""
+    types = Counter(question.answer_type for question in questions if question.gold_answers)
+    said = name
+    if name == "openai":
+        said = f"openai ({os.environ.get('NIL_MODEL') or DEFAULT_MODEL})"
+    if name == "auto" and types:
+        ranked = sorted(types.items(), key=lambda pair: (pair[0] == "free", -pair[1]))
+        said = f"auto: {', '.join(f'{n} {rule}' for rule, n in ranked)}"
+        if types["free"]:
+            said += ", which no rule labels (use openai or nli)"
+    bare = len(questions) - types.total()
+    return said + (f"; {bare} without a gold answer stay unlabelled" if bare else "")
+
+
+def shipped_judgement(shipped: Mapping[str, Any]) -> Judgement:
+    """Return the label that a dialogue came with; the reply is what its publisher said, as JSON.
+
+    Of a dialogue with several answers it is about how the whole ended, and the reply says so.
+    """
+    hallucinated = shipped["hallucinated"]
+    n_answers = sum(message.get("role") == "assistant" for message in shipped["messages"])
+    about = "the answer" if n_answers == 1 else f"the whole dialogue of {n_answers} answers"
+    said = {"about": about, "hallucinated": hallucinated, "labels": shipped["labels"]}
+    return Judgement(
+        label=None if hallucinated is None else int(not hallucinated),
+        judge="shipped",
+        reply=json.dumps(said, ensure_ascii=False),
+        error="the data set does not say" if hallucinated is None else None,
+    )
 
 
 def judge_many(judge: Judge, items: Iterable[tuple[Question, str]]) -> list[Judgement]:

@@ -2,15 +2,25 @@
 
 A gold answer inside the passage, the history, the options or the question's own words is no leak.
 So the blocks that belong in the prompt are blanked out, each as often as it belongs there, and what
-is left over is searched for gold answers, worked solutions and the item's id, as whole words.
+is left over is searched, as whole words, for
+
+    gold answer        every alias; of a list, every member
+    incorrect answer   known to be wrong: no secret, but to show one outside the options helps, too
+    shipped answer     what another model said in a dialogue that came with the item, and what its
+                       tools returned: whole, and sentence by sentence
+    meta               every longer text in `meta`, however deep (worked solutions, evidence, the
+                       notes of an annotator): whole, and sentence by sentence
+    id                 the item's own
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from spikescore.adapters.base import list_members
 from spikescore.prompts import DEFAULT_SYSTEM_PROMPT, lettered
 from spikescore.questions import Question
 
@@ -18,11 +28,15 @@ from spikescore.questions import Question
 _LAYOUT = "Passage: Conversation so far: Question: Options: system user assistant model"
 _LONG = 20
 """Characters from which a text in `meta` (a worked solution, a sentence of it) is searched for."""
+_LISTED = 20
+"""Leaks that the printed report lists."""
+_ASKED = ("system", "user")
+"""Roles of a shipped dialogue that ask; what the others say is an answer."""
 
 
 @dataclass(frozen=True)
 class Leak:
-    """What a prompt gave away: kind ("gold answer", "meta" or "id"), the text, and where."""
+    """What a prompt gave away: its kind (see the module), the text, and where."""
 
     item_id: str
     kind: str
@@ -64,9 +78,11 @@ def check_prompt(
 def leak_report(leaks: Iterable[Leak], n: int) -> str:
     """Return the guard's report over n prompts: one line when clean, else one more per leak."""
     leaks = list(leaks)
-    head = f"leak guard: {len(leaks)} of {n} prompts show what only the judge may know"
-    lines = [f"  {leak.item_id}: {leak}" for leak in leaks]
-    return "\n".join([head, *lines])
+    lines = [f"leak guard: {len(leaks)} of {n} prompts show what only the judge may know"]
+    lines += [f"  {leak.item_id}: {leak}" for leak in leaks[:_LISTED]]
+    if len(leaks) > _LISTED:
+        lines.append(f"  ... and {len(leaks) - _LISTED} more")
+    return "\n".join(lines)
 
 
 def _known_blocks(question: Question) -> list[tuple[str, ...]]:
@@ -83,17 +99,46 @@ def _known_blocks(question: Question) -> list[tuple[str, ...]]:
     return sorted(blocks, key=lambda forms: -len(forms[0]))
 
 
-def _secrets(question: Question) -> list[tuple[str, str]]:
-    secrets = [("gold answer", gold) for gold in question.gold_answers if gold.strip()]
-    for value in question.meta.values():
-        if isinstance(value, str) and len(value.strip()) >= _LONG:
-            sentences = re.split(r"(?<=[.!?])\s+|\n+", value)
-            secrets += [
-                ("meta", text) for text in (value, *sentences) if len(text.strip()) >= _LONG
-            ]
+def _secrets(question: Question) -> Iterator[tuple[str, str]]:
+    """Yield (kind, text) of all that the prompt may not show."""
+    golds = [*question.gold_answers]
+    if question.answer_type == "list":
+        golds += [name for names in list_members(question.gold_answers) for name in names]
+    meta = dict(question.meta)
+    wrong, shipped = meta.pop("incorrect_answers", ()), meta.pop("shipped", None)
+    for kind, texts in (("gold answer", golds), ("incorrect answer", _texts(wrong))):
+        yield from ((kind, text) for text in texts if text.strip())
+    if isinstance(shipped, dict):
+        said = _answers(shipped.get("messages"))
+        yield from (("shipped answer", part) for text in said for part in (text, *_long(text)))
+        meta["shipped"] = {key: value for key, value in shipped.items() if key != "messages"}
+    yield from (("meta", part) for text in _texts(meta) for part in _long(text))
     if len(question.id) >= 4:  # a shorter id is a number or a letter that can stand anywhere
-        secrets.append(("id", question.id))
-    return secrets
+        yield "id", question.id
+
+
+def _answers(messages: Any) -> list[str]:
+    told = [
+        one for one in messages or () if isinstance(one, dict) and one.get("role") not in _ASKED
+    ]
+    return [text for one in told if isinstance(text := one.get("content"), str) and text.strip()]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the strings in a value, however deep they lie in lists and objects."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
+
+
+def _long(text: str) -> list[str]:
+    """Return the text and its sentences, those of them that are long enough to be searched for."""
+    if len(text.strip()) < _LONG:
+        return []
+    sentences = re.split(r"(?<=[.!?])\s+|\n+", text)
+    return [part for part in (text, *sentences) if len(part.strip()) >= _LONG]
 
 
 def _whole_words(text: str) -> re.Pattern[str]:

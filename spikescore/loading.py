@@ -15,6 +15,7 @@ from transformers import (
     AutoTokenizer,
     DistributedConfig,
     LogitsProcessorList,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -49,6 +50,8 @@ def load_model(config: Config) -> PreTrainedModel:
     included).
     """
     path = _checked_path(config.model_path)
+    if getattr(load_architecture(config), "quantization_config", None) is not None:
+        log.warning("%s is quantised; FP16 checkpoints give more faithful hidden states", path)
     disable_progress_bar()
     placement = config.device_map
     process = this_process()
@@ -73,10 +76,17 @@ def load_model(config: Config) -> PreTrainedModel:
     if config.attn_implementation is not None:
         options["attn_implementation"] = config.attn_implementation
     try:
-        architecture = AutoConfig.from_pretrained(path)
-        if getattr(architecture, "quantization_config", None) is not None:
-            log.warning("%s is quantised; FP16 checkpoints give more faithful hidden states", path)
         return AutoModelForCausalLM.from_pretrained(path, **options).eval()
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(
+            f'model_path "{config.model_path}" could not be loaded: {_first_line(error)}'
+        ) from error
+
+
+def load_architecture(config: Config) -> PreTrainedConfig:
+    """Load what the model's config.json says of its layers and widths; no weights."""
+    try:
+        return AutoConfig.from_pretrained(_checked_path(config.model_path))
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
             f'model_path "{config.model_path}" could not be loaded: {_first_line(error)}'
@@ -173,7 +183,7 @@ def _free_ram() -> int:
     return psutil.virtual_memory().available
 
 
-def pair_bytes(model: PreTrainedModel, turns: int, n_keys: int = 3) -> int:
+def pair_bytes(architecture: PreTrainedConfig, turns: int, n_keys: int = 3) -> int:
     """Bytes of one dialogue's PKL: keys x turns x (L + 1) states of FP16."""
-    config = text_config(model.config)
-    return n_keys * turns * (config.num_hidden_layers + 1) * config.hidden_size * 2
+    model = text_config(architecture)
+    return n_keys * turns * (model.num_hidden_layers + 1) * model.hidden_size * 2

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from spikescore.errors import UserError
-from spikescore.questions import Question, load_questions
+from spikescore.questions import Question, load_questions, sample_questions
 from spikescore.seeding import derived_seed
 
 log = logging.getLogger("spikescore")
@@ -92,5 +92,6 @@ def pick(questions: Sequence[Question], n: int, *, seed: int, what: str) -> list
     """Draw n questions, the same ones whatever their order; all, and it is said, when n is more."""
     if n > len(questions):
         log.warning("%s: %d asked for, %d there are: all are taken", what, n, len(questions))
-    ranked = sorted(questions, key=lambda question: derived_seed(seed, what, question.id))
-    return ranked[:n]
+    n = min(n, len(questions))
+    salted = derived_seed(seed, what)  # what is drawn for one use says nothing of another's
+    return sample_questions(questions, strategy="random", n=n, seed=salted) if n else []

@@ -3,33 +3,24 @@
 Whoever wrote the answers (a server, another model, a person), the local model reads the transcript
 in a teacher-forced pass. Its prompts are rendered by the local chat template, and the answers are
 the token ids that this template gives them (`ChatFormat.answer_ids`), unless the transcript brings
-ids of its own that fit (`fitting_ids`). Log-probabilities are the local model's, from raw logits.
+ids of its own. Log-probabilities are the local model's, from raw logits.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from spikescore.attention import Part
-from spikescore.config import Config
-from spikescore.dialogue import (
-    ChatFormat,
-    Message,
-    after_first,
-    opening,
-    token_sequences,
-)
+from spikescore.dialogue import ChatFormat, Message
 from spikescore.errors import UserError
 from spikescore.hidden_states import TEACHER_CHUNK, to_half
 from spikescore.packing import SlotModel
-from spikescore.prompts import Prompt, first_message
-from spikescore.questions import Question, question_from_record
 from spikescore.sampling import measure_tokens
 from spikescore.turns import (
     BEFORE_GENERATION,
@@ -211,78 +202,3 @@ def _measure(logits: torch.Tensor, predicted: list[tuple[int, Turn]]) -> None:
         if turn.answer_ids:
             turn.logprobs.append(logprob)
             turn.entropies.append(entropy)
-
-
-# --- dialogues on file ------------------------------------------------------------------------
-
-
-@dataclass
-class Recorded:
-    """A dialogue read from a pair's JSON, in the shape that a record is written from (`Held`)."""
-
-    question: Question
-    prompts: list[Prompt] = field(default_factory=list)
-    answers: list[str] = field(default_factory=list)
-    stopped: str = ""  # the transcript says why it ended
-
-
-def recorded_dialogue(
-    record: dict[str, Any], config: Config, chat: ChatFormat
-) -> tuple[Recorded, list[Exchange]]:
-    """Rebuild the conversation of a record, older public form included, as messages.
-
-    Prompts and responses are the record's own; the first prompt is made from its question where it
-    kept none. System prompt and `history` are those of the record's configuration, else of
-    `config`. Raises UserError when a turn lacks its text.
-    """
-    question = question_from_record(record)
-    made_under = record.get("config") or {}
-    system = made_under.get("system_prompt", config.system_prompt)
-    history = made_under.get("history", config.history)
-    held = Recorded(question)
-    messages: list[Message] = []
-    exchanges: list[Exchange] = []
-    for number, step in enumerate(record["cot_steps"], start=1):
-        if not isinstance(step, dict):
-            raise UserError(f"turn {number} is no object with a prompt and a response")
-        prompt, answer = step.get("prompt"), step.get("response")
-        if number == 1:
-            prompt = prompt or first_message(question)
-            messages = opening(system, prompt)
-        elif isinstance(prompt, str):
-            messages = [*messages, {"role": "user", "content": prompt}]
-        if not isinstance(prompt, str) or not isinstance(answer, str):
-            missing = "prompt" if not isinstance(prompt, str) else "response"
-            raise UserError(f'turn {number} holds no "{missing}", so it cannot be read again')
-        held.prompts.append(Prompt(str(step.get("prompt_type") or "unknown"), 0, prompt))
-        held.answers.append(answer)
-        exchanges.append(Exchange(messages, answer, str(step.get("finish_reason") or "stop")))
-        if number == 1:
-            messages = after_first(messages, question, history)
-        messages = [*messages, {"role": "assistant", "content": answer}]
-    if not exchanges:
-        raise UserError("the dialogue has no turns")
-    for exchange, ids in zip(exchanges, fitting_ids(record, exchanges, chat), strict=True):
-        exchange.answer_ids = ids
-    return held, exchanges
-
-
-def fitting_ids(
-    record: dict[str, Any], exchanges: Sequence[Exchange], chat: ChatFormat
-) -> list[list[int] | None]:
-    """The stored ids of each answer, where they are ids of the local tokenizer; None elsewhere.
-
-    They are taken when the stored prompt ids are those that the local template renders and the
-    stored response ids read as the stored response. So reading a pair again with the model that
-    made it gives what was generated, which tokenising the text need not.
-    """
-    kept = ("n_kept", "prompt_ids", "response_ids")
-    if not all(key in step for step in record["cot_steps"] for key in kept):
-        return [None] * len(exchanges)
-    found = []
-    for exchange, (prompt, answer) in zip(exchanges, token_sequences(record), strict=True):
-        known = all(0 <= token < len(chat.tokenizer) for token in answer)
-        fits = known and prompt == chat.render(exchange.messages)
-        fits = fits and chat.text(answer) == exchange.answer
-        found.append(answer if fits else None)
-    return found

@@ -163,19 +163,35 @@ def test_gpqa(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "golds"),
+    ("change", "golds", "answer_type"),
     [
-        ({}, ("HIDDEN a", "HIDDEN b")),
-        ({"exact_answer": ["p53", "TP53"]}, ("p53", "TP53")),
-        ({"type": "yesno", "exact_answer": "yes"}, ("yes",)),
-        ({"type": "list", "exact_answer": [["a", "alpha"], ["b"]]}, ("a, b",)),
-        ({"type": "summary", "exact_answer": None}, ("HIDDEN ideal",)),
+        ({}, ("HIDDEN a", "HIDDEN b"), "exact"),
+        ({"exact_answer": ["p53", "TP53"]}, ("p53", "TP53"), "exact"),
+        ({"type": "yesno", "exact_answer": "yes"}, ("yes",), "exact"),
+        (
+            {"type": "list", "exact_answer": [["a", "alpha"], ["b"]]},
+            ("a; b", "alpha; b"),
+            "list",
+        ),
+        ({"type": "list", "exact_answer": ["a;x", "b"]}, ("a,x; b",), "list"),
+        ({"type": "summary", "exact_answer": None}, ("HIDDEN ideal",), "free"),
+        ({"type": "list", "exact_answer": []}, ("HIDDEN ideal",), "free"),
     ],
 )
-def test_bioasq_kinds(tmp_path: Path, change: dict[str, Any], golds: tuple[str, ...]) -> None:
+def test_bioasq_kinds(
+    tmp_path: Path, change: dict[str, Any], golds: tuple[str, ...], answer_type: str
+) -> None:
     path = tmp_path / "training.json"
     path.write_text(json.dumps({"questions": [{**bioasq(1), **change}]}))
-    assert load_questions(path).questions[0].gold_answers == golds
+    (question,) = load_questions(path).questions
+    assert (question.gold_answers, question.answer_type) == (golds, answer_type)
+
+
+def test_answers_that_are_sentences_are_not_for_rules(tmp_path: Path) -> None:
+    for shape in ("truthfulqa", "truthfulqa generation"):
+        assert one(tmp_path, SHAPES[shape].make(1)).answer_type == "free"
+    for scope, answer_type in {"word": "exact", "lens": "exact", "paragraph": "free"}.items():
+        assert one(tmp_path, {**synthweb(1), "scope": scope}).answer_type == answer_type
 
 
 def test_bioasq_without_answers_is_bad(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_every_pair_is_valid_scored_and_labelled(chain):
 
 def test_no_prompt_shows_its_gold_answer_outside_passage_and_options(chain):
     folder, printed = chain
-    assert "0 prompts with a leaked answer" in printed["dialogues"].stdout
+    assert "leak guard: 0 of" in printed["dialogues"].stdout
     for path in (folder / "outputs").rglob("*.json"):
         if path.name == "run.json":
             continue

@@ -20,10 +20,12 @@ from spikescore.errors import UserError
 from spikescore.judging import (
     Judgement,
     coverage_line,
+    describe_judge,
     judge_many,
     judge_messages,
     make_judge,
     parse_verdict,
+    shipped_judgement,
 )
 from spikescore.questions import Question, question_from_record
 
@@ -326,6 +328,26 @@ MATH = [
     ("The answer is ($\\frac{2}{5}$)", "\\frac{2}{5}", 1),
 ]  # fmt: skip
 
+# (answer, gold lists separated by "|", expected label)
+LIST = [
+    ("TP53 and BRCA1", "TP53; BRCA1", 1),
+    ("brca1, tp53.", "TP53; BRCA1", 1),
+    ("TP53", "TP53; BRCA1", 0),
+    ("TP533 and BRCA1", "TP53; BRCA1", 0),
+    ("", "TP53; BRCA1", 0),
+    ("I do not know.", "TP53; BRCA1", 0),
+    ("Tumor protein 53, BRCA1", "TP53; BRCA1|tumor protein 53; BRCA1", 1),
+    ("Tumor protein 53", "TP53; BRCA1|tumor protein 53; BRCA1", 0),
+    ("The answer is:\n1. BRCA1\n2. TP53", "TP53; BRCA1", 1),
+    ("- TP53\n- EGFR\n- BRCA1", "TP53; BRCA1", 1),  # names beyond the list are not held against it
+    ("TP53, but not BRCA1", "TP53; BRCA1", 0),
+    ("TP53 or BRCA1 can be mutated", "TP53; BRCA1", 1),
+    ("BRCA1, and TP53 or EGFR", "TP53; BRCA1", 0),
+    ("<think>TP53, BRCA1</think>TP53", "TP53; BRCA1", 0),
+    ("aspirin", "aspirin", 1),
+    ("ibuprofen", "aspirin", 0),
+]
+
 
 def label(judge: str, answer: str, gold: str, choices: tuple[str, ...] | None = None) -> Judgement:
     question = Question("q", "d", "?", choices=choices, gold_answers=tuple(gold.split("|")))
@@ -351,6 +373,55 @@ def test_choice_cases() -> None:
         if (got := label("choice", case[0], case[2], case[1])).label != case[3]
     ]
     assert not wrong
+
+
+def test_list_cases() -> None:
+    def labelled(answer: str, gold: str) -> int | None:
+        question = Question("q", "d", "?", gold_answers=tuple(gold.split("|")), answer_type="list")
+        return judge_many(make_judge("auto"), [(question, answer)])[0].label
+
+    assert [case for case in LIST if labelled(case[0], case[1]) != case[2]] == []
+    reply = judge_many(
+        make_judge("auto"),
+        [(Question("q", "d", "?", gold_answers=("a1; b1",), answer_type="list"), "only b1")],
+    )[0]
+    assert (reply.judge, reply.reply) == ("list", "1 of 2: b1")
+
+
+def test_what_no_rule_can_compare_gets_no_label() -> None:
+    long = Question("q", "d", "?", gold_answers=("It grows in spring.",), answer_type="free")
+    ragged = Question("q", "d", "?", gold_answers=("a; b", "c"), answer_type="list")
+    one, other = judge_many(make_judge("auto"), [(long, "In spring."), (ragged, "a, b")])
+    assert one.label is None and "openai or nli" in one.error
+    assert other.label is None and "no list" in other.error
+
+
+def test_who_judges_is_described() -> None:
+    questions = [
+        Question("1", "d", "?", gold_answers=("7",), answer_type="numeric"),
+        Question("2", "d", "?", gold_answers=("8",), answer_type="numeric"),
+        Question("3", "d", "?", gold_answers=("a; b",), answer_type="list"),
+        Question("4", "d", "?", gold_answers=("A tale.",), answer_type="free"),
+        Question("5", "d", "?"),
+    ]
+    line = describe_judge("auto", questions)
+    assert line.startswith("auto: 2 numeric, 1 list, 1 free")
+    assert "1 free, which no rule labels" in line and "1 without a gold answer" in line
+    assert describe_judge("exact", questions[:2]) == "exact"
+
+
+def test_a_shipped_label_is_kept_with_what_the_publisher_said() -> None:
+    spans = [{"start": 0, "end": 4, "text": "soak"}]
+    said = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "soak it"}]
+    wrong = shipped_judgement({"messages": said, "hallucinated": True, "labels": spans})
+    assert (wrong.label, wrong.judge, wrong.error) == (0, "shipped", None)
+    assert json.loads(wrong.reply) == {
+        "about": "the answer", "hallucinated": True, "labels": spans,
+    }  # fmt: skip
+    right = shipped_judgement({"messages": said * 2, "hallucinated": False, "labels": []})
+    assert right.label == 1 and "the whole dialogue of 2 answers" in right.reply
+    unknown = shipped_judgement({"messages": said, "hallucinated": None, "labels": []})
+    assert unknown.label is None and "does not say" in unknown.error
 
 
 def test_rules_hold_at_least_200_cases_with_wrong_answers_among_them() -> None:

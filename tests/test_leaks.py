@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from spikescore.leaks import check_prompt, leak_report
 from spikescore.prompts import DEFAULT_SYSTEM_PROMPT, first_message
@@ -101,11 +102,98 @@ def test_words_of_another_template_are_declared_as_boilerplate() -> None:
     assert check_prompt(question, rendered + "2023", boilerplate=boilerplate) is not None
 
 
+def test_a_known_wrong_answer_is_no_secret_but_a_leak_outside_the_options() -> None:
+    question = replace(OPTIONS, meta={"incorrect_answers": ("Belk", "Upper Oru")})
+    assert check_prompt(question, chat(question)) is None  # "Belk" stands among the options
+    for wrong in ("Belk", "upper Oru"):
+        leak = check_prompt(question, chat(question, extra=f"\nNot {wrong}."))
+        assert leak is not None and leak.kind == "incorrect answer"
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"ideal_answers": ("Tam is old. The river town became capital after the flood.",)},
+        {"notes": [{"by": "ann", "texts": ["The river town became capital after the flood."]}]},
+    ],
+)
+def test_texts_deep_in_meta_are_searched(meta: dict) -> None:
+    question = replace(TRIVIA, meta=meta)
+    assert check_prompt(question, chat(question)) is None
+    extra = "\nThe river town became\ncapital after the flood."
+    leak = check_prompt(question, chat(question, extra=extra))
+    assert leak is not None and leak.kind == "meta" and leak.text.startswith("The river town")
+
+
+SHIPPED = replace(
+    TRIVIA,
+    gold_answers=(),
+    meta={
+        "shipped": {
+            "messages": [
+                {"role": "system", "content": "Use the atlas before you answer anything."},
+                {"role": "user", "content": "What is the capital of Oru?"},
+                {"role": "assistant", "content": "I look it up. ATLAS: Oru, seats of government"},
+                {"role": "tool", "name": "atlas", "content": "Tamsin"},
+                {"role": "assistant", "content": "So it must be Tamsin then."},
+            ],
+            "hallucinated": False,
+            "labels": [{"text": "x", "meta": "Original: the capital is Belk since 1900"}],
+        }
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("extra", "kind"),
+    [
+        ("\nHint: TAMSIN", "shipped answer"),
+        ("\nI look it up. atlas: oru, seats of government", "shipped answer"),
+        ("\nATLAS: Oru, seats of government", "shipped answer"),
+        ("\nSo it must be Tamsin then.", "shipped answer"),
+        ("\nOriginal: the capital is Belk since 1900", "meta"),
+    ],
+)
+def test_what_a_shipped_dialogue_answers_is_searched(extra: str, kind: str) -> None:
+    assert check_prompt(SHIPPED, chat(SHIPPED)) is None
+    leak = check_prompt(SHIPPED, chat(SHIPPED, extra=extra))
+    assert leak is not None and leak.kind == kind
+
+
+def test_what_a_shipped_dialogue_asks_is_no_secret() -> None:
+    extra = "\nUse the atlas before you answer anything."
+    assert check_prompt(SHIPPED, chat(SHIPPED, extra=extra)) is None
+
+
+def test_each_member_of_a_list_is_a_gold_answer() -> None:
+    question = replace(TRIVIA, gold_answers=("Tamsin; Belk", "Tam City; Belk"), answer_type="list")
+    assert check_prompt(question, chat(question)) is None
+    for name in ("Belk", "tam city"):
+        leak = check_prompt(question, chat(question, extra=f"\n{name}"))
+        assert (
+            leak is not None
+            and leak.kind == "gold answer"
+            and leak.text.casefold() == name.casefold()
+        )
+
+
 def test_report() -> None:
     leak = check_prompt(TRIVIA, chat(TRIVIA, extra="\nAnswer: Tamsin"))
     assert leak_report([], 7).startswith("leak guard: 0 of 7 prompts")
     report = leak_report([leak], 7)
     assert "1 of 7" in report and 'trivia-17: gold answer "Tamsin"' in report
+    long = leak_report([leak] * 45, 99)
+    assert long.count("trivia-17:") == 20 and long.endswith("... and 25 more")
+
+
+OWN = [path for folder in ("samples", "demo") for path in (ROOT / "datasets" / folder).iterdir()]
+
+
+@pytest.mark.parametrize("path", sorted(OWN), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_no_false_alarm_on_the_sets_of_this_project(path: Path) -> None:
+    questions = load_questions(path).questions
+    assert len(questions) >= 40
+    assert [leak for one in questions if (leak := check_prompt(one, chat(one)))] == []
 
 
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason="the folder of real data set samples is not here")
@@ -120,10 +208,14 @@ def test_report() -> None:
         "belebele/reconstructed/eng_Latn.jsonl",
         "math/invented/MATH",
         "gsm8k/test.jsonl",
+        "truthfulqa/TruthfulQA.csv",
+        "halueval/qa_data.json",
+        "synthweb/synthweb_example.jsonl",
+        "ipw/all_correct_trajectories.jsonl",
     ],
 )
 def test_real_samples_are_clean_and_a_planted_gold_is_always_found(path: str) -> None:
-    questions = load_questions(SAMPLES / path).questions
+    questions = load_questions(SAMPLES / path, on_bad_row="skip").questions
     leaks = [leak for one in questions if (leak := check_prompt(one, chat(one)))]
     assert leaks == []
     missed = [

@@ -16,8 +16,11 @@ from conftest import ROOT, make_tokenizer, run_script, start_script
 
 from spikescore.config import load_config
 from spikescore.dialogue import ChatFormat, Dialogue, token_sequences
+from spikescore.errors import UserError
 from spikescore.hidden_states import states_at
+from spikescore.items import load_items, load_recorded, unfinished
 from spikescore.pairs import TOKEN_KEYS, read_states
+from spikescore.preview import preview
 from spikescore.questions import Question
 from spikescore.turns import Turn
 
@@ -58,6 +61,7 @@ def finished_run(config_file):
 def test_pairs_follow_the_format(finished_run):
     folder, result = finished_run
     assert "wrote 12 pairs" in result.stdout
+    assert "labels: 12 of 12 (numeric 12)" in result.stdout
     assert re.search(r"about \d+\.\d minutes if every answer has 8 tokens", result.stdout)
     assert len(list(folder.glob("*.pkl"))) == 12
     run_file = json.loads((folder / "run.json").read_text())
@@ -196,7 +200,9 @@ def test_dry_run_shows_prompts_and_writes_nothing(config_file, tmp_path):
     result = run_script("reasoning_lite.py", "--config", config_file, "--dry_run")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("<assistant>") == 3
-    assert "judge: auto" in result.stdout and "0 of 12" in result.stdout
+    assert "judge: auto: 12 numeric" in result.stdout and "0 of 12" in result.stdout
+    # 12 dialogues of 5 turns, three tokens, four states of width 64 in two bytes each
+    assert f"{12 * 5 * 3 * 4 * 64 * 2 / 1e6:.1f} MB (12 pairs)" in result.stdout
     assert not (tmp_path / "outputs").exists()
 
 
@@ -452,3 +458,138 @@ def test_no_template_falls_back_to_a_plain_format(config_file, caplog):
     ids = chat.render([{"role": "user", "content": "Hello"}])
     assert tokenizer.decode(ids, skip_special_tokens=True) == "User: Hello\n\nAssistant:"
     assert "no chat template" in caplog.text
+
+
+# --- dialogues that a data set ships ------------------------------------------------------------
+
+
+@pytest.fixture
+def shipped_file(tmp_path) -> Path:
+    """Forty RAGTruth responses: every third has a labelled span."""
+    sources, responses = [], []
+    for n in range(40):
+        passage = f"passage 1: Mill {n} was built in {1800 + n} by the town."
+        sources.append(
+            {
+                "source_id": f"s{n}", "task_type": "QA",
+                "source_info": {"question": f"when was mill {n} built", "passages": passage},
+                "prompt": f"Briefly answer: when was mill {n} built\n{passage}\noutput:",
+            }
+        )  # fmt: skip
+        span = {"start": 0, "end": 2, "text": "In", "label_type": "Evident Conflict"}
+        responses.append(
+            {
+                "id": f"rag-{n}", "source_id": f"s{n}", "model": "gpt-4", "split": "train",
+                "labels": [] if n % 3 else [span], "response": f"In {1800 + n + 9 * (n % 3 == 0)}.",
+            }
+        )  # fmt: skip
+    (tmp_path / "rag").mkdir()
+    for name, rows in (("source_info", sources), ("response", responses)):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / "rag" / f"{name}.jsonl").write_text(text)
+    return tmp_path / "rag" / "response.jsonl"
+
+
+def test_shipped_dialogues_become_pairs_through_kills(config_file, shipped_file, tmp_path):
+    output = tmp_path / "read"
+    command = ["reasoning_lite.py", "--config", config_file, "--replay", shipped_file]
+    command += ["--set", f"output_dir={output}"]
+    process = start_script(*command)
+    while process.poll() is None and len(list(output.glob("rag-*.json"))) < 3:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = len(list(output.glob("rag-*.json")))
+    assert 3 <= done < 40
+    result = run_script(*command)
+    assert result.returncode == 0, result.stderr
+    assert f"wrote {40 - done} pairs" in result.stdout
+    assert f"{done} were done before" in result.stdout
+    assert "leak guard: 0 of 40 prompts" in result.stdout
+    assert json.loads((output / "run.json").read_text())["leaks"] == []
+    for n in range(40):
+        record = json.loads((output / f"rag-{n}.json").read_text())
+        assert set(record) == RECORD_KEYS | {"replayed_from", "messages"}
+        (step,) = record["cot_steps"]
+        assert step["prompt"].startswith(f"Briefly answer: when was mill {n} built\npassage 1:")
+        assert step["response"] == record["messages"][1]["content"]
+        assert record["nil_label"] == (1 if n % 3 else 0) and record["seed"] is None
+        assert record["nil_judge"]["judge"] == "shipped"
+        said = json.loads(record["nil_judge"]["reply"])
+        assert [span["text"] for span in said["labels"]] == ([] if n % 3 else ["In"])
+        assert record["replayed_from"]["model"] == "gpt-4" and record["group"] == f"s{n}"
+        assert read_states(output / f"rag-{n}.pkl")[1].keys() == set(TOKEN_KEYS)
+
+    # without starting it again: what is done, and what has changed
+    config = load_config(config_file, [f"replay={shipped_file}", f"output_dir={output}"])
+    assert unfinished(load_recorded(config), config) == []
+    text = shipped_file.read_text()
+    for change in (("In 1804.", "In 1805."), ('"labels": []', '"labels": [{"text": "In"}]')):
+        shipped_file.write_text(text.replace(*change, 1))
+        with pytest.raises(UserError, match="another dialogue"):
+            unfinished(load_recorded(config), config)
+
+
+def test_what_is_replayed_is_chosen_as_for_generation(config_file, shipped_file, tmp_path):
+    def ids(*changes, replay=shipped_file):
+        settings = [f"replay={replay}", f"output_dir={tmp_path}/out", *changes]
+        return sorted(
+            item.question.id for item in load_recorded(load_config(config_file, settings))
+        )
+
+    few = ["sampling.strategy=random", "sampling.n=5"]
+    assert len(ids(*few)) == 5 and ids(*few) == ids(*few, replay=shipped_file.parent)
+    assert ids(*few) != ids(*few, "sampling.seed=7")
+    assert len(ids('filters={"split": "train"}')) == 40
+    with pytest.raises(UserError, match="do not pass the filters"):
+        ids('filters={"split": "test"}')
+    with pytest.raises(UserError, match='unknown format "ragtrut"'):
+        ids("dataset_format=ragtrut")
+    with pytest.raises(UserError, match='"0" .*comes without a dialogue'):
+        bare = tmp_path / "bare.json"
+        bare.write_text('[{"id": "0", "question": "q?", "gold_answers": ["x"]}]')
+        ids(replay=bare)
+    with pytest.raises(UserError, match="does not exist"):
+        ids(replay=tmp_path / "nowhere")
+    rows = [
+        {"id": "0", "question": "q?", "gold_answers": ["x"]},
+        {"id": "1", "question": "q?", "gold_answers": ["x"], "shipped": {"messages": [
+            {"role": "user", "content": "q?"}, {"role": "assistant", "content": "x"},
+            {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "yes"},
+        ], "hallucinated": False}},
+        {"id": "2", "question": "q?", "gold_answers": ["x"], "shipped": {"messages": "none"}},
+    ]  # fmt: skip
+    (tmp_path / "own.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError, match='row 3, field "messages": expected a list'):
+        ids(replay=tmp_path / "own.json")
+    assert ids("on_bad_row=skip", replay=tmp_path / "own.json") == ["1"]
+
+
+def test_a_dry_run_shows_each_domain_and_what_leaks(config_file, tmp_path):
+    rows = [
+        {"id": f"{domain}-{n}", "domain": domain, "question": f"What is {domain} {n}?",
+         "gold_answers": [gold], "answer_type": kind, "note": "The tower fell in the storm."}
+        for domain, gold, kind in (("sums", "7", "numeric"), ("names", "Ann; Bo", "list"),
+                                   ("tales", "It fell.", "free"))
+        for n in range(5)
+    ]  # fmt: skip
+    (tmp_path / "mixed.json").write_text(json.dumps(rows))
+    settings = [f"dataset_path={tmp_path}/mixed.json", "leak_answer=true"]
+    config = load_config(config_file, settings)
+    chat = ChatFormat(make_tokenizer(), enable_thinking=False)
+    lines = list(preview(load_items(config), config, chat))
+    text = "\n".join(lines)
+    assert [line for line in lines if line.startswith("judge:")] == [
+        "judge: auto: 5 numeric",
+        "judge: auto: 5 list",
+        "judge: auto: 5 free, which no rule labels (use openai or nli)",
+    ]
+    assert text.count("<assistant>") == 9 and "=== names: 5 questions" in text
+    shown = [line for line in lines if line.startswith("--- sums")]
+    assert len(shown) == 3
+    first = lines[lines.index(shown[0]) + 1]
+    assert shown[0].endswith(f": {len(chat.tokenizer(first)['input_ids'])} tokens")
+    # every prompt gives its answer away, as the switch says
+    assert "leak guard: 15 of 15 prompts" in text and 'sums-0: gold answer "7"' in text
+    clean = load_config(config_file, settings[:1])
+    assert "leak guard: 0 of 15 prompts" in "\n".join(preview(load_items(clean), clean, chat))

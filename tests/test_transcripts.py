@@ -15,13 +15,13 @@ from spikescore.engine import Engine
 from spikescore.errors import UserError
 from spikescore.pairs import TOKEN_KEYS
 from spikescore.questions import Question
+from spikescore.recorded import recorded_dialogue, shipped_dialogue
 from spikescore.sampling import Sampling
 from spikescore.transcripts import (
     Exchange,
     Transcript,
     encode_transcript,
     read_transcripts,
-    recorded_dialogue,
 )
 from spikescore.turns import Finished, Limits, Turn
 
@@ -283,3 +283,106 @@ def test_a_served_dialogue_is_cut_where_high_perplexity_would_have_ended_it():
         stop_late(finished, dialogue, config)
         assert len(finished.turns) == kept
         assert dialogue.stopped == ("perplexity" if high_turn == 2 else "")
+
+
+# --- dialogues that a data set ships ------------------------------------------------------------
+
+TRAJECTORY = [
+    {"role": "system", "content": "Be the question."},
+    {"role": "user", "content": "What is the answer?"},
+    {"role": "assistant", "content": "the passage"},
+    {"role": "tool", "name": "search", "content": "and of the"},
+    {"role": "tool", "name": "sum", "content": "passage"},
+    {"role": "assistant", "content": "the answer"},
+    {"role": "assistant", "content": ""},
+    {"role": "user", "content": "And?"},
+    {"role": "assistant", "content": "of the question"},
+]
+# no tool role: it is dropped; users and assistants must take turns
+STRICT = (
+    "{% for m in messages %}{% if m['role'] == 'user' or m['role'] == 'assistant' %}"
+    "{% if loop.index0 and messages[loop.index0 - 1]['role'] == m['role'] %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "[{{ m['role'] }}] {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def ship(messages) -> Question:
+    shipped = {"messages": messages, "model": "m", "hallucinated": True, "labels": []}
+    return Question("x", "d", "What is the answer?", meta={"shipped": shipped})
+
+
+def test_a_shipped_dialogue_is_read_message_by_message():
+    model, chat = make_model("llama"), make_chat()
+    held, exchanges = shipped_dialogue(ship(TRAJECTORY))
+    assert held.answers == ["the passage", "the answer", "", "of the question"]
+    assert [prompt.text for prompt in held.prompts] == [
+        "What is the answer?", "and of the\n\npassage", "", "And?",
+    ]  # fmt: skip
+    turns = encode_transcript(model, chat, exchanges)
+    # what the template makes of the messages before each answer, written out by hand
+    first = "<bos><system> Be the question.<end><user> What is the answer?<end><assistant>"
+    second = f"{first} the passage<end><tool> and of the<end><tool> passage<end><assistant>"
+    third = f"{second} the answer<end><assistant>"
+    fourth = f"{third} <end><user> And?<end><assistant>"
+    assert [chat.tokenizer.decode(turn.prompt_ids) for turn in turns] == [
+        first, second, third, fourth,
+    ]  # fmt: skip
+    for turn, answer in zip(turns, held.answers, strict=True):
+        assert chat.tokenizer.decode(turn.answer_ids).strip() == answer
+        assert_equal_to_a_plain_pass(model, turn)
+
+
+def test_a_template_without_tools_gets_their_results_as_the_users(caplog):
+    chat = make_chat(STRICT)
+    exchanges = shipped_dialogue(ship(TRAJECTORY[:6]))[1]
+    assert chat.tokenizer.decode(chat.render(exchanges[1].messages)) == (
+        "[user] Be the question.\n\nWhat is the answer?<end>[assistant] the passage<end>"
+        "[user] and of the\n\npassage<end>[assistant]"
+    )
+    assert "no tool role" in caplog.text
+    plain = make_chat(None)
+    shown = plain.tokenizer.decode(plain.render(exchanges[1].messages))
+    assert shown.endswith(
+        "Assistant: the passage\n\nTool: and of the\n\nTool: passage\n\nAssistant:"
+    )
+
+
+def test_a_dialogue_that_the_template_refuses_fails_alone():
+    model, chat = make_model("llama"), make_chat(STRICT)
+    transcripts = [
+        Transcript(name, shipped_dialogue(ship(messages))[1], "complete")
+        for name, messages in (("two answers in a row", TRAJECTORY[:8]), ("fine", TRAJECTORY[:6]))
+    ]
+    refused, read = read_transcripts(transcripts, model, chat, max_context=500)
+    assert "roles must alternate" in refused.error and not refused.turns
+    assert read.error is None and len(read.turns) == 2
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        (TRAJECTORY[:2], "no answer"),
+        ([], "no answer"),
+        (TRAJECTORY[2:3] + TRAJECTORY[1:3], "before a user message"),
+        ([{"role": "human", "content": "?"}, *TRAJECTORY], 'message 1 .* role "human"'),
+        ([*TRAJECTORY, {"role": "user", "content": None}], "message 10 "),
+    ],
+)
+def test_a_shipped_dialogue_that_cannot_be_read_says_why(messages, says):
+    with pytest.raises(UserError, match=says):
+        shipped_dialogue(ship(messages))
+
+
+def test_a_pair_of_a_shipped_dialogue_is_replayed_from_its_messages():
+    model, chat = make_model("llama"), make_chat()
+    held, exchanges = shipped_dialogue(ship(TRAJECTORY))
+    turns = encode_transcript(model, chat, exchanges)
+    config = Config(system_prompt="Another.", history="question_only")
+    record = dialogue_record(Finished("x", turns[:3], "context"), held, config, chat)
+    assert [step["prompt_type"] for step in record["cot_steps"]] == ["initial", *["shipped"] * 2]
+    record["messages"] = TRAJECTORY
+    again = recorded_dialogue(record, config, chat)[1]
+    assert [one.messages for one in again] == [one.messages for one in exchanges[:3]]
+    assert [one.answer_ids for one in again] == [turn.answer_ids for turn in turns[:3]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from spikescore.pairs import file_id
 
 Row = dict[str, Any]
 
-ANSWER_TYPES = ("exact", "numeric", "choice", "math")
+ANSWER_TYPES = ("exact", "numeric", "choice", "math", "list", "free")
 _SHOWN = 120
 """Characters of a value that an error message quotes."""
 
@@ -27,12 +27,14 @@ class Question:
     """One item: what the model is shown, and what a judge needs to label its first answer.
 
     `history` holds earlier (question, answer) turns of a conversation. `gold_answers` are accepted
-    answers; for `answer_type` "choice" the option's text and its letter; () where the question has
-    no answer. `group` names items that belong together (turns of one story), the unit of bootstrap
-    resampling. `meta` is shown to nobody but the judge and the filters; keys with a meaning:
-    `stratum` (the data set's own kind), `incorrect_answers` (known to be wrong), `answerable`,
-    `solution`, and `shipped` (a dialogue that came with the item: `messages` with role and content,
-    `hallucinated` true, false or None, `labels`).
+    answers; for `answer_type` "choice" the option's text and its letter; for "list" all members in
+    one text, joined with ";" (see `list_members`); for "free" sentences that no rule can compare;
+    () where the question has no answer. `group` names items that belong together (turns of one
+    story), the unit of bootstrap resampling. `meta` is shown to nobody but the judge and the
+    filters; keys with a meaning: `stratum` (the data set's own kind), `incorrect_answers` (known to
+    be wrong), `answerable`, `solution`, and `shipped` (a dialogue that came with the item:
+    `messages` with role and content, the `model` that answered, `hallucinated` true, false or None,
+    `labels`).
     """
 
     id: str
@@ -218,3 +220,26 @@ def gold_option(question: Question) -> int | None:
 def option_gold(choices: tuple[str, ...], right: int) -> tuple[str, str]:
     """Return the gold answers of a multiple-choice item: the option's text and its letter."""
     return choices[right], chr(ord("A") + right)
+
+
+# --- lists ------------------------------------------------------------------------------------
+
+
+def list_gold(members: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Return the gold answers of a list of names: "a; b", and again with each one's synonyms.
+
+    Each text is a whole answer. There are as many as the member with most synonyms has; a member
+    with fewer repeats its first. `list_members` takes them apart again.
+    """
+    names = [tuple(name.replace(";", ",") for name in synonyms) for synonyms in members]
+    most = max(map(len, names), default=0)
+    rows = ((one[place] if place < len(one) else one[0] for one in names) for place in range(most))
+    return distinct("; ".join(row) for row in rows)
+
+
+def list_members(gold_answers: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return each member of a list with its synonyms; [] where the gold answers do not line up."""
+    rows = [[name.strip() for name in gold.strip(" ;").split(";")] for gold in gold_answers]
+    if not rows or len(set(map(len, rows))) > 1 or not all(all(row) for row in rows):
+        return []
+    return [distinct(names) for names in zip(*rows, strict=True)]

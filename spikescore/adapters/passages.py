@@ -170,7 +170,8 @@ def synthweb(row: Row) -> Iterable[Question]:
     """A probe of cds-jb/synthweb-*-multiscale-inference: a question on one half of a document.
 
     The document itself, `atom_text` and the rationales are not read: they hold the answer. A probe
-    without a question (the set has some) is a bad row.
+    without a question (the set has some) is a bad row. Words and spans of tokens are compared by
+    rule; the answers of the larger scopes are sentences.
     """
     question = text(row, "verbalizer_prompt")
     wrong = optional_text(row, "incorrect_plausible_answer")
@@ -183,6 +184,7 @@ def synthweb(row: Row) -> Iterable[Question]:
         context=text(row, "context"),
         gold_answers=(text(row, "target_response"),),
         group=document,
+        answer_type="exact" if scope in ("word", "lens") else "free",
         meta={
             "stratum": scope,
             "scope": scope,

@@ -20,13 +20,17 @@ from spikescore.adapters.base import (
     text,
     texts,
 )
+from spikescore.adapters.shipped import own_dialogue
 
 FIELDS = ("id", "domain", "question", "context", "choices", "gold_answers", "answer_type", "group",
           "history")  # fmt: skip
 
 
 def project(row: Row) -> Iterable[Question]:
-    """Read the project's own form: names of `Question`; `tier` and other keys go to meta."""
+    """Read the project's own form: names of `Question`; `tier` and other keys go to meta.
+
+    `shipped` may hold a dialogue about the question, to be replayed.
+    """
     choices = texts(row, "choices") if row.get("choices") is not None else None
     answer_type = row.get("answer_type") or ("choice" if choices else "exact")
     if answer_type not in ANSWER_TYPES:
@@ -35,6 +39,10 @@ def project(row: Row) -> Iterable[Question]:
     meta = {key: value for key, value in row.items() if key not in FIELDS}
     if "tier" in meta:
         meta["stratum"] = meta["tier"]
+    if meta.get("shipped") is not None:
+        meta["shipped"] = own_dialogue(row)
+    else:
+        meta.pop("shipped", None)
     golds = row.get("gold_answers")
     question = Question(
         id=own_id(row, "id"),

@@ -12,6 +12,7 @@ from spikescore.adapters.base import (
     distinct,
     get,
     joined_texts,
+    list_gold,
     mapping,
     objects,
     optional_text,
@@ -73,17 +74,18 @@ def nq_open(row: Row) -> Iterable[Question]:
 def bioasq(row: Row) -> Iterable[Question]:
     """A question of BioASQ task B: {id, type, body, exact_answer, ideal_answer, snippets}.
 
-    `exact_answer` is gold: yes or no; a factoid's synonyms; a list's members joined with commas. A
-    summary has none, its ideal answers are gold. (Tsatsaronis et al. 2015.)
+    `exact_answer` is gold: yes or no; a factoid's synonyms; all members of a list, each with its
+    synonyms. A summary has none, its ideal answers are gold. (Tsatsaronis et al. 2015.)
     """
     of_type = text(row, "type")
     ideal = texts(row, "ideal_answer") if row.get("ideal_answer") else ()
     exact = row.get("exact_answer")
+    answer_type = "exact"
     if of_type == "summary" or not exact:
-        golds = ideal
+        golds, answer_type = ideal, "free"
     elif of_type == "list":
         members = [_synonyms(member) for member in (exact if isinstance(exact, list) else [exact])]
-        golds = (", ".join(member[0] for member in members if member),)
+        golds, answer_type = list_gold([member for member in members if member]), "list"
     else:
         golds = _synonyms(exact)
     if not any(golds):
@@ -94,6 +96,7 @@ def bioasq(row: Row) -> Iterable[Question]:
         domain="bioasq",
         question=text(row, "body"),
         gold_answers=distinct(golds),
+        answer_type=answer_type,
         meta={
             "stratum": of_type,
             "type": of_type,
@@ -111,7 +114,10 @@ def _synonyms(answer: object) -> tuple[str, ...]:
 
 
 def truthfulqa(row: Row) -> Iterable[Question]:
-    """A row of the CSV, its answers joined with ";" (Lin et al. 2022)."""
+    """A row of the CSV, its answers joined with ";" (Lin et al. 2022).
+
+    They are sentences, so that a model must judge: no rule can.
+    """
     worst = optional_text(row, "Best Incorrect Answer")
     wrong = joined_texts(row, "Incorrect Answers", ";")
     yield Question(
@@ -121,6 +127,7 @@ def truthfulqa(row: Row) -> Iterable[Question]:
         gold_answers=distinct(
             (text(row, "Best Answer"), *joined_texts(row, "Correct Answers", ";"))
         ),
+        answer_type="free",
         meta=_truthful(row.get("Category"), (worst, *wrong) if worst else wrong),
     )
 
@@ -132,6 +139,7 @@ def truthfulqa_generation(row: Row) -> Iterable[Question]:
         domain="truthfulqa",
         question=text(row, "question"),
         gold_answers=distinct((text(row, "best_answer"), *texts(row, "correct_answers"))),
+        answer_type="free",
         meta=_truthful(row.get("category"), texts(row, "incorrect_answers")),
     )
 

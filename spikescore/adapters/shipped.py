@@ -1,8 +1,8 @@
 """Sets that ship dialogues with their items: RAGTruth, and ipw trajectories.
 
-The dialogue goes to `meta["shipped"]`, where it can be labelled or replayed without generating: its
-`messages` (role and content), `hallucinated` (true, false, or None where the set does not say) and
-`labels` (RAGTruth's spans).
+The dialogue goes to `meta["shipped"]`, from where it is replayed without generating: its `messages`
+(role and content, a tool's name), the `model` that answered, `hallucinated` (true, false, or None
+where the set does not say) and `labels` (RAGTruth's spans).
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from spikescore.adapters.base import (
     Question,
     Row,
     get,
+    items,
     mapping,
     objects,
+    optional_text,
     own_id,
     shown,
     text,
@@ -79,7 +81,12 @@ def _shipped_response(row: Row) -> dict[str, Any]:
         {"role": "user", "content": text(row, "prompt")},
         {"role": "assistant", "content": text(row, "response")},
     ]
-    return {"messages": messages, "hallucinated": bool(labels), "labels": labels}
+    return {
+        "messages": messages,
+        "model": row.get("model"),
+        "hallucinated": bool(labels),
+        "labels": labels,
+    }
 
 
 # --- ipw trajectories -------------------------------------------------------------------------
@@ -88,10 +95,11 @@ def _shipped_response(row: Row) -> dict[str, Any]:
 def ipw(row: Row) -> Iterable[Question]:
     """A trajectory of mai-ll/ipw-sft-trajectories: the first user message is the question.
 
-    System message, tool calls and the teacher's turns are shown to no model; `success` labels the
-    shipped dialogue.
+    When the question is asked anew, system message, tool calls and the teacher's turns are shown
+    to no model. `success` says whether the teacher's final answer was right: it labels the shipped
+    dialogue as a whole, not its first answer.
     """
-    messages = list(_messages(row))
+    messages = list(_messages(row, "conversations"))
     question = next((one for one in messages if one["role"] == "user"), None)
     if question is None or not question["content"].strip():
         raise BadRow("conversations", "holds no user message with a text")
@@ -113,6 +121,7 @@ def ipw(row: Row) -> Iterable[Question]:
             "success": success,
             "shipped": {
                 "messages": messages,
+                "model": row.get("teacher_model"),
                 "hallucinated": None if success is None else not success,
                 "labels": [],
             },
@@ -120,10 +129,31 @@ def ipw(row: Row) -> Iterable[Question]:
     )
 
 
-def _messages(row: Row) -> Iterator[dict[str, str]]:
-    for place, message in enumerate(objects(row, "conversations"), start=1):
+# --- any set ----------------------------------------------------------------------------------
+
+
+def own_dialogue(row: Row) -> dict[str, Any]:
+    """Return the dialogue that a row in this project's form ships, as the other sets' adapters do.
+
+    {"shipped": {"messages": [{"role", "content"}], "hallucinated": true, "labels": [], "model"}};
+    all but the messages may be missing.
+    """
+    given = mapping(row, "shipped")
+    hallucinated = given.get("hallucinated")
+    if hallucinated is not None and not isinstance(hallucinated, bool):
+        raise BadRow("shipped", f'"{shown(hallucinated)}" is neither true, false nor null')
+    return {
+        "messages": list(_messages(given, "messages")),
+        "model": optional_text(given, "model"),
+        "hallucinated": hallucinated,
+        "labels": items(given, "labels") if given.get("labels") is not None else [],
+    }
+
+
+def _messages(row: Row, field: str) -> Iterator[dict[str, str]]:
+    for place, message in enumerate(objects(row, field), start=1):
         content = get(message, "content")
         if not isinstance(content, str | None):
-            raise BadRow("conversations", f"message {place} has a content that is no text")
+            raise BadRow(field, f"message {place} has a content that is no text")
         named = {"name": text(message, "name")} if message.get("name") else {}
         yield {"role": text(message, "role"), **named, "content": content or ""}
