@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -60,6 +61,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def main() -> int:
     args = parse_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that running steps end too
     experiment = load_experiment(args.config)
     steps = list(experiment.steps(Path(args.config)))
     if args.dry_run:
@@ -116,7 +118,7 @@ class Runner:
         with ThreadPoolExecutor(jobs) as pool:
             try:
                 results = list(pool.map(lambda step: self._run(step, threads, jobs), todo))
-            except KeyboardInterrupt:
+            except BaseException:  # Ctrl-C and SIGTERM too
                 self._stop()
                 raise
         return all(results)
@@ -157,7 +159,9 @@ class Runner:
         return read_json(marker).get("digest") == self._digests[step.name]
 
     def _stop(self) -> None:
-        """After Ctrl-C, which the steps got too: wait until they have put their work down."""
+        """End the steps that are running; what they have finished is on disk."""
+        for process in self._processes:
+            process.terminate()
         for process in self._processes:
             process.wait()
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
+import time
+from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_script
+from conftest import ROOT, run_script, start_script
 
 from reproduce import Runner, digests
 from spikescore.config import load_config, parse_config
@@ -178,6 +181,30 @@ def test_a_failed_step_stops_the_run_and_shows_the_end_of_its_log(tmp_path, expe
     out = capsys.readouterr().out
     assert "failed with status 2" in out and "the reason" in out
     assert not Runner(experiment, [step], None).run([step], 1)  # not taken for done
+
+
+def running_commands() -> str:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # a process may end meanwhile
+            found.append(path.read_text().replace("\0", " "))
+    return "\n".join(found)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="the list of processes is in /proc")
+def test_a_terminated_run_ends_the_step_that_is_running(tmp_path):
+    path = write(
+        tmp_path, reports_dir=str(tmp_path / "reports"), outputs_dir=str(tmp_path / "outputs")
+    )
+    run = start_script("reproduce.py", "--config", path)
+    step = str(tmp_path / "reports" / "small" / "configs" / "tiny.main.json")
+    until = time.monotonic() + 60
+    while f"reasoning_lite.py --config {step}" not in running_commands():
+        assert run.poll() is None and time.monotonic() < until
+        time.sleep(0.1)
+    run.terminate()
+    assert run.wait(timeout=30) == 143
+    assert step not in running_commands()
 
 
 def test_what_comes_before_a_step_belongs_to_its_digest():
