@@ -125,7 +125,9 @@ def main() -> int:
     if in_step and not process.is_first:
         follow(todo, config, chat, model)
         return 0
-    generate(todo, config, chat, model, server, tally)
+    n_tokens = generate(todo, config, chat, model, server, tally)
+    if process.is_first:
+        work.write_speed(config, time.monotonic() - started, n_tokens)
     return report(tally, config, started)
 
 
@@ -221,9 +223,9 @@ def generate(
     model: Any,
     server: ServedGenerator | None,
     tally: Tally,
-) -> None:
+) -> int:
     """Have all dialogues held (by the local engine or a server) or read from files, and write each
-    pair once its label is there.
+    pair once its label is there; return the number of answer tokens.
     """
     from tqdm import tqdm
 
@@ -287,6 +289,7 @@ def generate(
                 write_pair_of(*pair, config, chat, server, tally)
         for pair in waiting:
             write_pair_of(*pair, config, chat, server, tally)
+    return progress.n_tokens
 
 
 def chosen_judge(items: list[Item], config: Config) -> Judge:
@@ -315,16 +318,16 @@ class Progress:
         self._tally = tally
         self._n_items = n_items
         self._together = together
-        self._tokens = 0
+        self.n_tokens = 0
         self._started = time.monotonic()
         self._lock = threading.Lock()
 
     def turn(self, n_tokens: int) -> None:
         """An answer of so many tokens is there."""
         with self._lock:
-            self._tokens += n_tokens
+            self.n_tokens += n_tokens
             self._bar.update()
-            speed = self._tokens / (time.monotonic() - self._started)
+            speed = self.n_tokens / (time.monotonic() - self._started)
             self._bar.set_postfix_str(
                 f"{self._tally.written} of {self._n_items} dialogues, {speed:.0f} tokens/s, "
                 f"{self._together()}{self._tally.failed} failed",

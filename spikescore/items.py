@@ -15,7 +15,7 @@ from spikescore.config import Config
 from spikescore.errors import UserError
 from spikescore.judging import Judgement
 from spikescore.leaks import Leak
-from spikescore.pairs import iter_records, read_record, write_json
+from spikescore.pairs import iter_records, read_json, read_record, write_json
 from spikescore.questions import (
     Question,
     load_questions,
@@ -237,3 +237,19 @@ def write_run_file(config: Config, items: list[Item], command: str) -> None:
                 "leaks": [asdict(item.leak) for item in here if item.leak],
             },
         )
+
+
+def write_speed(config: Config, seconds: float, n_tokens: int) -> None:
+    """Add a run's wall-clock seconds and answer tokens to `speed.json` in the output folder.
+
+    A resumed run adds its own part; a killed one leaves nothing, neither seconds nor tokens.
+    """
+    path = Path(config.output_dir) / "speed.json"
+    before = read_json(path) if path.exists() else {"seconds": 0.0, "answer_tokens": 0}
+    write_json(
+        path,
+        {
+            "seconds": before["seconds"] + seconds,
+            "answer_tokens": before["answer_tokens"] + n_tokens,
+        },
+    )

@@ -38,7 +38,7 @@ _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 # Inside a JSON string the quotes would have backslashes, so this is a key and its value.
 _TOKEN_IDS = re.compile(r'"((?:prompt|response)_ids)": (\[ [0-9, ]+ \])')
-_NOT_PAIRS = {"config.json", "run.json", "summary.json", "progress.json"}
+_NOT_PAIRS = {"config.json", "run.json", "summary.json", "progress.json", "speed.json"}
 
 
 class JsonText(str):

@@ -19,7 +19,7 @@ from spikescore.dialogue import ChatFormat, Dialogue, token_sequences
 from spikescore.errors import UserError
 from spikescore.hidden_states import states_at
 from spikescore.items import load_items, load_recorded, unfinished
-from spikescore.pairs import TOKEN_KEYS, read_states
+from spikescore.pairs import TOKEN_KEYS, iter_records, read_states
 from spikescore.preview import preview
 from spikescore.questions import Question
 from spikescore.turns import Turn
@@ -593,3 +593,14 @@ def test_a_dry_run_shows_each_domain_and_what_leaks(config_file, tmp_path):
     assert "leak guard: 15 of 15 prompts" in text and 'sums-0: gold answer "7"' in text
     clean = load_config(config_file, settings[:1])
     assert "leak guard: 0 of 15 prompts" in "\n".join(preview(load_items(clean), clean, chat))
+
+
+def test_the_time_of_a_run_is_kept_with_its_tokens(config_file):
+    assert run_script("reasoning_lite.py", "--config", config_file).returncode == 0
+    folder = Path(json.loads(config_file.read_text())["output_dir"])
+    told = json.loads((folder / "speed.json").read_text())
+    steps = [s for _, record in iter_records(folder) for s in record["cot_steps"]]
+    assert told["answer_tokens"] == sum(step["n_response_tokens"] for step in steps)
+    assert told["seconds"] > 0
+    assert run_script("reasoning_lite.py", "--config", config_file).returncode == 0
+    assert json.loads((folder / "speed.json").read_text()) == told  # nothing was left to do
