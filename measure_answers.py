@@ -11,7 +11,8 @@ the model that the pairs name. The groups:
     lens       reasoning score and in-context sharpness of every turn, MIND's features
     attention  ICR scores of the first answer
     samples    N more answers to the first prompt, their clusters, SelfCheck-NLI
-    questions  P(True), verbalised confidence, SelfCheck-Prompt, PRISM's state (needs the samples)
+    questions  P(True), verbalised confidence, SelfCheck-Prompt, the states of PRISM and CCS
+               (needs the samples)
 
 An item whose file holds what is asked for is skipped, so a killed run goes on where it stopped, and
 groups can be added later. SelfCheck-NLI needs an NLI model (--entailment deberta or a path). With

@@ -22,7 +22,13 @@ from spikescore.lens import LensReader
 from spikescore.loading import auto_batch_size, stop_ids
 from spikescore.measures import Item, add_group, same_model, stored_turns
 from spikescore.sampling import Sampling
-from spikescore.self_questions import Case, SelfQuestions, draw_samples, selfcheck_nli
+from spikescore.self_questions import (
+    TRUTH_STATES,
+    Case,
+    SelfQuestions,
+    draw_samples,
+    selfcheck_nli,
+)
 from spikescore.turns import LAST, Limits, Turn
 
 TYPICAL_TOKENS = 256  # of an answer, for the choice of the batch size
@@ -164,7 +170,7 @@ class Measurer:
         )
         shape = self._shape.num_hidden_layers + 1, self._shape.hidden_size
         none = np.full(shape, np.nan, np.float16)
-        for item, state, *values in zip(
+        for item, states, *values in zip(
             items,
             asks.truth_states(cases),
             asks.p_true(cases),
@@ -173,7 +179,7 @@ class Measurer:
             strict=True,
         ):
             names = ("p_true", "verbalised_confidence", "selfcheck_prompt")
-            first = {"truth_state": none if state is None else state}
+            first = states or dict.fromkeys(TRUTH_STATES, none)
             self._put(item, "questions", first=first | dict(zip(names, values, strict=True)))
 
     def _case(self, item: Item) -> Case:

@@ -6,7 +6,8 @@
      "first": {"mind": float32 [2H],                                                 # lens
                "icr": float32 [L],                                                   # attention
                "selfcheck_nli": float,                                               # samples
-               "truth_state": float16 [L+1, H], "p_true": float,                     # questions
+               "truth_state", "truth_state_yes", "truth_state_no": float16 [L+1, H], # questions
+               "p_true": float,                                                      # questions
                "verbalised_confidence": float, "selfcheck_prompt": float},           # questions
      "samples": {"texts": [N str], "logliks": float64 [N], "n_tokens": [N int],
                  "states": float16 [N, H], "clusters": [N int] | None, "entailment": str}}
@@ -42,7 +43,14 @@ HOLDS = {
         "first": ("selfcheck_nli",),
     },
     "questions": {
-        "first": ("truth_state", "p_true", "verbalised_confidence", "selfcheck_prompt"),
+        "first": (
+            "truth_state",
+            "truth_state_yes",
+            "truth_state_no",
+            "p_true",
+            "verbalised_confidence",
+            "selfcheck_prompt",
+        ),
     },
 }
 """What each group puts into the file, by section."""

@@ -38,6 +38,7 @@ _SUPPORT = (
     "Question:\n{prompt}\n\nAnswer:\n{answer}\n\nAnother reply to the same question:\n{sample}\n\n"
     "Is the answer supported by the other reply? Say Yes or No and nothing else."
 )
+TRUTH_STATES = ("truth_state", "truth_state_yes", "truth_state_no")
 _TRUTH = (
     "Question:\n{prompt}\n\nAnswer:\n{answer}\n\n"
     "Does this answer to the question reflect the truth?"
@@ -251,19 +252,26 @@ class SelfQuestions:
 
         return [math.nan if None in own else _mean(own) for own in self._ends(groups, share_of_no)]
 
-    def truth_states(self, cases: Sequence[Case]) -> list[np.ndarray | None]:
-        """The states float16 `[L+1, H]` at the last token of a prompt that asks whether the answer
-        reflects the truth: features for a probe.
+    def truth_states(self, cases: Sequence[Case]) -> list[dict[str, np.ndarray] | None]:
+        """States float16 `[L+1, H]` of a prompt that asks whether the answer reflects the truth.
 
-        Source: Zhang et al. (2024), "Prompt-Guided Internal States for Hallucination Detection of
-        Large Language Models" (PRISM), arXiv 2411.04847.
+        Under the keys of TRUTH_STATES: at the prompt's last token, features for a probe (PRISM,
+        Zhang et al., 2024, "Prompt-Guided Internal States for Hallucination Detection of Large
+        Language Models", arXiv 2411.04847); and at the last token of the replies "Yes" and "No" to
+        it, a contrast pair (CCS, Burns et al., 2023). None where the prompt is too long.
         """
-        groups = [[self._render(_TRUTH, case)] for case in cases]
+        begin, decided = self._yes_no
+        replies = [[], *([*begin, token] for token in decided)]
+        groups = [[self._render(_TRUTH, case) + reply for reply in replies] for case in cases]
 
         def states(end: End) -> np.ndarray:
             return torch.stack([state.half().cpu() for state in end.states]).numpy()
 
-        return [own[0] for own in self._ends(groups, states)]
+        found = self._ends(groups, states)
+        return [
+            None if any(one is None for one in own) else dict(zip(TRUTH_STATES, own, strict=True))
+            for own in found
+        ]
 
     def verbalised_confidence(self, cases: Sequence[Case]) -> list[float]:
         """The confidence 0 to 1 that the model names when asked after its answer, decoded greedily.

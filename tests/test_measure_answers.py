@@ -104,8 +104,9 @@ def test_the_command_measures_every_finished_pair(pairs):
         first, samples = found["first"], found["samples"]
         assert first["icr"].dtype == np.float32 and first["icr"].shape == (N_LAYERS,)
         assert first["mind"].shape == (2 * HIDDEN,)
-        assert first["truth_state"].shape == (N_LAYERS + 1, HIDDEN)
-        assert first["truth_state"].dtype == np.float16
+        for name in ("truth_state", "truth_state_yes", "truth_state_no"):
+            assert first[name].shape == (N_LAYERS + 1, HIDDEN)
+            assert first[name].dtype == np.float16
         assert 0 < first["p_true"] < 1 and 0 < first["selfcheck_prompt"] < 1
         assert np.isnan(first["selfcheck_nli"]) and "selfcheck_nli" in not_computed(found)
         assert len(samples["texts"]) == len(samples["n_tokens"]) == len(samples["clusters"]) == 3

@@ -266,8 +266,9 @@ def test_selfcheck_prompt_is_the_mean_share_of_no(asked):
         assert found == pytest.approx(np.mean(shares), rel=1e-3)
 
 
-def test_truth_state_is_that_of_the_last_prompt_token(asked):
+def test_truth_states_are_those_of_the_last_prompt_token_and_of_both_replies(asked):
     model, chat, asks, cases = asked
+    begin, (yes, no) = reply_tokens(chat, ("Yes", "No"))
     for case, found in zip(cases, asks.truth_states(cases), strict=True):
         text = (
             f"Question:\n{case.prompt}\n\nAnswer:\n{case.answer}\n\n"
@@ -275,10 +276,14 @@ def test_truth_state_is_that_of_the_last_prompt_token(asked):
         )
         shown = f"<bos><user> {text}<end><assistant>"
         ids = chat.tokenizer(shown, add_special_tokens=False)["input_ids"]
-        states = plain(model, ids).hidden_states
-        expected = torch.stack([state[0, -1] for state in states]).numpy()
-        assert found.dtype == np.float16 and found.shape == (4, 64)
-        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-3)
+        replies = {"": [], "_yes": [*begin, yes], "_no": [*begin, no]}
+        assert set(found) == {f"truth_state{name}" for name in replies}
+        for name, reply in replies.items():
+            states = plain(model, ids + reply).hidden_states
+            expected = torch.stack([state[0, -1] for state in states]).numpy()
+            state = found[f"truth_state{name}"]
+            assert state.dtype == np.float16 and state.shape == (4, 64)
+            np.testing.assert_allclose(state, expected, rtol=2e-3, atol=1e-3)
 
 
 def test_confidence_is_asked_after_the_answer_and_decoded_greedily(asked, monkeypatch):
