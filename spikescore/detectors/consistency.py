@@ -178,10 +178,11 @@ class SelfCheckNli(MeasuredDetector):
 
 
 class SelfCheckPrompt(MeasuredDetector):
-    """Mean over sentences and samples of the model's verdict: is the sentence supported?
+    """Mean over samples of P("No") when the model is asked: is the answer supported by this one?
 
-    Yes counts 0, no 1, anything else 0.5. Range 0 to 1; higher = more hallucinated. Source: Manakul
-    et al. (2023), SelfCheckGPT with prompt.
+    P is of the next token, of "Yes" and "No" together. Range 0 to 1; higher = more hallucinated.
+    Source: Manakul et al. (2023), SelfCheckGPT with prompt, which counts written replies as 0, 1
+    or, unclear, 0.5, sentence by sentence.
     """
 
     name = "selfcheck_prompt"
