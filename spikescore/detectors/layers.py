@@ -23,6 +23,7 @@ from spikescore.probes import Probe
 
 if TYPE_CHECKING:
     from spikescore.batched_mlp import Examples, Fit
+    from spikescore.detectors.training import NetworkFit
 
 CLASSES = "hallucinated / consistent"
 
@@ -131,7 +132,7 @@ class LayerReader(StateDetector):
     """
 
     _layer: int
-    _network: Probe
+    _network: Probe | NetworkFit
 
     def keep(self, fit: Fit) -> None:
         """Take over what a trainer found to be best."""

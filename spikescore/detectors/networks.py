@@ -198,13 +198,13 @@ class VectorNetwork(Detector):
             epochs=epochs_for(material.n_train, self.least_epochs),
             seed=seed,
         )
-        self.chosen |= {"epoch": self._fit.epoch, "val_auroc": self._fit.score[0]}
+        self.chosen |= {"epoch": self._fit.epoch, "val_auroc": self._fit.rank[0]}
 
     def score(self, items: Answers) -> np.ndarray:
         known, vectors = present(items.measured_arrays(self._vector))
         scores = np.full(len(items), np.nan)
         if known.any():
-            scores[known] = self._fit.predict(vectors)
+            scores[known] = self._fit.score(vectors)
         return scores
 
 
