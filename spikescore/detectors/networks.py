@@ -19,14 +19,16 @@ from spikescore.detectors.layers import (
     LayerReader,
     Lesson,
     as_network,
+    few_threads,
     first_answers,
+    fit_logistic,
     lesson,
     present,
     told,
 )
 from spikescore.errors import UserError
-from spikescore.probe_training import Settings, fit_candidates
-from spikescore.sep_training import best_split, fit_sep_logistic
+from spikescore.probe_training import SAPLMA_HIDDEN, Settings, fit_candidates
+from spikescore.sep_training import best_split
 from spikescore.uncertainty import cluster_assignment_entropy
 
 if TYPE_CHECKING:
@@ -49,7 +51,10 @@ def fit_saplma(material: Lesson, seed: int) -> Fit:
     settings = Settings(
         probe="saplma", epochs=epochs_for(material.n_train), batch_size=BATCH_SIZE, seed=seed
     )
-    return fit_candidates(material.by_layer, material.layers, material.examples(), settings, seed)
+    with few_threads(len(material.layers) * material.features.shape[-1] * SAPLMA_HIDDEN[0]):
+        return fit_candidates(
+            material.by_layer, material.layers, material.examples(), settings, seed
+        )
 
 
 # --- networks on hidden states ------------------------------------------------------------------
@@ -105,7 +110,7 @@ class SemanticEntropyProbe(LayerReader):
             val_entropy > gamma,
             classes="high / low semantic entropy",
         )
-        self.keep(fit_sep_logistic(material.by_layer, material.layers, material.examples()))
+        self.keep(fit_logistic(material.by_layer, material.layers, material.examples()))
         self.chosen |= {
             "gamma": gamma,
             "n_train": len(entropy),
