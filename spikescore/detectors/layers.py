@@ -9,10 +9,12 @@ validation items AUROCs are coarse, and the loss does decide.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from spikescore.detectors.answers import Answers
 from spikescore.detectors.base import StateDetector
@@ -20,11 +22,15 @@ from spikescore.errors import UserError
 from spikescore.evaluation import auroc
 from spikescore.layer_choice import Layers
 from spikescore.probes import Probe
+from spikescore.sep_training import fit_sep_logistic
 
 if TYPE_CHECKING:
     from spikescore.batched_mlp import Examples, Fit
+    from spikescore.detectors.training import NetworkFit
 
 CLASSES = "hallucinated / consistent"
+SMALL = 2**22
+"""Numbers touched by a step of training below which one thread is the quickest."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,26 @@ def present(arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, np.ndarray
     return there, np.stack(kept) if kept else np.empty(0)
 
 
+def fit_logistic(
+    features: Sequence[np.ndarray], layers: Sequence[Layers], examples: Examples
+) -> Fit:
+    """Fit a logistic regression on each layer's standardised rows [n, d]; return the best layer.
+
+    L2 with C = 1. Best is the highest validation AUROC (of equal ones: the lowest cross-entropy).
+    """
+    with few_threads(features[0].size):
+        return fit_sep_logistic(features, layers, examples)
+
+
+def few_threads(cells: int) -> AbstractContextManager:
+    """Keep to one thread where a step of training touches few numbers (weights, or states).
+
+    Handing such steps to several threads costs more than they save; where the cores are shared with
+    other programs, more than ten times as much.
+    """
+    return threadpool_limits(1 if cells < SMALL else None)
+
+
 @dataclass(frozen=True)
 class Choice:
     """The chosen candidate's place, its validation AUROC, and the AUROCs of all candidates."""
@@ -131,7 +157,7 @@ class LayerReader(StateDetector):
     """
 
     _layer: int
-    _network: Probe
+    _network: Probe | NetworkFit
 
     def keep(self, fit: Fit) -> None:
         """Take over what a trainer found to be best."""

@@ -6,9 +6,8 @@ import numpy as np
 
 from spikescore.detectors.answers import Answers
 from spikescore.detectors.base import Detector
-from spikescore.detectors.layers import LayerReader, Lesson, choose, first_answers
+from spikescore.detectors.layers import LayerReader, Lesson, choose, first_answers, fit_logistic
 from spikescore.probes import Probe
-from spikescore.sep_training import fit_sep_logistic
 
 
 class MassMean(LayerReader):
@@ -77,7 +76,7 @@ class LinearProbe(LayerReader):
 
     def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
         material = first_answers(train, val)
-        self.keep(fit_sep_logistic(material.by_layer, material.layers, material.examples()))
+        self.keep(fit_logistic(material.by_layer, material.layers, material.examples()))
 
 
 class AllTurnProbe(LayerReader):
@@ -97,10 +96,10 @@ class AllTurnProbe(LayerReader):
 
     def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
         first = first_answers(train, val)
-        layer_choice = fit_sep_logistic(first.by_layer, first.layers, first.examples())
+        layer_choice = fit_logistic(first.by_layer, first.layers, first.examples())
         (layer,) = layer_choice.layers
         turns = all_turns(train, val, layer)
-        fit = fit_sep_logistic([turns.features], [(layer,)], turns.examples())
+        fit = fit_logistic([turns.features], [(layer,)], turns.examples())
         self.keep(fit)
         scores = self.score_states(first.features[first.val])
         self.chosen |= {

@@ -19,14 +19,16 @@ from spikescore.detectors.layers import (
     LayerReader,
     Lesson,
     as_network,
+    few_threads,
     first_answers,
+    fit_logistic,
     lesson,
     present,
     told,
 )
 from spikescore.errors import UserError
-from spikescore.probe_training import Settings, fit_candidates
-from spikescore.sep_training import best_split, fit_sep_logistic
+from spikescore.probe_training import SAPLMA_HIDDEN, Settings, fit_candidates
+from spikescore.sep_training import best_split
 from spikescore.uncertainty import cluster_assignment_entropy
 
 if TYPE_CHECKING:
@@ -54,7 +56,8 @@ def fit_saplma(material: Lesson, seed: int, *, layer: int | None = None) -> Fit:
     layers, rows = material.layers, material.by_layer
     if layer is not None:
         layers, rows = [(layer,)], [material.features[:, layer]]
-    return fit_candidates(rows, layers, material.examples(), settings, seed)
+    with few_threads(len(layers) * material.features.shape[-1] * SAPLMA_HIDDEN[0]):
+        return fit_candidates(rows, layers, material.examples(), settings, seed)
 
 
 # --- networks on hidden states ------------------------------------------------------------------
@@ -114,7 +117,7 @@ class SemanticEntropyProbe(LayerReader):
             val_entropy > gamma,
             classes="high / low semantic entropy",
         )
-        self.keep(fit_sep_logistic(material.by_layer, material.layers, material.examples()))
+        self.keep(fit_logistic(material.by_layer, material.layers, material.examples()))
         self.chosen |= {
             "gamma": gamma,
             "n_train": len(entropy),
@@ -207,13 +210,13 @@ class VectorNetwork(Detector):
             epochs=epochs_for(material.n_train, self.least_epochs),
             seed=seed,
         )
-        self.chosen |= {"epoch": self._fit.epoch, "val_auroc": self._fit.score[0]}
+        self.chosen |= {"epoch": self._fit.epoch, "val_auroc": self._fit.rank[0]}
 
     def score(self, items: Answers) -> np.ndarray:
         known, vectors = present(items.measured_arrays(self._vector))
         scores = np.full(len(items), np.nan)
         if known.any():
-            scores[known] = self._fit.predict(vectors)
+            scores[known] = self._fit.score(vectors)
         return scores
 
 

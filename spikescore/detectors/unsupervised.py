@@ -16,19 +16,19 @@ from spikescore.detectors.base import Detector
 from spikescore.detectors.layers import (
     LayerReader,
     Lesson,
-    as_network,
     choose,
+    few_threads,
     first_answers,
     lesson,
     present,
 )
-from spikescore.detectors.networks import BATCH_SIZE, epochs_for
+from spikescore.detectors.networks import epochs_for
 from spikescore.errors import UserError
 from spikescore.evaluation import auroc
 from spikescore.seeding import derived_seed
 
 if TYPE_CHECKING:
-    from spikescore.batched_mlp import Fit
+    from spikescore.detectors.training import NetworkFit
 
 # --- contrast-consistent search -----------------------------------------------------------------
 
@@ -139,7 +139,8 @@ def search(pairs: np.ndarray, *, seed: int) -> list[CcsProbe]:
         mean, deviation = states.mean(axis=0), states.std(axis=0)
         scale = np.where(deviation > 1e-6, deviation, np.float32(1))
         yes, no = ((states - mean) / scale).transpose(2, 1, 0, 3)
-        w, b, losses = _minimise(yes, no, _starts(layers, width, seed))
+        with few_threads(yes.size):
+            w, b, losses = _minimise(yes, no, _starts(layers, width, seed))
         for place in range(len(layers)):
             best = int(losses[place].argmin())
             probes.append(
@@ -244,17 +245,18 @@ class HaloScope(LayerReader):
 
     def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
         material = first_answers(train, val)
-        layer, k, sign, area = best_subspace(material)
-        rows = material.by_layer[layer - 1]
-        zeta = sign * Subspace.of(rows[material.train]).zeta(rows)[:, k - 1]
+        with few_threads(material.features[:, 0].size):
+            layer, k, sign, area = best_subspace(material)
+            rows = material.by_layer[layer - 1]
+            zeta = sign * Subspace.of(rows[material.train]).zeta(rows)[:, k - 1]
         # ties may leave a threshold with nothing above it
         cuts = np.unique(np.quantile(zeta[material.train], QUANTILES))
         cuts = cuts[cuts < zeta[material.train].max()]
         if not cuts.size:
             raise UserError(f"the training states of layer {layer} do not differ; check the states")
         fits = [_fit_pseudo(material, layer, zeta > cut, seed) for cut in cuts]
-        best = max(range(len(fits)), key=lambda place: fits[place].score)
-        self._layer, self._network = layer, as_network(fits[best])
+        best = max(range(len(fits)), key=lambda place: fits[place].rank)
+        self._layer, self._network = layer, fits[best]
         self.chosen |= {
             "layer": layer,
             "k": k,
@@ -262,7 +264,7 @@ class HaloScope(LayerReader):
             "val_auroc_zeta": area,
             "share_called_hallucinated": float((zeta[material.train] > cuts[best]).mean()),
             "epoch": fits[best].epoch,
-            "val_auroc": fits[best].score[0],
+            "val_auroc": fits[best].rank[0],
         }
 
 
@@ -296,26 +298,23 @@ def best_subspace(material: Lesson) -> tuple[int, int, int, float]:
     for (layer,), rows in zip(material.layers, material.by_layer, strict=True):
         zetas = Subspace.of(rows[material.train]).zeta(rows[material.val])
         for k, zeta in enumerate(zetas.T, start=1):
-            for sign in (1, -1):
-                area = auroc(y, sign * zeta)
-                if area > best[3]:
-                    best = (layer, k, sign, area)
+            area = auroc(y, zeta)
+            sign = 1 if area >= 0.5 else -1
+            if max(area, 1 - area) > best[3]:
+                best = (layer, k, sign, max(area, 1 - area))
     return best
 
 
-def _fit_pseudo(material: Lesson, layer: int, called: np.ndarray, seed: int) -> Fit:
+def _fit_pseudo(material: Lesson, layer: int, called: np.ndarray, seed: int) -> NetworkFit:
     """Train on pseudo-labels; the labels themselves only choose the epoch on validation."""
-    from spikescore import probe_losses
-    from spikescore.batched_mlp import Architecture, Schedule, fit_mlp
+    from spikescore.detectors.training import Recipe, fit_network
 
     target = np.where(np.arange(len(called)) < material.n_train, called, material.labels)
-    return fit_mlp(
-        [material.by_layer[layer - 1]],
-        [(layer,)],
+    return fit_network(
+        material.by_layer[layer - 1],
         material.examples(target),
-        architecture=Architecture("haloscope", (1024,), "relu", False, True),
-        loss=probe_losses.cross_entropy,
-        schedule=Schedule(epochs_for(material.n_train), BATCH_SIZE, 1e-3),
+        Recipe((1024,)),
+        epochs=epochs_for(material.n_train),
         seed=seed,
     )
 
