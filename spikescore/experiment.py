@@ -145,7 +145,7 @@ class Experiment:
             sampling = {**settings.get("sampling", {}), "n": self.ablations.n}
             settings |= {"sampling": sampling, **variant.settings}
             name = variant.name
-        return settings | {"output_dir": f"./{self.data_dir(model, name).as_posix()}"}
+        return settings | {"output_dir": str(self.data_dir(model, name))}
 
     def variants(self) -> list[Variant]:
         """Return all runs beside the main one, in the order of the tables."""
