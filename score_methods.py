@@ -91,9 +91,8 @@ def main() -> int:
     save_path = Path(args.save_path)
     make_folder(save_path)
 
-    from spikescore.layer_grid import score_layer_grid
-
     from spikescore.detectors.answers import read_answers
+    from spikescore.layer_grid import score_layer_grid
     from spikescore.method_scoring import Settings, score_methods
 
     started = time.perf_counter()

@@ -15,6 +15,7 @@ from spikescore.functionals import apply
 from spikescore.method_scoring import Settings, book_items, chosen, score_turns, split_domains
 from spikescore.pairs import TOKEN_KEYS
 from spikescore.score_book import Key, ScoreBook
+from spikescore.threads import limited_threads, threads_for
 
 WHAT = {"spike": "max_abs_d2", "first": "first"}
 """What is kept of the trajectories of each probe: SpikeScore, and the first answer's score."""
@@ -40,7 +41,8 @@ def score_layer_grid(folder: str | Path, settings: Settings) -> ScoreBook:
                 "items_left_out": items.left_out, "left_out": left_out, "unscored": {},
                 "seconds": {}, "settings": {"probe_seeds": 1},
             }  # fmt: skip
-        readers = dict(_fit(items, splits, token_key))
+        with limited_threads(threads_for(items.first_states[0].nbytes)):
+            readers = dict(_fit(items, splits, token_key))
         for (name, domain, seed), turns in score_turns(items, readers).items():
             for what, functional in WHAT.items():
                 key = f"{what}@{name}"

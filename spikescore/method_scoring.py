@@ -26,6 +26,7 @@ from spikescore.errors import UserError
 from spikescore.probe_data import SPLITS, split_by_group
 from spikescore.probes import question_digest
 from spikescore.score_book import BookItem, Key, ScoreBook
+from spikescore.threads import limited_threads, threads_for
 
 log = logging.getLogger("spikescore")
 
@@ -117,15 +118,24 @@ class _Scoring:
         free = [name for name in self.methods if not learns(self.registry[name])]
         fitted: dict[Key, Detector] = {(name, "", 0): self.registry[name]() for name in free}
         n_fits = sum(self._n_seeds(name) for name in learning) * len(self.splits)
-        with tqdm(total=n_fits, desc="fitting", unit="fit") as bar:
+        if not n_fits:
+            return fitted
+        with (
+            limited_threads(threads_for(self._item_bytes(learning))),
+            tqdm(total=n_fits, desc="fitting", unit="fit") as bar,
+        ):
             for domain in self.splits:
                 fitted |= self._fit_domain(domain, learning, bar)
         return fitted
 
+    def _item_bytes(self, names: Sequence[str]) -> int:
+        """Bytes of an item's states, which are read once and shared; 0 if no method reads them."""
+        if not any("states" in self.registry[name].needs for name in names):
+            return 0
+        return self.items.first_states[0].nbytes
+
     def _fit_domain(self, domain: str, names: Sequence[str], bar: tqdm) -> dict[Key, Detector]:
         """Fit the methods on one domain, once per probe seed; one that fails is left out."""
-        if any("states" in self.registry[name].needs for name in names):
-            _ = self.items.first_states  # read once, and shared by all that is selected
         split = self.splits[domain]
         train, val = (self.items.select(split == part) for part in ("train", "val"))
         fitted: dict[Key, Detector] = {}
