@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -123,3 +124,27 @@ def run_script(*arguments: object, **options) -> subprocess.CompletedProcess:
     process = start_script(*arguments, **options)
     out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+BROWSER_FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+    "--disable-background-networking --disable-component-update"
+).split()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium without a window; a test is skipped where there is none, unless one is required."""
+    problem = "" if shutil.which("chromium") else "no chromium on the PATH (Debian: chromium)"
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        problem = 'no playwright for Python (pip install -e ".[test]")'
+    if problem:
+        (pytest.fail if os.environ.get("REQUIRE_BROWSER") == "1" else pytest.skip)(problem)
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=BROWSER_FLAGS
+        )
+        yield started
+        started.close()

@@ -5,9 +5,7 @@ import gc
 import gzip
 import hashlib
 import json
-import os
 import re
-import shutil
 import statistics
 import weakref
 from html.parser import HTMLParser
@@ -239,10 +237,6 @@ def test_tables_in_markdown_and_latex():
 SIZE, TURNS = 6000, 20
 DOMAINS = ("trivia", "math", "coqa")
 LONG_WORD = "w" * 3000
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-    "--disable-background-networking --disable-component-update"
-).split()
 
 
 def spike_of(place):
@@ -283,22 +277,6 @@ def page_file(tmp_path_factory):
     sections = [Section("Main table", ("Text.",), (wide,), (Figure("A plot", PIXEL),))]
     path = tmp_path_factory.mktemp("page") / "report.html"
     return write(path, coming(), sections=sections)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium without a window; a test is skipped where there is none, unless one is required."""
-    problem = "" if shutil.which("chromium") else "no chromium on the PATH (Debian: chromium)"
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        problem = 'no playwright for Python (pip install -e ".[test]")'
-    if problem:
-        (pytest.fail if os.environ.get("REQUIRE_BROWSER") == "1" else pytest.skip)(problem)
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        yield started
-        started.close()
 
 
 @pytest.fixture
