@@ -25,10 +25,15 @@ import argparse
 import platform
 import shlex
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from spikescore.errors import UserError, run_main
+
+AT_ONCE = 8
+"""Files in work at a time: a disk takes milliseconds to confirm a write, but confirms several at
+once."""
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -113,37 +118,49 @@ def read_and_score(data_dir: Path) -> list[Any]:
     """
     from tqdm import tqdm
 
-    from spikescore import pairs, results
+    from spikescore import pairs
 
     if data_dir.exists() and not data_dir.is_dir():
         raise UserError(
             f'--data_dir "{data_dir}" is not a folder; give the folder of the .json files'
         )
-    items = []
-    for path in tqdm(pairs.find_records(data_dir), desc="reading", unit="file", disable=None):
-        record = pairs.as_record(pairs.read_json(path, ids_as_text=True), path)
-        if record is None:
-            continue
-        item = results.read_item(record, path)
-        items.append(item)
-        found = {"spike_score": item.spike_score, "spike_turn": item.spike_turn}
-        metrics = record.get("metrics") or {}
-        if item.spike_score is None or record.get("legacy") or metrics.items() >= found.items():
-            continue
-        record["metrics"] = {**metrics, **found}
-        try:
-            pairs.write_json(path, record)
-        except OSError as error:
-            raise UserError(
-                f'SpikeScore cannot be written into "{path}": {error.strerror}; '
-                "make the folder writable or evaluate a copy of it"
-            ) from error
+    paths = pairs.find_records(data_dir)
+    pool = ThreadPoolExecutor(AT_ONCE)
+    try:
+        read = pool.map(score_file, paths)
+        bar = tqdm(read, desc="reading", unit="file", total=len(paths), disable=None)
+        items = [item for item in bar if item is not None]
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C no further file is begun
     if not items:
         raise UserError(
             f'no dialogue (.json with "cot_steps") under "{data_dir}"; '
             "give the output_dir of reasoning_lite.py or a folder above it"
         )
     return items
+
+
+def score_file(path: Path) -> Any:
+    """Read one dialogue and write SpikeScore back; None when the file is some other JSON."""
+    from spikescore import pairs, results
+
+    record = pairs.as_record(pairs.read_json(path, ids_as_text=True), path)
+    if record is None:
+        return None
+    item = results.read_item(record, path)
+    found = {"spike_score": item.spike_score, "spike_turn": item.spike_turn}
+    metrics = record.get("metrics") or {}
+    if item.spike_score is None or record.get("legacy") or metrics.items() >= found.items():
+        return item
+    record["metrics"] = {**metrics, **found}
+    try:
+        pairs.write_json(path, record)
+    except OSError as error:
+        raise UserError(
+            f'SpikeScore cannot be written into "{path}": {error.strerror}; '
+            "make the folder writable or evaluate a copy of it"
+        ) from error
+    return item
 
 
 def run_name(data_dir: Path, evaluated: list[Any]) -> str:
