@@ -98,14 +98,13 @@ def write_report(experiment: Experiment, reports: Sequence, chapters: dict) -> l
             for slug, table in chapter.tables.items():
                 place = folder / "tables" / name / slug
                 write(place.with_suffix(".md"), text_of("", table))
-                write(place.with_suffix(".csv"), csv_table(table))
+                write(place.with_suffix(".csv"), csv_table(table.header, table.rows))
                 write(place.with_suffix(".tex"), tex_table(table))
             for slug, figure in chapter.figures.items():
                 write(folder / "plots" / name / f"{slug}.png", figure.png)
-    text_rows = tuple(tuple("" if cell is None else str(cell) for cell in row) for row in rows)
     written = [
         write(folder / "table_main.md", "\n".join(markdown)),
-        write(folder / "table_main.csv", csv_table(Table("", MAIN_HEADER, text_rows))),
+        write(folder / "table_main.csv", csv_table(MAIN_HEADER, rows)),
         write(folder / "table_main.tex", "\n".join(latex)),
         write(folder / "table_main.png", main_plot(reports)),
     ]

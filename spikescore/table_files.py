@@ -1,7 +1,9 @@
-"""A table of a report as text: Markdown and LaTeX."""
+"""A table of a report as text for other programs: Markdown, CSV, LaTeX."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 
 from spikescore.page import Table
@@ -13,7 +15,14 @@ _TEX = {
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
-}
+    "|": r"\textbar{}",
+    "\u2212": "--",
+    **{sign: rf"\ensuremath{{{name}}}" for sign, name in {
+        "\u0394": r"\Delta", "\u03a3": r"\Sigma", "\u03ba": r"\kappa", "\u03bb": r"\lambda",
+        "\u03bc": r"\mu", "\u03c3": r"\sigma", "\u00b2": "^2", "\u00b1": r"\pm",
+        "\u2264": r"\leq", "\u2265": r"\geq", "\u00d7": r"\times",
+    }.items()},
+}  # fmt: skip
 
 
 def markdown_table(table: Table) -> str:
@@ -22,6 +31,13 @@ def markdown_table(table: Table) -> str:
     escaped = [[_one_line(cell).replace("|", "\\|") for cell in line] for line in lines]
     shown = [f"| {' | '.join(line)} |" for line in escaped]
     return "\n".join([*shown, *(["", _one_line(table.note)] if table.note else []), ""])
+
+
+def csv_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return header and rows as CSV (RFC 4180, but lines end with a line feed); None is empty."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
 
 
 def tex_table(table: Table) -> str:

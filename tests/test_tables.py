@@ -200,7 +200,7 @@ def test_judges_are_told_by_their_agreement():
 
 def test_tables_go_to_files_unharmed(comparison, entries):
     table = functional_tables(comparison)[0]
-    rows = list(csv.reader(io.StringIO(csv_table(table))))
+    rows = list(csv.reader(io.StringIO(csv_table(table.header, table.rows))))
     assert [tuple(row) for row in rows] == [table.header, *table.rows]
     assert "SpikeScore, max\\|Δ²\\|" in markdown_table(table)
     latex = tex_table(table)
