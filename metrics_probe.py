@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -34,6 +33,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from spikescore.bootstrap import usable_cores
 from spikescore.errors import UserError, run_main
 from spikescore.pairs import (
     TOKEN_KEYS,
@@ -273,12 +273,6 @@ def worker_processes(n_dialogues: int) -> Iterator[ProcessPoolExecutor | None]:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C no further block begins
-
-
-def usable_cores() -> int:
-    """Return how many CPU cores this process may use."""
-    has_affinity = hasattr(os, "sched_getaffinity")
-    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def prepare_worker() -> None:

@@ -1,12 +1,10 @@
 """The plots of a report as PNG bytes: ROC curves, histograms by class, mean trajectories.
 
-Colours are from the Okabe-Ito set, told apart by colour-blind readers too. Plots are drawn without
-pyplot, so no window system and no global state is involved.
+Colours are from the Okabe-Ito set, told apart by colour-blind readers too.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -14,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spikescore.evaluation import roc_points
+from spikescore.plotting import panels, png
 from spikescore.report import with_interval
 from spikescore.results import METHODS, Item, View
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 CLASSES = ((1, "hallucinated (y=1)", "#D55E00"), (0, "consistent (y=0)", "#0072B2"))
 CURVES = (
@@ -28,13 +26,12 @@ CURVES = (
     ("mean_score", "#009E73", "-."),
     ("perplexity", "#0072B2", ":"),
 )
-DPI = 150
 
 
 def roc_png(views: Sequence[View], run: str) -> bytes:
     """Draw the ROC curves of the pooled views, one panel each."""
     shown = _pooled(views)
-    figure, axes = _panels(len(shown), 5.2, 5.0)
+    figure, axes = panels(len(shown), 5.2, 5.0)
     for axis, view in zip(axes, shown, strict=True):
         axis.plot([0, 1], [0, 1], color="0.7", lw=1)
         for method, colour, style in CURVES:
@@ -51,13 +48,13 @@ def roc_png(views: Sequence[View], run: str) -> bytes:
         axis.set_ylabel("true-positive rate (hallucinations flagged)")
         axis.set_title(_panel_title(view), fontsize=10)
         _legend_or_note(axis, view, loc="lower right", title="AUROC [95% interval]")
-    return _png(figure, f"ROC: {run}")
+    return png(figure, f"ROC: {run}")
 
 
 def histogram_png(views: Sequence[View], run: str) -> bytes:
     """Draw SpikeScore's distribution by class in the pooled views, one panel each."""
     shown = _pooled(views)
-    figure, axes = _panels(len(shown), 5.6, 4.2)
+    figure, axes = panels(len(shown), 5.6, 4.2)
     for axis, view in zip(axes, shown, strict=True):
         top = max(item.spike_score for item in view.items) or 1.0
         bins = np.linspace(0, top, 25)
@@ -80,7 +77,7 @@ def histogram_png(views: Sequence[View], run: str) -> bytes:
         options = {"loc": "upper right", "fontsize": 8, "title_fontsize": 8, "framealpha": 1}
         axis.legend(title=f"AUROC {auroc}", **options)
         axis.set_ylim(0, axis.get_ylim()[1] * 1.3)
-    return _png(figure, f"SpikeScore by class: {run}")
+    return png(figure, f"SpikeScore by class: {run}")
 
 
 def trajectories_png(views: Sequence[View], run: str) -> bytes:
@@ -90,7 +87,7 @@ def trajectories_png(views: Sequence[View], run: str) -> bytes:
     dialogues of a class has no band and is not drawn.
     """
     shown = [view for view in views if view.kind == "domain"]
-    figure, axes = _panels(len(shown), 4.4, 3.6, sharey=True)
+    figure, axes = panels(len(shown), 4.4, 3.6, sharey=True)
     for place, (axis, view) in enumerate(zip(axes, shown, strict=True)):
         for y, name, colour in CLASSES:
             rows = [item.scores for item in view.items if item.y == y]
@@ -109,7 +106,7 @@ def trajectories_png(views: Sequence[View], run: str) -> bytes:
         axis.set_title(view.title, fontsize=10)
         axis.margins(y=0.15)
         _legend_or_note(axis, view, loc="best")
-    return _png(figure, f"Mean probe score per turn, 95% band of the mean: {run}")
+    return png(figure, f"Mean probe score per turn, 95% band of the mean: {run}")
 
 
 def _mean_by_turn(rows: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -146,28 +143,3 @@ def _legend_or_note(axis: Axes, view: View, **options: Any) -> None:
     else:
         note = view.methods["spike_score"].note.replace("; ", ";\n").replace(", ", ",\n")
         axis.text(0.5, 0.5, note, ha="center", va="center", transform=axis.transAxes, fontsize=9)
-
-
-def _panels(count: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
-    """Return a figure with that many panels, at most three in a row, each width x height inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = min(count, 3)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False, **options).ravel()
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25)
-    for axis in axes[count:]:
-        axis.set_visible(False)
-    return figure, list(axes[:count])
-
-
-def _png(figure: Figure, title: str) -> bytes:
-    figure.suptitle(title, fontsize=11, wrap=True)
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=DPI)
-    return data.getvalue()

@@ -376,6 +376,8 @@ def _blocks(sizes: np.ndarray) -> Iterator[np.ndarray]:
 
 def _remedy(detector: type[Detector]) -> str:
     """What to do about a detector that has nothing to read."""
+    if detector.remedy:
+        return detector.remedy
     needs = ", ".join(sorted(detector.needs)) or "nothing"
     script = "measure_answers.py" if detector.needs & MEASURED else "reasoning_lite.py"
     return f"it needs {needs}, which {script} writes: run that on the data folder"

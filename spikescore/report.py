@@ -15,7 +15,7 @@ from spikescore.evaluation import Auroc, Difference
 from spikescore.page import Table
 from spikescore.results import METHODS, Item, View
 from spikescore.scores import second_differences
-from spikescore.table_files import markdown_table
+from spikescore.table_files import csv_table, markdown_table
 
 CONVENTIONS = (
     "y = 1 means hallucinated; a higher score means more hallucinated; intervals are 95% "
@@ -204,14 +204,22 @@ def _share(figure: Auroc) -> str:
 def figures_csv(views: Sequence[View]) -> str:
     """Return every AUROC of every view as CSV at full precision, one row each."""
     header = ("view", "kind", "method", "auroc", "low", "high", "n", "n_hallucinated", "note")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    for view in views:
-        for method, figure in view.methods.items():
-            row = (figure.value, figure.low, figure.high, figure.n, figure.n_positive, figure.note)
-            writer.writerow((view.title, view.kind, method, *row))
-    return text.getvalue()
+    rows = [
+        (
+            view.title,
+            view.kind,
+            method,
+            one.value,
+            one.low,
+            one.high,
+            one.n,
+            one.n_positive,
+            one.note,
+        )
+        for view in views
+        for method, one in view.methods.items()
+    ]
+    return csv_table(header, rows)
 
 
 # --- dialogues --------------------------------------------------------------------------------

@@ -38,6 +38,9 @@ class Detector(ABC):
     seeded: ClassVar[bool] = False
     """Whether another seed gives another result; a detector without chance is fitted once."""
 
+    remedy: ClassVar[str] = ""
+    """What to do when it can score nothing, where running the script that measures is not all."""
+
     def __init__(self) -> None:
         self.chosen: dict[str, object] = {}
         """What `fit` chose, as plain values: layer, epoch, direction ..."""

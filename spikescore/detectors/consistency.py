@@ -175,6 +175,7 @@ class SelfCheckNli(MeasuredDetector):
     name = "selfcheck_nli"
     title = "SelfCheck-NLI"
     needs = frozenset({"samples"})
+    remedy = "run measure_answers.py --entailment deberta, or the path of an NLI model"
 
 
 class SelfCheckPrompt(MeasuredDetector):
