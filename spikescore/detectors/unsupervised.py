@@ -234,8 +234,8 @@ class HaloScope(LayerReader):
     threshold among the quartiles of zeta, and the epoch, by the AUROC of the network. Higher = more
     hallucinated. Source: Du et al. (2024), "HaloScope", NeurIPS. Their code averages the
     projections before squaring, tries 38 thresholds and every layer anew for each, and trains by
-    SGD on unscaled states; it reports the layer and threshold that are best on the data searched.
-    Here the network reads zeta's layer, standardised, and is trained as SAPLMA is.
+    SGD on unscaled states. Here the network reads zeta's layer, standardised, and is trained as
+    SAPLMA is.
     """
 
     name = "haloscope"
