@@ -139,7 +139,7 @@ def _fit_group(
 
     parameters = initial_parameters(candidates, features[0].shape[1], architecture, seed)
     optimiser = torch.optim.AdamW(
-        parameters, lr=schedule.learning_rate, weight_decay=schedule.weight_decay
+        parameters, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
     )
     order = torch.Generator().manual_seed(derived_seed(seed, "order"))
     target = torch.from_numpy(examples.target.astype(np.float32))

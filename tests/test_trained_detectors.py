@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -36,6 +37,15 @@ LEARN_DIRECTION = [
 N_LAYERS, WIDTH, SIGNAL_LAYER = 3, 8, 2
 AXIS = np.random.default_rng(5).standard_normal(2 * WIDTH)
 AXIS /= np.linalg.norm(AXIS)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As score_methods.py does it: on so small arrays several threads only wait for each other."""
+    import torch  # noqa: F401 -- limits reach only libraries that are loaded
+
+    with threadpool_limits(1):
+        yield
 
 
 def answers(states: np.ndarray, y: np.ndarray, records=None, measures=None, domain="a") -> Answers:
@@ -277,13 +287,11 @@ def test_saplma_is_the_probe_that_the_trainer_makes(tmp_path):
     made = networks.Saplma()
     made.fit(items.select(splits == "train"), items.select(splits == "val"), seed=7)
     settings = Settings(probe="saplma", seed=7, epochs=48)  # 2 steps an epoch make 96 >= 95
-    with threadpool_limits(1):  # small networks on two threads take ten times as long
-        probe, _ = train_probe([tmp_path], settings)
+    probe, _ = train_probe([tmp_path], settings)
     assert made.chosen["layer"] == probe.layer_range[0]
     assert made.chosen["epoch"] == probe.metrics["epoch"]
     expected = probe.score(probe.features(items.first_states))
-    # the trainer may add up in another order, with several threads
-    np.testing.assert_allclose(made.score(items), expected, atol=1e-6)
+    np.testing.assert_array_equal(made.score(items), expected.astype(np.float64))
 
 
 def test_epochs_follow_the_number_of_items():
@@ -373,6 +381,25 @@ def test_networks_on_vectors_against_numpy_and_scikit_learn(detector):
     assert -made._fit.rank[1] == pytest.approx(log_loss(val.y, made.score(val)), abs=1e-5)
 
 
+def test_networks_keep_their_best_epoch():
+    """Nothing can be learnt, so that epochs differ by chance; a longer run begins as a shorter."""
+    from spikescore.detectors.training import fit_network
+
+    rng = np.random.default_rng(1)
+    x, y = rng.standard_normal((60, 4)), np.arange(60) % 2
+    material = lesson(x[:40], x[40:], y[:40], y[40:])
+    recipe = networks.IcrProbe.recipe()
+    runs = [
+        fit_network(x, material.examples(), recipe, epochs=epochs, seed=0) for epochs in range(1, 9)
+    ]
+    ranks = [run.rank for run in runs]
+    assert ranks == sorted(ranks) and len(set(ranks)) > 1
+    best = runs[-1].epoch
+    assert best < 8
+    np.testing.assert_array_equal(runs[-1].score(x), runs[best - 1].score(x))
+    assert runs[-1].rank[0] == pytest.approx(roc_auc_score(y[40:], runs[-1].score(x[40:])))
+
+
 def test_ccs_loss_of_a_worked_example():
     p_yes, p_no = np.array([[0.9], [0.2]]), np.array([[0.2], [0.7]])
     # (0.1^2 + 0.2^2 + 0.1^2 + 0.2^2) / 2
@@ -456,6 +483,19 @@ def test_haloscope_zeta_against_the_covariance_matrix_and_by_hand():
     np.testing.assert_allclose(zeta, [[9 * 8**0.5, (9 * 8**0.5 + 2**0.5) / 2]])
 
 
+@pytest.mark.parametrize("shape", [(12, 40), (40, 12), (5, 40)])
+def test_haloscope_zeta_against_the_singular_value_decomposition(shape):
+    states = np.random.default_rng(0).standard_normal(shape).astype(np.float16)
+    x = states.astype(np.float64)
+    centred = x - x.mean(axis=0)
+    _, values, vectors = np.linalg.svd(centred, full_matrices=False)
+    zeta = unsupervised.Subspace.of(states).zeta(states)
+    assert zeta.shape[1] == min(10, shape[0] - 1, shape[1])  # centred rows add up to nothing
+    for k in range(1, zeta.shape[1] + 1):
+        expected = ((centred @ vectors[:k].T) ** 2 @ values[:k]) / k
+        np.testing.assert_allclose(zeta[:, k - 1], expected, rtol=1e-8)
+
+
 def test_haloscope_chooses_the_best_subspace_of_all():
     items = noisy(9)
     train, val = halves(items)
@@ -469,6 +509,13 @@ def test_haloscope_chooses_the_best_subspace_of_all():
         best = max(best, *areas, *(1 - area for area in areas))
     assert made.chosen["val_auroc_zeta"] == pytest.approx(best)
     assert made.chosen["val_auroc"] == pytest.approx(roc_auc_score(val.y, made.score(val)))
+
+
+def test_haloscope_refuses_states_that_do_not_differ():
+    items = planted("a", n=12)
+    items.first_states[:] = 1
+    with pytest.raises(UserError, match="do not differ"):
+        fitted(unsupervised.HaloScope, items)
 
 
 def test_haloscope_uses_no_training_label():
@@ -528,6 +575,25 @@ def test_shuffled_labels_leave_nothing_to_learn():
     assert min(areas) < 0.3 and max(areas) > 0.7
 
 
+def test_labels_are_shuffled_in_both_splits(monkeypatch):
+    seen = []
+
+    def record(material, seed):
+        seen.append(material.labels)
+        return fit_saplma(material, seed)
+
+    fit_saplma = networks.fit_saplma
+    monkeypatch.setattr(baselines, "fit_saplma", record)
+    items = planted("a", n=30)
+    for seed in range(2):
+        fitted(baselines.LabelShuffle, items, seed)
+    assert (seen[0] != seen[1]).any()
+    for labels in seen:
+        for part in (slice(0, 20), slice(20, 30)):
+            assert sorted(labels[part]) == sorted(items.y[part])
+            assert (labels[part] != items.y[part]).any()
+
+
 def test_random_projection_is_linear_random_and_knows_no_label():
     items = noisy(10, n=200)
     made = fitted(baselines.RandomProjection, items, seed=1)
@@ -563,7 +629,7 @@ def test_same_seed_same_scores_and_no_trace_in_global_random_state(detector):
     first, again, other = (fitted(detector, items, seed) for seed in (4, 4, 5))
     assert torch.equal(state, torch.get_rng_state())
     np.testing.assert_array_equal(first.score(items), again.score(items))
-    assert first.chosen == again.chosen
+    assert first.chosen == again.chosen == json.loads(json.dumps(first.chosen))
     assert (first.score(items) == other.score(items)).all() == (not detector.seeded)
 
 

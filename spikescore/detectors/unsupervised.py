@@ -234,8 +234,8 @@ class HaloScope(LayerReader):
     threshold among the quartiles of zeta, and the epoch, by the AUROC of the network. Higher = more
     hallucinated. Source: Du et al. (2024), "HaloScope", NeurIPS. Their code averages the
     projections before squaring, tries 38 thresholds and every layer anew for each, and trains by
-    SGD on unscaled states; it reports the layer and threshold that are best on the data searched.
-    Here the network reads zeta's layer, standardised, and is trained as SAPLMA is.
+    SGD on unscaled states. Here the network reads zeta's layer, standardised, and is trained as
+    SAPLMA is.
     """
 
     name = "haloscope"
@@ -278,11 +278,16 @@ class Subspace:
 
     @classmethod
     def of(cls, states: np.ndarray) -> Subspace:
-        """Fit to unlabelled states [n, H]."""
-        centred = states.astype(np.float64)
-        mean = centred.mean(axis=0)
-        _, values, vectors = np.linalg.svd(centred - mean, full_matrices=False)
-        return cls(mean, values[:MAX_COMPONENTS], vectors[:MAX_COMPONENTS])
+        """Fit to unlabelled states [n, H]; directions in which they do not vary are left out."""
+        mean = states.mean(axis=0, dtype=np.float64)
+        centred = states.astype(np.float64) - mean
+        # the smaller product has the same leading values, in a tenth of the time of an SVD
+        wide = centred.shape[1] > centred.shape[0]
+        squares, basis = np.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
+        leading = np.argsort(-squares)[:MAX_COMPONENTS]
+        leading = leading[squares[leading] > 1e-10 * max(squares.max(), 1e-300)]
+        values, basis = np.sqrt(squares[leading]), basis[:, leading].T
+        return cls(mean, values, basis @ centred / values[:, None] if wide else basis)
 
     def zeta(self, states: np.ndarray) -> np.ndarray:
         """Return zeta of states [m, H] for k = 1, 2, ... components: float64 [m, components]."""
@@ -302,6 +307,8 @@ def best_subspace(material: Lesson) -> tuple[int, int, int, float]:
             sign = 1 if area >= 0.5 else -1
             if max(area, 1 - area) > best[3]:
                 best = (layer, k, sign, max(area, 1 - area))
+    if not best[0]:
+        raise UserError("the training items' states do not differ; check the states")
     return best
 
 
