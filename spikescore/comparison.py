@@ -108,17 +108,11 @@ def _stacked(book: ScoreBook, name: str) -> dict[str, np.ndarray]:
 
 
 class Comparison:
-    """Cells of the tables of one book; every area is computed once.
+    """Cells of the tables of one book; every area is computed once."""
 
-    `only` (a mask [n]) leaves items out everywhere, for instance to match base rates.
-    """
-
-    def __init__(
-        self, book: ScoreBook, *, draws: int, seed: int = 0, only: np.ndarray | None = None
-    ) -> None:
+    def __init__(self, book: ScoreBook, *, draws: int, seed: int = 0) -> None:
         self.book = book
         self.y, self.domains = book.y, book.domains
-        self.only = np.ones(self.y.size, dtype=bool) if only is None else only
         self.resampler = Resampler(self.y, self.domains, book.groups, draws=draws, seed=seed)
         self.training_domains = list(book.splits)
         self._areas: dict[tuple, Area] = {}
@@ -126,11 +120,11 @@ class Comparison:
     def items(self, view: str, domain: str) -> list[np.ndarray]:
         """Return the masks [n] that a cell averages over: one, or one per domain for macro."""
         if view == "in-domain":
-            return [self.only & (self.domains == domain) & (self.book.splits[domain] == "test")]
+            return [(self.domains == domain) & (self.book.splits[domain] == "test")]
         others = [other for other in self.book.domain_names() if other != domain]
         if view == "macro":
-            return [self.only & (self.domains == other) for other in others]
-        return [self.only & np.isin(self.domains, others)]
+            return [(self.domains == other) for other in others]
+        return [np.isin(self.domains, others)]
 
     def cell(self, entry: Entry, view: str, domain: str, valid: np.ndarray | None = None) -> Area:
         """Return a method's area in a view for a training domain, on the valid items alone."""
@@ -168,7 +162,7 @@ class Comparison:
                 if other == domain:
                     area = self.cell(entry, "in-domain", domain)
                 else:
-                    mask = self.only & (self.domains == other)
+                    mask = self.domains == other
                     area = self._area(entry.scores[domain], mask)
                 table[row, column] = np.nan if area.value is None else area.value
         return table

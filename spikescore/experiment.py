@@ -225,10 +225,10 @@ class Experiment:
                 command += [f"--{key}", str(getattr(self.measures, key))]
             yield Step(f"{model.name}.measures", tuple(command), phase=3)
         score = ["python", "score_methods.py", "--data_dir", str(main)]
-        for key in ("token_key", "val_fraction", "test_fraction", "seed"):
+        for key in ("token_key", "val_fraction", "test_fraction", "seed", "probe_seeds"):
             score += [f"--{key}", str(getattr(self, key))]
         full = ["--methods", self.methods, "--turn_scorers", self.turn_scorers]
-        full += ["--probe_seeds", str(self.probe_seeds), "--save_path", str(self.book(model))]
+        full += ["--save_path", str(self.book(model))]
         yield Step(f"{model.name}.scores", (*score, *full), phase=4)
         brief = ["--methods", "saplma,perplexity,answer_length", "--turn_scorers", "saplma"]
         generated = [variant for variant in self.variants() if not variant.judge]

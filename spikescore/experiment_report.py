@@ -15,6 +15,7 @@ from spikescore import table_plots as plots
 from spikescore.comparison import BASE_SCORER, SPIKE, Comparison, Entry, trajectories
 from spikescore.experiment import Experiment, Model, Variant
 from spikescore.functionals import apply
+from spikescore.method_scoring import told
 from spikescore.page import Dialogue, Figure, Section, Table
 from spikescore.pairs import read_json
 from spikescore.report import gold_text
@@ -114,10 +115,16 @@ class ModelReport:
                 "The three views are never mixed. In a pool a score that knows only the domain can "
                 "do well: see domain identity. Published figures do not say which of the two "
                 "cross-domain views they are.",
+                *self._left_out(),
             ),
             dict(zip(("macro", "pooled", "in_domain"), tables, strict=True)),
             {"main": _figure(png, "Mean AUROC over training domains with 95% intervals.")},
         )
+
+    def _left_out(self) -> list[str]:
+        """Return what the score book says was left out, and why."""
+        lines = told([tuple(pair) for pair in self.book.about.get("left_out", ())])
+        return [f"Left out: {'; '.join(lines)}."] if lines else []
 
     def _matrices(self) -> Chapter:
         shown = [entry for entry in self.entries if entry.name in MATRICES]
@@ -146,9 +153,7 @@ class ModelReport:
     def _controls(self) -> Chapter:
         tables = {
             "controls": control_table(self.comparison, self.entries),
-            "matched_rates": matched_table(
-                self.comparison, self.entries, draws=self.experiment.draws
-            ),
+            "matched_rates": matched_table(self.comparison, draws=self.experiment.draws),
         }
         controls = [entry for entry in self.entries if entry.family == "control"]
         shown = [entry for entry in self.entries if entry.name == SPIKE] + controls
@@ -211,8 +216,8 @@ class ModelReport:
     def _variant_chapter(self, kind: str, variants: list[Variant]) -> Chapter:
         books = [load_score_book(self.experiment.book(self.model, one.name)) for one in variants]
         draws = self.experiment.draws
-        only = same_questions(self.book, books[0])
-        reference = Comparison(self.book, draws=draws, only=only)
+        asked = self.book.subset(same_questions(self.book, books[0]))
+        reference = Comparison(asked, draws=draws)
         runs = [
             measure_variant(variant.title, Comparison(book, draws=draws))
             for variant, book in zip(variants, books, strict=True)

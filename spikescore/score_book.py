@@ -7,7 +7,7 @@ was chosen) and `<name>.pkl` (arrays); the tables are made from it alone.
 from __future__ import annotations
 
 import pickle
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,16 @@ class ScoreBook:
         held = self.turns if turns else self.scores
         keys = [key for key in held if key[0] == name and key[1] in (domain, "")]
         return sorted(keys, key=lambda key: key[2])
+
+    def subset(self, kept: np.ndarray) -> ScoreBook:
+        """Return the book of the items that a mask [n] keeps."""
+        return replace(
+            self,
+            items=[item for item, keep in zip(self.items, kept, strict=True) if keep],
+            scores={key: values[kept] for key, values in self.scores.items()},
+            turns={key: values[kept] for key, values in self.turns.items()},
+            splits={domain: split[kept] for domain, split in self.splits.items()},
+        )
 
     def save(self, path: str | Path) -> list[Path]:
         """Write `<path>.pkl` first, then `<path>.json`, each atomically; return both paths."""

@@ -53,41 +53,58 @@ def main_tables(comparison: Comparison, entries: Sequence[Entry], model: str | N
 
     The published figure, and ours less it, stand beside the cross-domain means of `model`.
     """
+    domains = comparison.training_domains
+    header = ("method", *domains, "mean", "published", "difference")
     tables = []
     for view, title in VIEWS.items():
-        domains = comparison.training_domains
         sizes = ["n, hallucinated"]
         for domain in domains:
             n, rate = comparison.rate(view, domain)
             sizes.append(f"{n}, {number(rate, '.0%')}")
         rows = [(*sizes, "", "", "")]
-        notes = set()
         for entry in entries:
+            cells = [_cell(comparison, entry, view, domain) for domain in domains]
             mean = comparison.mean(entry, view)
-            cells = [_cell(comparison, entry, view, domain, notes) for domain in domains]
             paper = published(model, entry.name) if view in CROSS else None
             less = mean.value - paper if paper is not None and mean.value is not None else None
-            if mean.note:
-                notes.add(f"{entry.title}, mean: {mean.note}")
             cells.append(with_interval(mean.value, mean.interval))
             rows.append((entry.title, *cells, number(paper, ".4f"), number(less, "+.3f")))
-        header = ("method", *domains, "mean", "published", "difference")
-        told = "95% bootstrap intervals over questions. " + "; ".join(sorted(notes))
-        tables.append(
-            Table(f"AUROC, {title}, by training domain", header, tuple(rows), told.strip())
-        )
+        note = f"{_INTERVALS} {_partial_means(comparison, entries, view)}".strip()
+        tables.append(Table(f"AUROC, {title}, by training domain", header, tuple(rows), note))
     return tables
 
 
-def _cell(comparison: Comparison, entry: Entry, view: str, domain: str, notes: set[str]) -> str:
+_INTERVALS = (
+    "95% bootstrap intervals over questions; the spread over probe seeds has a table of its own."
+)
+
+
+def _cell(comparison: Comparison, entry: Entry, view: str, domain: str) -> str:
     area = comparison.cell(entry, view, domain)
-    if area.value is not None and area.note:
-        notes.add(f"{entry.title}, {domain}: {area.note}")
-    n, _ = comparison.rate(view, domain)
     text = with_interval(area.value, area.interval)
-    return (
-        f"{text} (n={area.n})" if area.value is not None and area.n < n and not area.note else text
-    )
+    n, _ = comparison.rate(view, domain)
+    return f"{text} (n={area.n})" if area.value is not None and area.n < n else text
+
+
+def _partial_means(comparison: Comparison, entries: Sequence[Entry], view: str) -> str:
+    """Return which means leave something out that is not computable, alike ones together."""
+    reasons: dict[str, list[str]] = {}
+    for entry in entries:
+        cells = {
+            f" ({domain})": comparison.cell(entry, view, domain)
+            for domain in comparison.training_domains
+        }
+        for place, area in {**cells, "": comparison.mean(entry, view)}.items():
+            if area.value is not None and area.note:
+                reasons.setdefault(f"{area.note}{place}", []).append(entry.title)
+    told = []
+    for reason, titles in reasons.items():
+        others = [entry.title for entry in entries if entry.title not in titles]
+        who = ", ".join(titles)
+        if len(others) < len(titles):
+            who = "all methods" + (f" but {', '.join(others)}" if others else "")
+        told.append(f"{reason}: {who}")
+    return "; ".join(told)
 
 
 def main_rows(

@@ -29,7 +29,7 @@ from spikescore.page import Table
 from spikescore.published import published_base_scorer
 from spikescore.score_book import ScoreBook
 from spikescore.scores import MIN_SCORES
-from spikescore.tables import CROSS
+from spikescore.tables import CROSS, main_entries
 from spikescore.theory import theory_report
 
 SCORERS = ("saplma", "sep", "perplexity", "reasoning_score", "sharpness")
@@ -270,21 +270,23 @@ def control_table(comparison: Comparison, entries: Sequence[Entry]) -> Table:
     )
 
 
-def matched_table(comparison: Comparison, entries: Sequence[Entry], *, draws: int) -> Table:
+def matched_table(comparison: Comparison, *, draws: int) -> Table:
     """Return the main scores on items with as many hallucinated as consistent ones per domain."""
     book = comparison.book
-    only = match_base_rates(book.y, book.domains, seed=0)
-    matched = Comparison(book, draws=draws, only=only)
+    kept = match_base_rates(book.y, book.domains, seed=0)
+    matched = Comparison(book.subset(kept), draws=draws)
     wanted = (SPIKE, "saplma", "perplexity", "domain_identity")
+    entries = [{entry.name: entry for entry in main_entries(one)} for one in (comparison, matched)]
     rows = []
-    for entry in (entry for entry in entries if entry.name in wanted):
-        cells = [_mean_cell(one, entry, "pooled") for one in (comparison, matched)]
-        rows.append((entry.title, *cells))
+    for name in (name for name in wanted if name in entries[0]):
+        pairs = zip((comparison, matched), entries, strict=True)
+        cells = [_mean_cell(one, own[name], "pooled") for one, own in pairs]
+        rows.append((entries[0][name].title, *cells))
     return Table(
         "Matched base rates, pooled",
         ("score", "all items", "as many hallucinated as consistent in every domain"),
         tuple(rows),
-        f"{int(only.sum())} of {only.size} items are kept; a score that knows only the domain is "
+        f"{int(kept.sum())} of {kept.size} items are kept; a score that knows only the domain is "
         "then at .5.",
     )
 

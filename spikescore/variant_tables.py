@@ -49,8 +49,8 @@ class VariantResult:
 
 
 def measure_variant(title: str, comparison: Comparison) -> VariantResult:
-    """Return the row of one run, measured on the items that the comparison holds."""
-    book, kept = comparison.book, comparison.only
+    """Return the row of one run."""
+    book = comparison.book
     entries = variant_entries(book)
     areas = {
         (name, view): comparison.mean(entries[name], view)
@@ -58,7 +58,7 @@ def measure_variant(title: str, comparison: Comparison) -> VariantResult:
         for view in CROSS
         if name in entries
     }
-    return VariantResult(title, areas, int(kept.sum()), float(book.y[kept].mean()))
+    return VariantResult(title, areas, book.y.size, float(book.y.mean()))
 
 
 def variant_entries(book: ScoreBook) -> dict[str, Entry]:
@@ -116,8 +116,7 @@ def release_results(
     ):
         if scores:
             areas = {(SPIKE, view): reference.mean(scores, view) for view in CROSS}
-            kept = reference.only
-            rows.append(VariantResult(label, areas, int(kept.sum()), float(book.y[kept].mean())))
+            rows.append(VariantResult(label, areas, book.y.size, float(book.y.mean())))
     return rows
 
 
