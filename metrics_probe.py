@@ -33,7 +33,6 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from spikescore.bootstrap import usable_cores
 from spikescore.errors import UserError, run_main
 from spikescore.pairs import (
     TOKEN_KEYS,
@@ -51,6 +50,7 @@ from spikescore.probes import (
     require_finite,
     turn_states,
 )
+from spikescore.threads import usable_cores
 
 log = logging.getLogger("spikescore")
 

@@ -7,11 +7,12 @@ take one prefix sum down its sorted items. All sums are of whole and half number
 from __future__ import annotations
 
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+
+from spikescore.threads import usable_cores
 
 _CELLS_AT_ONCE = 1_280_000  # items x draws of a block: about 30 MB in all
 
@@ -44,12 +45,6 @@ def resample_aurocs(
             counts = [_draw(n_groups, block.stop - block.start, rng) for block in ahead]
             list(pool.map(measure, ahead, counts))
     return values
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may run on."""
-    has_affinity = hasattr(os, "sched_getaffinity")
-    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def _draw(n_groups: int, draws: int, rng: np.random.Generator) -> np.ndarray:

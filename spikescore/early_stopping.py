@@ -1,4 +1,4 @@
-"""How many turns SpikeScore needs: its AUROC and cost from 3 turns to K, and a rule to stop early.
+"""A rule to stop a dialogue early, what it saves and what it costs.
 
 SpikeScore over the first k turns can only grow with k. So a dialogue can be stopped and flagged as
 soon as its running score reaches the threshold: every later turn would leave it flagged. The rule
@@ -6,8 +6,7 @@ therefore flags exactly the dialogues that all K turns flag; what it can lose is
 flagged ones, and with it AUROC.
 
 Scores are `turns` [n, K] as in `spikescore.functionals`, NaN after a dialogue's last turn; tokens
-are what each turn cost, in the same shape. Only dialogues with all K turns enter a figure, so that
-every k is measured on the same items; n says how many.
+are what each turn cost, in the same shape. Only dialogues with all K turns enter; n says how many.
 """
 
 from __future__ import annotations
@@ -20,19 +19,6 @@ import numpy as np
 from spikescore.evaluation import DRAWS, Auroc, Difference, Sample, measure_table
 from spikescore.operating_points import Figure, operating_figures
 from spikescore.scores import MIN_SCORES
-
-
-@dataclass(frozen=True)
-class AtK:
-    """SpikeScore over the first k turns: AUROC, mean tokens spent by then, and AUROC lost.
-
-    `tokens` is None when they are not known. `behind` is AUROC(all K turns) - AUROC(k), paired.
-    """
-
-    k: int
-    auroc: Auroc
-    behind: Difference
-    tokens: float | None
 
 
 @dataclass(frozen=True)
@@ -84,28 +70,6 @@ def stop_turns(turns: np.ndarray, threshold: float) -> np.ndarray:
     reached = spike_by_k(turns) >= threshold
     last = reached.shape[1] - 1
     return np.where(reached.any(axis=1), reached.argmax(axis=1), last) + MIN_SCORES
-
-
-def sweep_k(
-    y: Sequence[int],
-    turns: np.ndarray,
-    *,
-    tokens: np.ndarray | None = None,
-    groups: Sequence | None = None,
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> list[AtK]:
-    """Return AUROC and cost of SpikeScore for k = 3..K, all on the same items and draws."""
-    labels, matrix, spent, names = _complete(y, turns, tokens, groups)
-    spikes = spike_by_k(matrix).T
-    # all K turns come first: the others are compared with it
-    sample = Sample.of(labels, spikes[-1], *spikes, groups=names)
-    aurocs, behind = measure_table([sample], draws=draws, seed=seed)
-    costs = tokens_by_k(spent).mean(axis=0).tolist() if spent is not None else [None] * len(spikes)
-    return [
-        AtK(k, *figures)
-        for k, figures in enumerate(zip(aurocs[1:], behind, costs, strict=True), start=MIN_SCORES)
-    ]
 
 
 def measure_early_stop(

@@ -50,7 +50,7 @@ from spikescore.variant_tables import (
     variant_table,
 )
 
-MATRICES = (SPIKE, "saplma", "linear_probe", "perplexity")
+MATRICES = (SPIKE, "saplma", "perplexity")
 
 
 @dataclass

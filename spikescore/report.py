@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from spikescore.cells import p_value
 from spikescore.evaluation import Auroc, Difference
 from spikescore.page import Table
 from spikescore.results import METHODS, Item, View
@@ -98,10 +99,10 @@ def _or_undefined(value: float | None) -> str:
 def view_table(view: View) -> Table:
     """Return every method's figure on one view, a row each."""
     rows = [
-        (METHODS[method], *_cells(figure, "{:.3f}"), _share(figure))
+        (METHODS[method], *_cells(figure, "{:.3f}"), _share(figure), _interval(view.delong[method]))
         for method, figure in view.methods.items()
     ]
-    header = ("method", "AUROC", "95% interval", "n", "hallucinated")
+    header = ("method", "AUROC", "95% interval", "n", "hallucinated", "DeLong's interval")
     return Table(view.title, header, tuple(rows), _notes(view.methods))
 
 
@@ -109,10 +110,10 @@ def paired_table(view: View) -> Table:
     """Return what SpikeScore has ahead of other methods on the same items of one view."""
     rows = [
         (f"SpikeScore minus {METHODS[other]}", *_cells(figure, "{:+.3f}"),
-         "" if figure.p is None else f"{figure.p:.3f}")
+         p_value(figure.p), p_value(view.paired_delong[other].p))
         for other, figure in view.paired.items()
     ]  # fmt: skip
-    header = ("difference", "AUROC", "95% interval", "n", "p")
+    header = ("difference", "AUROC", "95% interval", "n", "p, bootstrap", "p, DeLong")
     return Table(view.title, header, tuple(rows), _notes(view.paired))
 
 
@@ -191,10 +192,13 @@ def _notes_of(views: Sequence[View], methods: Sequence[str]) -> str:
 
 def _cells(figure: Auroc | Difference, form: str) -> tuple[str, str, str]:
     value = "" if figure.value is None else form.format(figure.value)
-    interval = ""
-    if figure.low is not None:
-        interval = f"[{form.format(figure.low)}, {form.format(figure.high)}]"
-    return value, interval, str(figure.n)
+    return value, _interval(figure, form), str(figure.n)
+
+
+def _interval(figure: Auroc | Difference, form: str = "{:.3f}") -> str:
+    if figure.low is None:
+        return ""
+    return f"[{form.format(figure.low)}, {form.format(figure.high)}]"
 
 
 def _share(figure: Auroc) -> str:

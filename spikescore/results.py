@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from spikescore.delong import delong_auroc, delong_difference
 from spikescore.errors import UserError
 from spikescore.evaluation import (
     Auroc,
@@ -78,7 +79,11 @@ class Item:
 
 @dataclass(frozen=True)
 class View:
-    """One set of items and every figure on it. `kind`: domain | in-domain | pooled | macro."""
+    """One set of items and every figure on it. `kind`: domain | in-domain | pooled | macro.
+
+    `methods` and `paired` have bootstrap intervals, `delong` and `paired_delong` the same figures
+    with DeLong's.
+    """
 
     kind: str
     title: str
@@ -86,6 +91,8 @@ class View:
     items: tuple[Item, ...]
     methods: dict[str, Auroc]
     paired: dict[str, Difference]
+    delong: dict[str, Auroc]
+    paired_delong: dict[str, Difference]
     flags: dict[str, float | None] | None
 
 
@@ -307,10 +314,11 @@ def _measure(
     # macro keeps the domains apart; every other view is one pool
     pools = list(parts) if kind == "macro" else [items]
     options = {"draws": draws, "seed": seed}
-    methods = {}
-    for method in METHODS:
-        if method != "domain_identity":
-            methods[method] = macro_auroc([_sample(pool, method) for pool in pools], **options)
+    samples = {
+        method: [_sample(pool, method) for pool in pools]
+        for method in METHODS
+        if method != "domain_identity"
+    }
     if kind in ("in-domain", "pooled") and len(parts) > 1:
         # constant inside a domain: its own hallucination rate, the best any such score can do
         rates = [float(np.mean([item.y for item in part])) for part in parts]
@@ -318,12 +326,19 @@ def _measure(
         sample = Sample.of(
             [item.y for item in items], constant, groups=[item.group for item in items]
         )
-        methods["domain_identity"] = macro_auroc([sample], **options)
-    paired = {
-        other: compare_aurocs([_sample(pool, "spike_score", other) for pool in pools], **options)
-        for other in COMPARED
-    }
-    return View(kind, title, in_domain, items, methods, paired, _flags(pools))
+        samples["domain_identity"] = [sample]
+    pairs = {other: [_sample(pool, "spike_score", other) for pool in pools] for other in COMPARED}
+    return View(
+        kind,
+        title,
+        in_domain,
+        items,
+        methods={method: macro_auroc(own, **options) for method, own in samples.items()},
+        paired={other: compare_aurocs(own, **options) for other, own in pairs.items()},
+        delong={method: delong_auroc(own) for method, own in samples.items()},
+        paired_delong={other: delong_difference(own) for other, own in pairs.items()},
+        flags=_flags(pools),
+    )
 
 
 def _sample(items: Sequence[Item], *methods: str) -> Sample:
@@ -367,5 +382,9 @@ def view_summary(view: View) -> dict[str, Any]:
         "hallucination_rate": n_positive / len(view.items),
         "auroc": {method: asdict(figure) for method, figure in view.methods.items()},
         "spike_score_minus": {other: asdict(figure) for other, figure in view.paired.items()},
+        "auroc_delong": {method: asdict(figure) for method, figure in view.delong.items()},
+        "spike_score_minus_delong": {
+            other: asdict(figure) for other, figure in view.paired_delong.items()
+        },
         "at_threshold": view.flags,
     }

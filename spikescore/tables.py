@@ -51,24 +51,28 @@ def main_entries(comparison: Comparison) -> list[Entry]:
 def main_tables(comparison: Comparison, entries: Sequence[Entry], model: str | None) -> list[Table]:
     """Return the main table, one per view: methods x training domains and their mean.
 
-    The published figure, and ours less it, stand beside the cross-domain means of `model`.
+    The figure published for `model`, and ours less it, stand beside the cross-domain means; None:
+    there is none.
     """
     domains = comparison.training_domains
-    header = ("method", *domains, "mean", "published", "difference")
     tables = []
     for view, title in VIEWS.items():
-        sizes = ["n, hallucinated"]
+        beside = ("published", "difference") if model and view in CROSS else ()
+        sizes = ["n, hallucinated", *[""] * (1 + len(beside))]
         for domain in domains:
             n, rate = comparison.rate(view, domain)
             sizes.append(f"{n}, {number(rate, '.0%')}")
-        rows = [(*sizes, "", "", "")]
+        rows = [tuple(sizes)]
         for entry in entries:
-            cells = [_cell(comparison, entry, view, domain) for domain in domains]
             mean = comparison.mean(entry, view)
-            paper = published(model, entry.name) if view in CROSS else None
-            less = mean.value - paper if paper is not None and mean.value is not None else None
-            cells.append(with_interval(mean.value, mean.interval))
-            rows.append((entry.title, *cells, number(paper, ".4f"), number(less, "+.3f")))
+            cells = [with_interval(mean.value, mean.interval)]
+            if beside:
+                paper = published(model, entry.name)
+                less = None if paper is None or mean.value is None else mean.value - paper
+                cells += [number(paper, ".4f"), number(less, "+.3f")]
+            cells += [_cell(comparison, entry, view, domain) for domain in domains]
+            rows.append((entry.title, *cells))
+        header = ("method", "mean over training domains", *beside, *domains)
         note = f"{_INTERVALS} {_partial_means(comparison, entries, view)}".strip()
         tables.append(Table(f"AUROC, {title}, by training domain", header, tuple(rows), note))
     return tables

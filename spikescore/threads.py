@@ -1,4 +1,4 @@
-"""How many threads a fit may use."""
+"""How many cores there are, and how many threads a fit may use."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ one thread 0.3 s."""
 MOST = 8
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may run on."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+
+
 def threads_for(item_bytes: int) -> int:
     """Return how many threads serve a fit on items whose states have this many bytes each."""
-    has_affinity = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    return 1 if item_bytes < WIDE else min(cores, MOST)
+    return 1 if item_bytes < WIDE else min(usable_cores(), MOST)
 
 
 @contextmanager

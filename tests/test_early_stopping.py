@@ -10,7 +10,6 @@ from spikescore.early_stopping import (
     measure_early_stop,
     spike_by_k,
     stop_turns,
-    sweep_k,
     tokens_by_k,
 )
 from spikescore.operating_points import choose_threshold
@@ -63,34 +62,15 @@ def test_short_dialogues_and_gaps_are_left_out():
     short = turns.copy()
     short[:20, 6:] = np.nan
     options = {"draws": 50, "seed": 1}
-    assert sweep_k(y, short, **options) == sweep_k(y[20:], turns[20:], **options)
-    assert sweep_k(y, short, **options)[0].auroc.n == 60
-    assert measure_early_stop(y, short, 0.4, **options).n == 60
+    found = measure_early_stop(y, short, 0.4, **options)
+    assert found == measure_early_stop(y[20:], turns[20:], 0.4, **options) and found.n == 60
     for bad in (np.zeros((2, 2)), np.zeros(5)):
         with pytest.raises(ValueError, match="shape"):
             spike_by_k(bad)
     with pytest.raises(ValueError, match="every turn"):
-        sweep_k(y, np.full(turns.shape, np.nan))
+        measure_early_stop(y, np.full(turns.shape, np.nan), 0.4)
     with pytest.raises(ValueError, match="tokens"):
-        sweep_k(y, turns, tokens=np.ones((80, 3)))
-
-
-def test_sweep_measures_every_k_on_the_same_items():
-    rng = np.random.default_rng(1)
-    y, turns = planted(rng, 300)
-    tokens = rng.integers(1, 50, size=turns.shape)
-    sweep = sweep_k(y, turns, tokens=tokens, draws=200)
-    assert [entry.k for entry in sweep] == [3, 4, 5, 6, 7, 8]
-    for entry in sweep:
-        spikes = [spike_score(row[: entry.k]) for row in turns]
-        assert entry.auroc.value == pytest.approx(roc_auc_score(y, spikes))
-        assert entry.tokens == pytest.approx(tokens[:, : entry.k].sum() / 300)
-        gap = sweep[-1].auroc.value - entry.auroc.value
-        assert entry.behind.value == pytest.approx(gap, abs=1e-12)
-    # spikes come anywhere, so that fewer turns miss more of them
-    assert sweep[0].auroc.value < 0.7 < 0.8 < sweep[-1].auroc.value
-    assert sweep[0].behind.low > 0 and sweep[-1].behind.p == 1.0
-    assert sweep_k(y, turns, draws=20)[0].tokens is None
+        measure_early_stop(y, turns, 0.4, tokens=np.ones((80, 3)))
 
 
 def test_rule_flags_the_same_dialogues_and_saves_turns():
@@ -129,4 +109,5 @@ def test_a_threshold_out_of_reach_changes_nothing_and_zero_stops_at_once():
     assert never.f1.value == 0.0 and never.tokens_saved is None
     at_once = measure_early_stop(y, turns, 0.0, draws=20)
     assert (at_once.stopped, at_once.turns) == (1.0, 3.0)
-    assert at_once.auroc == sweep_k(y, turns, draws=20)[0].auroc
+    three = [spike_score(row[:3]) for row in turns]
+    assert at_once.auroc.value == pytest.approx(roc_auc_score(y, three))

@@ -43,10 +43,11 @@ def experiment(tmp_path_factory):
             "layers": True,
         },
         "jobs": 2,
+        "wandb": True,
     }  # fmt: skip
     path = folder / "small.json"
     path.write_text(json.dumps(settings))
-    done = run_script("reproduce.py", "--config", path)
+    done = run_script("reproduce.py", "--config", path, env={"WANDB_MODE": "offline"})
     logs = "".join(log.read_text()[-1500:] for log in folder.glob("reports/small/logs/*.log"))
     assert done.returncode == 0, done.stdout + done.stderr + logs
     return path, folder / "reports" / "small", done.stdout
@@ -102,6 +103,13 @@ def test_the_commands_behind_the_tables_are_kept(experiment):
                 if line.startswith("python ")]  # fmt: skip
     assert commands[-1] == f"python make_tables.py --config {path}"
     assert all(command in printed for command in commands)
+
+
+def test_tables_and_plots_are_logged_where_the_experiment_says_so(experiment):
+    _, reports, _ = experiment
+    (run,) = (reports / "wandb").glob("offline-run-*")
+    logged = {path.suffix for path in (run / "files" / "media").rglob("*.*")}
+    assert logged == {".json", ".png"}
 
 
 def test_a_second_run_has_nothing_to_do(experiment):

@@ -9,12 +9,10 @@ validation items AUROCs are coarse, and the loss does decide.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from spikescore.detectors.answers import Answers
 from spikescore.detectors.base import StateDetector
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
     from spikescore.detectors.training import NetworkFit
 
 CLASSES = "hallucinated / consistent"
-SMALL = 2**22
-"""Numbers touched by a step of training below which one thread is the quickest."""
 
 
 @dataclass(frozen=True)
@@ -118,17 +114,7 @@ def fit_logistic(
 
     L2 with C = 1. Best is the highest validation AUROC (of equal ones: the lowest cross-entropy).
     """
-    with few_threads(features[0].size):
-        return fit_sep_logistic(features, layers, examples)
-
-
-def few_threads(cells: int) -> AbstractContextManager:
-    """Keep to one thread where a step of training touches few numbers (weights, or states).
-
-    Handing such steps to several threads costs more than they save; where the cores are shared with
-    other programs, more than ten times as much.
-    """
-    return threadpool_limits(1 if cells < SMALL else None)
+    return fit_sep_logistic(features, layers, examples)
 
 
 @dataclass(frozen=True)

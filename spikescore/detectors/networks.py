@@ -19,7 +19,6 @@ from spikescore.detectors.layers import (
     LayerReader,
     Lesson,
     as_network,
-    few_threads,
     first_answers,
     fit_logistic,
     lesson,
@@ -27,7 +26,7 @@ from spikescore.detectors.layers import (
     told,
 )
 from spikescore.errors import UserError
-from spikescore.probe_training import SAPLMA_HIDDEN, Settings, fit_candidates
+from spikescore.probe_training import Settings, fit_candidates
 from spikescore.sep_training import best_split
 from spikescore.uncertainty import cluster_assignment_entropy
 
@@ -56,8 +55,7 @@ def fit_saplma(material: Lesson, seed: int, *, layer: int | None = None) -> Fit:
     layers, rows = material.layers, material.by_layer
     if layer is not None:
         layers, rows = [(layer,)], [material.features[:, layer]]
-    with few_threads(len(layers) * material.features.shape[-1] * SAPLMA_HIDDEN[0]):
-        return fit_candidates(rows, layers, material.examples(), settings, seed)
+    return fit_candidates(rows, layers, material.examples(), settings, seed)
 
 
 # --- networks on hidden states ------------------------------------------------------------------

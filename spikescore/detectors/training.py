@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from spikescore.batched_mlp import Examples, normaliser
-from spikescore.detectors.layers import few_threads
 from spikescore.evaluation import auroc
 from spikescore.seeding import derived_seed
 
@@ -72,7 +71,7 @@ def fit_network(
     x = torch.from_numpy((features.astype(np.float32) - mean) / scale)
     y = torch.from_numpy(examples.target.astype(np.float32))
     # fork_rng: layers and dropout draw from torch's one generator, which is not ours to seed
-    with torch.random.fork_rng(devices=[]), few_threads(x.shape[1] * recipe.hidden[0]):
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "network", *recipe.hidden))
         network = recipe.network(features.shape[1])
         optimiser = torch.optim.Adam(

@@ -17,7 +17,6 @@ from spikescore.detectors.layers import (
     LayerReader,
     Lesson,
     choose,
-    few_threads,
     first_answers,
     lesson,
     present,
@@ -139,8 +138,7 @@ def search(pairs: np.ndarray, *, seed: int) -> list[CcsProbe]:
         mean, deviation = states.mean(axis=0), states.std(axis=0)
         scale = np.where(deviation > 1e-6, deviation, np.float32(1))
         yes, no = ((states - mean) / scale).transpose(2, 1, 0, 3)
-        with few_threads(yes.size):
-            w, b, losses = _minimise(yes, no, _starts(layers, width, seed))
+        w, b, losses = _minimise(yes, no, _starts(layers, width, seed))
         for place in range(len(layers)):
             best = int(losses[place].argmin())
             probes.append(
@@ -245,10 +243,9 @@ class HaloScope(LayerReader):
 
     def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
         material = first_answers(train, val)
-        with few_threads(material.features[:, 0].size):
-            layer, k, sign, area = best_subspace(material)
-            rows = material.by_layer[layer - 1]
-            zeta = sign * Subspace.of(rows[material.train]).zeta(rows)[:, k - 1]
+        layer, k, sign, area = best_subspace(material)
+        rows = material.by_layer[layer - 1]
+        zeta = sign * Subspace.of(rows[material.train]).zeta(rows)[:, k - 1]
         # ties may leave a threshold with nothing above it
         cuts = np.unique(np.quantile(zeta[material.train], QUANTILES))
         cuts = cuts[cuts < zeta[material.train].max()]
