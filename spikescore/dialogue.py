@@ -375,15 +375,5 @@ def dialogue_record(
     }
 
 
-def token_sequences(record: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
-    """Rebuild (prompt ids, response ids) of every turn from a record."""
-    sequences, before = [], []
-    for step in record["cot_steps"]:
-        prompt = before[: step["n_kept"]] + step["prompt_ids"]
-        sequences.append((prompt, step["response_ids"]))
-        before = prompt + step["response_ids"]
-    return sequences
-
-
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None

@@ -29,10 +29,10 @@ from typing import Any
 
 import numpy as np
 
-from spikescore.dialogue import token_sequences
 from spikescore.errors import UserError
 from spikescore.pairs import write_atomic
 from spikescore.pickles import load_pickle
+from spikescore.turns import token_sequences
 
 FORMAT = 1
 HOLDS = {

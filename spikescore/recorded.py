@@ -13,12 +13,13 @@ from typing import Any
 
 from spikescore.adapters.base import shown
 from spikescore.config import Config
-from spikescore.dialogue import ChatFormat, Message, after_first, opening, token_sequences
+from spikescore.dialogue import ChatFormat, Message, after_first, opening
 from spikescore.errors import UserError
 from spikescore.judging import shipped_judgement
 from spikescore.prompts import Prompt, first_message
 from spikescore.questions import Question, question_from_record
 from spikescore.transcripts import Exchange
+from spikescore.turns import token_sequences
 
 _ROLES = ("system", "user", "assistant", "tool")
 

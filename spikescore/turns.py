@@ -6,7 +6,7 @@ import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -87,6 +87,16 @@ class Limits:
     max_new_tokens: int
     max_context: int
     item_seconds: float | None = None
+
+
+def token_sequences(record: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
+    """Rebuild (prompt ids, response ids) of every turn from a record."""
+    sequences, before = [], []
+    for step in record["cot_steps"]:
+        prompt = before[: step["n_kept"]] + step["prompt_ids"]
+        sequences.append((prompt, step["response_ids"]))
+        before = prompt + step["response_ids"]
+    return sequences
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:

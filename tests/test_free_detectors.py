@@ -15,6 +15,7 @@ from spikescore.detectors.answers import Answers, read_answers
 from spikescore.detectors.base import FAMILIES, NEEDS, TurnDetector
 from spikescore.detectors.consistency import eigen_score
 from spikescore.errors import UserError
+from spikescore.measures import texts_digest
 from spikescore.method_scoring import learns
 
 
@@ -278,11 +279,18 @@ def test_the_registry_holds_every_detector_under_its_own_name():
 # --- measures on disk -------------------------------------------------------------------------
 
 
+def measure(folder, content):
+    """Write the measures of the second of two pairs; what a file of measures must have is added."""
+    record = make_pairs(folder, n=2, turns=3)[1]
+    if isinstance(content, dict):
+        content = {"format": 1, "settings": {}, "texts": texts_digest(record), **content}
+    (folder / "toy-0001.measures.pkl").write_bytes(pickle.dumps(content))
+    return read_answers(folder, token_key="last_token_embedding")
+
+
 def test_measures_are_read_from_beside_the_pair(tmp_path):
-    make_pairs(tmp_path, n=2, turns=3)
-    found = {"format": 1, "turns": {"sharpness": np.float32([1, 2, 3])}, "first": {"p_true": 0.5}}
-    (tmp_path / "toy-0001.measures.pkl").write_bytes(pickle.dumps(found))
-    items = read_answers(tmp_path, token_key="last_token_embedding")
+    turns = {"sharpness": np.float32([1, 2, 3])}
+    items = measure(tmp_path, {"turns": turns, "first": {"p_true": 0.5}})
     assert np.array_equal(REGISTRY["p_true"]().score(items), [np.nan, -0.5], equal_nan=True)
     assert REGISTRY["sharpness"]().score_turns(items)[1].tolist() == [1, 2, 3]
 
@@ -290,17 +298,12 @@ def test_measures_are_read_from_beside_the_pair(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (
-            {"format": 1, "turns": {"sharpness": np.float32([1, 2])}},
-            "for 2 turns, the dialogue",
-        ),
-        ({"format": 2}, "no measures in a known form"),
-        ([1], "no measures in a known form"),
+        ({"texts": "0" * 12}, "measured of another dialogue"),
+        ({"format": 2}, "is of format 2"),
+        ([1], "holds no measures"),
     ],
 )
 def test_measures_of_something_else_are_refused(tmp_path, content, message):
-    make_pairs(tmp_path, n=2, turns=3)
-    (tmp_path / "toy-0001.measures.pkl").write_bytes(pickle.dumps(content))
-    items = read_answers(tmp_path, token_key="last_token_embedding")
+    items = measure(tmp_path, content)
     with pytest.raises(UserError, match=f"toy-0001.*{message}"):
         REGISTRY["sharpness"]().score(items)

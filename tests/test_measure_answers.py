@@ -17,7 +17,7 @@ import measure_answers
 import utils
 from spikescore.clustering import cluster_many
 from spikescore.config import Config
-from spikescore.dialogue import ChatFormat, Dialogue, dialogue_record, token_sequences
+from spikescore.dialogue import ChatFormat, Dialogue, dialogue_record
 from spikescore.engine import Engine
 from spikescore.entailment import make_entailment
 from spikescore.errors import UserError
@@ -26,7 +26,7 @@ from spikescore.pairs import file_id, read_record, write_json, write_pair
 from spikescore.pickles import load_pickle
 from spikescore.questions import Question
 from spikescore.sampling import Sampling
-from spikescore.turns import Limits
+from spikescore.turns import Limits, token_sequences
 
 N_ITEMS, TURNS, N_LAYERS, HIDDEN = 4, 4, 3, 64
 

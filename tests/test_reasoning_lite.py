@@ -15,14 +15,14 @@ import pytest
 from conftest import ROOT, make_tokenizer, run_script, start_script
 
 from spikescore.config import load_config
-from spikescore.dialogue import ChatFormat, Dialogue, token_sequences
+from spikescore.dialogue import ChatFormat, Dialogue
 from spikescore.errors import UserError
 from spikescore.hidden_states import states_at
 from spikescore.items import load_items, load_recorded, unfinished
 from spikescore.pairs import TOKEN_KEYS, iter_records, read_states
 from spikescore.preview import preview
 from spikescore.questions import Question
-from spikescore.turns import Turn
+from spikescore.turns import Turn, token_sequences
 
 DEMO = ROOT / "models" / "demo"
 STEP_KEYS = {

@@ -15,6 +15,7 @@ from spikescore.detectors import REGISTRY
 from spikescore.detectors.answers import read_answers
 from spikescore.detectors.base import Detector, StateDetector
 from spikescore.errors import UserError
+from spikescore.measures import texts_digest
 from spikescore.method_scoring import Settings, score_methods
 from spikescore.pairs import read_json, read_states, write_json
 from spikescore.score_book import load_score_book
@@ -205,7 +206,8 @@ def test_what_cannot_be_done_is_left_out_with_the_reason(items):
 
 def test_items_without_a_score_are_counted_and_stay_missing(folder, items):
     path = items.paths[0].with_suffix(".measures.pkl")
-    path.write_bytes(pickle.dumps({"format": 1, "first": {"p_true": 0.25}}))
+    content = {"format": 1, "settings": {}, "texts": texts_digest(items.records[0])}
+    path.write_bytes(pickle.dumps({**content, "first": {"p_true": 0.25}}))
     try:
         book = scored(read_answers(folder, token_key=TOKEN), "p_true")
     finally:

@@ -16,14 +16,12 @@ from typing import Any
 import numpy as np
 
 from spikescore.errors import UserError
-from spikescore.pairs import find_records, load_pickle, read_json, read_states
+from spikescore.measures import measures_path, read_measures, texts_digest
+from spikescore.pairs import find_records, read_json, read_states
 from spikescore.probe_data import question_groups
 from spikescore.probes import model_basename, require_finite, turn_states
 
 log = logging.getLogger("spikescore")
-
-MEASURES = ".measures.pkl"
-"""What measure_answers.py writes beside a pair, in place of its `.json`."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +90,7 @@ class Answers:
         UserError when a file is something else, or speaks of another number of turns.
         """
         return [
-            read_measures(path.with_suffix(MEASURES), len(record["cot_steps"]))
-            for path, record in zip(self.paths, self.records, strict=True)
+            measures_of(path, record) for path, record in zip(self.paths, self.records, strict=True)
         ]
 
     def per_turn(self, name: str) -> np.ndarray:
@@ -127,19 +124,20 @@ class Answers:
         return np.array([measure(one) if one else np.nan for one in drawn], dtype=np.float64)
 
 
-def read_measures(path: Path, n_turns: int) -> dict[str, Any]:
-    """Read what measure_answers.py wrote beside a dialogue of n_turns; {} when it wrote nothing."""
+def measures_of(pair: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Read what measure_answers.py wrote beside a dialogue; {} when it wrote nothing.
+
+    Raises UserError when the file is none of its own, or was made of another dialogue's texts.
+    """
+    path = measures_path(pair)
     if not path.exists():
         return {}
-    found = load_pickle(path)
-    if not isinstance(found, dict) or found.get("format") != 1:
-        raise UserError(f'"{path}" holds no measures in a known form; run measure_answers.py again')
-    for name, values in found.get("turns", {}).items():
-        if len(values) != n_turns:
-            raise UserError(
-                f'"{path}" has {name} for {len(values)} turns, the dialogue has {n_turns}; '
-                "delete the file and run measure_answers.py again"
-            )
+    found = read_measures(path)
+    if found.get("texts") != texts_digest(record):
+        raise UserError(
+            f'"{path}" was measured of another dialogue than "{pair.name}" holds now; '
+            "run measure_answers.py --redo"
+        )
     return found
 
 
