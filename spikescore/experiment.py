@@ -218,7 +218,7 @@ class Experiment:
             if variant.judge:
                 again = ("python", "utils.py", "--relabel", str(main), "--judge", variant.judge)
                 command = (*again, "--to", str(self.data_dir(model, variant.name)))
-                yield Step(f"{model.name}.{variant.name}", command, phase=3)
+                yield Step(f"{model.name}.{variant.name}", command, phase=2)
         if self.measures:
             command = ["python", "measure_answers.py", "--data_dir", str(main)]
             for key in ("groups", "n_samples", "temperature", "entailment"):
