@@ -31,6 +31,7 @@ from spikescore.tables import (
 )
 from spikescore.trajectory_tables import (
     base_scorer_table,
+    control_entries,
     control_table,
     functional_tables,
     matched_table,
@@ -151,16 +152,14 @@ class ModelReport:
         return Chapter("Statistics", (), tables)
 
     def _controls(self) -> Chapter:
+        controls = control_entries(self.comparison, self.entries)
         tables = {
-            "controls": control_table(self.comparison, self.entries),
+            "controls": control_table(self.comparison, controls),
             "matched_rates": matched_table(self.comparison, draws=self.experiment.draws),
         }
-        controls = [entry for entry in self.entries if entry.family == "control"]
-        shown = [entry for entry in self.entries if entry.name == SPIKE] + controls
-        png = plots.forest(self.comparison, shown, f"Controls, {self.model.name}")
-        return Chapter(
-            "Controls", (), tables, {"controls": _figure(png, "SpikeScore and controls.")}
-        )
+        png = plots.forest(self.comparison, controls, f"Controls, {self.model.name}")
+        figures = {"controls": _figure(png, "SpikeScore and controls.")}
+        return Chapter("Controls", (), tables, figures)
 
     def _trajectories(self) -> Chapter:
         tables = dict(

@@ -242,8 +242,8 @@ CONTROLS = (
 )  # fmt: skip
 
 
-def control_table(comparison: Comparison, entries: Sequence[Entry]) -> Table:
-    """Return what SpikeScore must beat to mean anything, beside SpikeScore itself."""
+def control_entries(comparison: Comparison, entries: Sequence[Entry]) -> list[Entry]:
+    """Return SpikeScore, then what it must beat to mean anything, those that the book has."""
     book = comparison.book
     by_name = {entry.name: entry for entry in entries}
     shown = [by_name[name] for name in (SPIKE, "perplexity", *CONTROLS) if name in by_name]
@@ -255,9 +255,14 @@ def control_table(comparison: Comparison, entries: Sequence[Entry]) -> Table:
         trajectory_entry(book, "max_abs_d2", "random_projection"),
         trajectory_entry(book, "max_abs_d2", "all_turn_probe"),
     )
-    shown += [entry for entry in others if entry]
+    return shown + [entry for entry in others if entry]
+
+
+def control_table(comparison: Comparison, controls: Sequence[Entry]) -> Table:
+    """Return the `control_entries` as a table."""
     rows = [
-        (entry.title, *(_mean_cell(comparison, entry, view) for view in CROSS)) for entry in shown
+        (entry.title, *(_mean_cell(comparison, entry, view) for view in CROSS))
+        for entry in controls
     ]
     return Table(
         "Controls",

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, run_script
 
+from spikescore.pairs import find_records
+
 DOMAINS = ("trivia", "commonsense", "reading", "conversation", "arithmetic", "wordproblems")
 
 
@@ -51,7 +53,11 @@ def test_the_chain_ends_with_its_figures_and_files(chain):
 
 def test_every_pair_is_valid_scored_and_labelled(chain):
     folder, _ = chain
-    paths = [path for path in (folder / "outputs").rglob("*.json") if path.name != "run.json"]
+    paths = [
+        path
+        for path in (folder / "outputs").rglob("*.json")
+        if path.name not in ("run.json", "speed.json")
+    ]
     assert len(paths) == 60 + 5 * 12
     for path in paths:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -76,9 +82,7 @@ def test_every_pair_is_valid_scored_and_labelled(chain):
 def test_no_prompt_shows_its_gold_answer_outside_passage_and_options(chain):
     folder, printed = chain
     assert "leak guard: 0 of" in printed["dialogues"].stdout
-    for path in (folder / "outputs").rglob("*.json"):
-        if path.name == "run.json":
-            continue
+    for path in find_records(folder / "outputs"):
         record = json.loads(path.read_text(encoding="utf-8"))
         first, *others = (step["prompt"] for step in record["cot_steps"])
         allowed = [record["context"] or "", record["question"], *(record["choices"] or [])]

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shlex
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,14 @@ from conftest import ROOT, run_script, start_script
 from reproduce import Runner, digests
 from spikescore.config import load_config, parse_config
 from spikescore.errors import UserError
-from spikescore.experiment import Step, load_experiment
+from spikescore.experiment import (
+    Ablations,
+    Experiment,
+    Measures,
+    Model,
+    Step,
+    load_experiment,
+)
 from spikescore.published import MODELS, published, published_base_scorer
 
 SMALL = {
@@ -222,3 +230,11 @@ def test_published_figures_are_those_of_the_contract():
     assert published(None, "spike_score") is None and published("Qwen3-8B", "mind") is None
     assert published_base_scorer("Llama-3.1-8B-Instruct", "reasoning_score") == 0.7595
     assert published_base_scorer("Qwen3-8B", "saplma") is None
+
+
+def test_every_key_of_an_experiment_is_in_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    section = readme.split("## Reproduce the tables")[1].split("\n## ")[0]
+    for kind in (Experiment, Model, Ablations, Measures):
+        for entry in fields(kind):
+            assert entry.name == "name" or f"`{entry.name}`" in section, entry.name

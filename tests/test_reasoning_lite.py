@@ -43,7 +43,7 @@ def pairs_in(folder: Path) -> dict[str, bytes]:
     for path in sorted(folder.rglob("*")):
         if path.suffix == ".pkl":
             contents[path.name] = path.read_bytes()
-        elif path.suffix == ".json" and path.name != "run.json":
+        elif path.suffix == ".json" and path.name not in ("run.json", "speed.json"):
             record = json.loads(path.read_text(encoding="utf-8"))
             if record.get("nil_judge"):
                 record["nil_judge"]["at"] = None

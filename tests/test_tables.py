@@ -24,6 +24,7 @@ from spikescore.tables import (
 )
 from spikescore.trajectory_tables import (
     base_scorer_table,
+    control_entries,
     control_table,
     functional_tables,
     matched_table,
@@ -143,7 +144,7 @@ def test_stopping_early_flags_the_same_and_saves_tokens(comparison):
 
 
 def test_controls_stand_beside_spikescore(comparison, entries):
-    table = control_table(comparison, entries)
+    table = control_table(comparison, control_entries(comparison, entries))
     by_title = {row[0]: row for row in table.rows}
     assert value_of(by_title["domain identity (oracle)"][1]) == 0.5
     assert value_of(by_title["domain identity (oracle)"][2]) > 0.5
