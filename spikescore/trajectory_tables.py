@@ -197,13 +197,13 @@ def theory_table(y: np.ndarray, spike_scores: np.ndarray, domains: np.ndarray) -
     for found in theory_report(y, spike_scores, domains):
         counts = f"{found.n_h} / {found.n_t}"
         if found.note:
-            rows.append((found.domain, counts, found.note, *[""] * 9))
+            rows.append((str(found.domain), counts, found.note, *[""] * 9))
             continue
         bound = number(found.paper_bound)
         if not found.paper_bound_applies:
             bound = f"{bound} (conditions fail)" if bound else ""
         rows.append((
-            found.domain,
+            str(found.domain),
             counts,
             f"{found.mean_h:.3f} ± {found.std_h:.3f}",
             f"{found.mean_t:.3f} ± {found.std_t:.3f}",

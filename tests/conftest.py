@@ -132,9 +132,12 @@ BROWSER_FLAGS = (
 ).split()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """Chromium without a window; a test is skipped where there is none, unless one is required."""
+    """Chromium without a window; a test is skipped where there is none, unless one is required.
+
+    Not for the session: Playwright's event loop would be in the way of other modules' own.
+    """
     problem = "" if shutil.which("chromium") else "no chromium on the PATH (Debian: chromium)"
     try:
         from playwright.sync_api import sync_playwright

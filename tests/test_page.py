@@ -228,7 +228,7 @@ def test_tables_in_markdown_and_latex():
     ]  # fmt: skip
     tex = tex_table(table)
     assert r"\caption{A \& B}" in tex and r"\begin{tabular}{lr}" in tex
-    assert r"method\_1 & n \\" in tex and r"a|b & 50\% \\" in tex
+    assert r"method\_1 & n \\" in tex and r"a\textbar{}b & 50\% \\" in tex
     assert r"\textless{}x\textgreater{} & {}[0, 1] \\" in tex and r"note \#1" in tex
 
 
