@@ -71,6 +71,7 @@ def main() -> int:
     for given in (args.only, args.redo):
         if given and not any(given in name for name in known):
             raise UserError(f'no step is called "{given}"; the steps are {", ".join(known)}')
+    require_data(experiment)
     experiment.write_configs()
     write_commands(experiment, steps, args.config)
     runner = Runner(experiment, steps, args.redo)
@@ -80,6 +81,17 @@ def main() -> int:
             return 1
     print(f"tables, plots and report.html are in {experiment.report_dir}")
     return 0
+
+
+def require_data(experiment: Experiment) -> None:
+    """Raise UserError naming the data sets that are not there, before anything is run."""
+    missing = [path for path in experiment.dialogues["dataset_path"] if not Path(path).exists()]
+    if missing:
+        names = " ".join(Path(path).stem for path in missing)
+        raise UserError(
+            f"there is no {', '.join(missing)}; fetch the sets with "
+            f"python datasets/prepare.py {names}, or mend dataset_path"
+        )
 
 
 def write_commands(experiment: Experiment, steps: Sequence[Step], config: str) -> None:

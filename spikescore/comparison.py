@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spikescore.experiment import BASE_SCORER
 from spikescore.functionals import FUNCTIONALS, apply, remove_turn_means, turn_means
 from spikescore.resampling import Area, Contrast, Resampler
 from spikescore.score_book import ScoreBook
@@ -23,8 +24,6 @@ VIEWS = {
     "in-domain": "in-domain (held-out questions of the training domain)",
 }
 SPIKE = "spike_score"
-BASE_SCORER = "saplma"
-FITTED_SPLITS = ("train", "val")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from spikescore.pairs import TOKEN_KEYS, read_json, write_json
 from spikescore.published import MODELS
 
 MAIN = "main"
+BASE_SCORER = "saplma"
+"""The scorer under SpikeScore in the main table, as in the paper."""
 
 
 @dataclass(frozen=True)
@@ -305,6 +307,11 @@ def _check(experiment: Experiment, where: str) -> None:
         raise UserError(f'{where}: "dialogues": {", ".join(sorted(taken))} is set per model')
     if experiment.token_key not in TOKEN_KEYS:
         raise UserError(f'{where}: "token_key" must be one of {", ".join(TOKEN_KEYS)}')
+    for key, names in (("turn_scorers", experiment.turn_scorers), ("methods", experiment.methods)):
+        if names != "all" and BASE_SCORER not in names.split(","):
+            raise UserError(
+                f'{where}: "{key}" must name {BASE_SCORER}, whose trajectories SpikeScore is of'
+            )
     for key in ("probe_seeds", "draws", "jobs"):
         if getattr(experiment, key) < 1:
             raise UserError(f'{where}: "{key}" must be a whole number of at least 1')

@@ -82,6 +82,8 @@ def test_the_demos_main_run_is_make_demos_run():
         ({"probe_seeds": 0}, ["probe_seeds", "at least 1"]),
         ({"draws": "many"}, ["draws", "whole number"]),
         ({"measures": 3}, ['"measures" must hold']),
+        ({"turn_scorers": "sep,perplexity"}, ['"turn_scorers" must name saplma']),
+        ({"methods": "perplexity"}, ['"methods" must name saplma']),
         ({"ablations": {"shuffled": "5"}}, ["ablations", '"shuffled" must be a whole number']),
         ({"ablations": {"judges": "exact"}}, ['"judges" must be a list']),
         ({"wandb": 1}, ['"wandb" must be true or false']),
@@ -101,6 +103,14 @@ def test_a_missing_or_broken_file_ends_with_status_2(tmp_path):
             done = run_script(script, "--config", path)
             assert done.returncode == 2 and str(path) in done.stderr
             assert "Traceback" not in done.stderr
+
+
+def test_missing_data_is_named_before_anything_is_run(tmp_path):
+    dialogues = {"dataset_path": ["./datasets/demo/trivia.json", "./datasets/no_such_set"]}
+    path = write(tmp_path, dialogues=dialogues, reports_dir=str(tmp_path / "reports"))
+    done = run_script("reproduce.py", "--config", path)
+    assert done.returncode == 2 and "datasets/prepare.py no_such_set" in done.stderr
+    assert not (tmp_path / "reports").exists()
 
 
 def test_tables_without_score_books_say_what_to_run(tmp_path):

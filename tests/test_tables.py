@@ -8,7 +8,9 @@ import io
 import numpy as np
 import pytest
 from books import make_book
+from PIL import Image
 
+from spikescore import table_plots
 from spikescore.comparison import SPIKE, Comparison
 from spikescore.experiment import Variant
 from spikescore.score_book import load_score_book
@@ -197,6 +199,21 @@ def test_judges_are_told_by_their_agreement():
     book = make_book()
     same = judge_note(book, book, Variant("judge_x", "x", "judges", judge="x"))
     assert "Cohen's κ 1.000" in same and "n = 240" in same
+
+
+def test_plots_of_one_model_and_of_several_are_pictures(comparison, entries):
+    one, other = ("one", comparison, entries), ("other", comparison, entries)
+    points = turns_sweep(comparison, None)
+    results = release_results(comparison, [], "as here")
+    for data in (
+        table_plots.forest_of_models([one]),
+        table_plots.forest_of_models([one, other]),
+        table_plots.matrices(comparison, entries[:2], "matrices"),
+        table_plots.turns_curve(points, "turns"),
+        table_plots.functional_map(comparison, "functionals"),
+        table_plots.variant_plot(results, "release"),
+    ):
+        assert Image.open(io.BytesIO(data)).size[0] > 500
 
 
 # --- files ------------------------------------------------------------------------------------
