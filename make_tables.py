@@ -122,7 +122,8 @@ def write_report(experiment: Experiment, reports: Sequence, chapters: dict) -> l
         headline=[*headline, *([experiment.note] if experiment.note else [])],
         sections=sections,
         dialogues=itertools.chain.from_iterable(report.dialogues() for report in reports),
-        footer="The commands behind this report are in commands.sh beside it.",
+        footer="The commands behind this report are in commands.sh beside it. Dialogues are shown "
+        f"with the scores of {reports[0].reading_probe()}.",
     )
     return [*written, folder / "report.html"]
 

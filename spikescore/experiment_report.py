@@ -262,8 +262,13 @@ class ModelReport:
 
     # --- dialogues to read ----------------------------------------------------------------------
 
+    def reading_probe(self) -> str:
+        """Return whose scores the dialogues are shown with."""
+        domain = next(iter(trajectories(self.book, BASE_SCORER)), "no domain")
+        return f"SAPLMA trained on {domain}, probe seed 0"
+
     def dialogues(self) -> Iterator[Dialogue]:
-        """Yield all dialogues of the main run, scored by the first training domain's probe."""
+        """Yield all dialogues of the main run, with the scores of the `reading_probe`."""
         found = trajectories(self.book, BASE_SCORER)
         domain = next(iter(found), None)
         for place, item in enumerate(self.book.items):

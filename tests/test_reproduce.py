@@ -132,6 +132,15 @@ def test_the_report_opens_and_its_dialogues_can_be_read(experiment, browser):
     assert "A made-up world." in page.inner_text("body")
     for title in ("Main table", "Controls", "Theory report", "Layers and tokens"):
         page.get_by_role("heading", name=title, exact=True).wait_for()
+    assert "SAPLMA trained on arithmetic, probe seed 0" in page.inner_text("body")
+    rows = page.locator("#list [role=option]")
+    rows.first.click()
+    page.locator(".turn").nth(4).wait_for()  # five turns
+    assert page.locator(".turn").count() == 5
+    page.select_option("#domain", label="reading")
+    assert "reading" in rows.first.inner_text()
+    page.select_option("#sort", "id")
+    assert "reading-" in rows.first.inner_text()
     page.close()
     assert complaints == []
 
