@@ -66,16 +66,6 @@ def delong_difference(samples: Sequence[Sample]) -> Difference:
     return Difference(value, value - Z * error, value + Z * error, p, n, note)
 
 
-def covariance(y: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the AUROCs [m] of the scores [m, n] and their DeLong covariance matrix [m, m].
-
-    At least two items of each class are needed (ValueError); ties count half.
-    """
-    positive, negative = components(y, scores)
-    spread = np.cov(positive) / positive.shape[1] + np.cov(negative) / negative.shape[1]
-    return positive.mean(axis=1), spread.reshape(len(scores), len(scores))
-
-
 def components(y: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the share of the other class that each item is ranked rightly against.
 

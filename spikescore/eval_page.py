@@ -86,8 +86,6 @@ def page_dialogues(items: Sequence[Item]) -> Iterator[Dialogue]:
 
 def page_dialogue(record: dict[str, Any], item: Item) -> Dialogue:
     """Return what the page shows of one dialogue; a text that is not recorded is empty."""
-    fields = ("prompt_type", "prompt", "response")
-    turns = [tuple(_text(step.get(field)) for field in fields) for step in record["cot_steps"]]
     return Dialogue(
         id=item.id,
         domain=item.domain,
@@ -95,11 +93,20 @@ def page_dialogue(record: dict[str, Any], item: Item) -> Dialogue:
         spike_score=item.spike_score,
         spike_turn=item.spike_turn,
         scores=item.scores,
-        question=_text(record.get("question")),
-        gold=report.gold_text(record),
         split=item.probe_split or "",
-        turns=tuple(turns),
+        **page_texts(record),
     )
+
+
+def page_texts(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a dialogue's question, gold answer and turns as `Dialogue` takes them."""
+    fields = ("prompt_type", "prompt", "response")
+    turns = [tuple(_text(step.get(field)) for field in fields) for step in record["cot_steps"]]
+    return {
+        "question": _text(record.get("question")),
+        "gold": report.gold_text(record),
+        "turns": tuple(turns),
+    }
 
 
 def _text(value: object) -> str:

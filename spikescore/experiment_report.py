@@ -13,14 +13,14 @@ import numpy as np
 
 from spikescore import table_plots as plots
 from spikescore.comparison import BASE_SCORER, SPIKE, Comparison, Entry, trajectories
+from spikescore.eval_page import page_texts
 from spikescore.experiment import Experiment, Model, Variant
 from spikescore.functionals import apply
 from spikescore.method_scoring import told
 from spikescore.page import Dialogue, Figure, Section, Table
 from spikescore.pairs import read_json
-from spikescore.report import gold_text
 from spikescore.score_book import load_score_book
-from spikescore.scores import spike_turn
+from spikescore.scores import MIN_SCORES, spike_score, spike_turn
 from spikescore.tables import (
     CROSS,
     main_entries,
@@ -274,23 +274,16 @@ class ModelReport:
         for place, item in enumerate(self.book.items):
             turns = found[domain][0][place] if domain else np.array([])
             scores = tuple(float(score) for score in turns[np.isfinite(turns)])
-            spike = float(np.abs(np.diff(scores, n=2)).max()) if len(scores) > 2 else None
-            record = read_json(Path(item.path), ids_as_text=True)
-            fields = ("prompt_type", "prompt", "response")
+            enough = len(scores) >= MIN_SCORES
             yield Dialogue(
                 id=item.id,
                 domain=item.domain,
                 y=item.y,
-                spike_score=spike,
-                spike_turn=spike_turn(scores) if spike is not None else None,
+                spike_score=spike_score(scores) if enough else None,
+                spike_turn=spike_turn(scores) if enough else None,
                 scores=scores,
-                question=str(record.get("question") or ""),
-                gold=gold_text(record),
                 split=str(self.book.splits[domain][place]) if domain else "",
-                turns=tuple(
-                    tuple(str(step.get(name) or "") for name in fields)
-                    for step in record["cot_steps"]
-                ),
+                **page_texts(read_json(Path(item.path), ids_as_text=True)),
             )
 
 

@@ -22,6 +22,7 @@ from spikescore.comparison import (
     trajectory_entry,
 )
 from spikescore.delong import holm
+from spikescore.detectors.base import FAMILIES
 from spikescore.evaluation import Sample
 from spikescore.operating_points import (
     Figure,
@@ -33,7 +34,7 @@ from spikescore.page import Table
 from spikescore.published import published
 
 CROSS = ("macro", "pooled")
-FAMILIES = ("trajectory", "training-free", "trained", "control")
+ORDER = ("trajectory", *FAMILIES)
 MAIN_HEADER = (
     "model", "view", "training_domain", "method", "family", "auroc", "low", "high", "n",
     "n_hallucinated", "hallucination_rate", "published", "difference", "note",
@@ -45,7 +46,7 @@ def main_entries(comparison: Comparison) -> list[Entry]:
     spike = trajectory_entry(comparison.book, "max_abs_d2", BASE_SCORER)
     entries = [spike] if spike else []
     entries += static_entries(comparison.book).values()
-    return sorted(entries, key=lambda entry: FAMILIES.index(entry.family))
+    return sorted(entries, key=lambda entry: ORDER.index(entry.family))
 
 
 def main_tables(comparison: Comparison, entries: Sequence[Entry], model: str | None) -> list[Table]:

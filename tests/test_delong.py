@@ -9,12 +9,21 @@ from sklearn.metrics import roc_auc_score
 
 from spikescore.delong import (
     components,
-    covariance,
     delong_auroc,
     delong_difference,
     holm,
 )
 from spikescore.evaluation import Sample, midranks
+
+
+def covariance(y: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the AUROCs [m] of the scores [m, n] and their DeLong covariance matrix [m, m].
+
+    At least two items of each class are needed (ValueError); ties count half.
+    """
+    positive, negative = components(y, scores)
+    spread = np.cov(positive) / positive.shape[1] + np.cov(negative) / negative.shape[1]
+    return positive.mean(axis=1), spread.reshape(len(scores), len(scores))
 
 
 def two_scores(rng, n, gaps=(1.0, 1.0), shared=0.5, levels=None):
