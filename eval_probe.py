@@ -63,28 +63,28 @@ def main() -> int:
     args = parse_arguments()
     data_dir, report_dir = Path(args.data_dir), Path(args.report_dir)
 
-    from spikescore import eval_page, report, results
-    from spikescore.table_files import markdown_table, tex_table
+    from spikescore.report import eval_report, evaluation
+    from spikescore.report.text import markdown_table, tex_table
 
     items = read_and_score(data_dir)
-    evaluated, coverage = results.choose_items(items, include_train=args.include_train)
-    covered = results.describe_coverage(coverage)
-    warnings = results.find_warnings(items, evaluated)
+    evaluated, coverage = evaluation.choose_items(items, include_train=args.include_train)
+    covered = evaluation.describe_coverage(coverage)
+    warnings = evaluation.find_warnings(items, evaluated)
     print(f"dialogues: {covered}")
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
 
-    views = results.build_views(items, evaluated, draws=args.draws, seed=args.seed)
+    views = evaluation.build_views(items, evaluated, draws=args.draws, seed=args.seed)
     for view in views:
         if view.kind == "domain":
-            print(report.figure_line("spike_score", view.methods["spike_score"], view.title))
+            print(eval_report.figure_line("spike_score", view.methods["spike_score"], view.title))
             continue
         for method, figure in view.methods.items():
-            print(report.figure_line(method, figure, view.title))
+            print(eval_report.figure_line(method, figure, view.title))
         for other, difference in view.paired.items():
-            print(report.difference_line(other, difference, view.title))
+            print(eval_report.difference_line(other, difference, view.title))
         if view.flags:
-            print(f"SpikeScore at {report.flags_text(view.flags)} ({view.title})")
+            print(f"SpikeScore at {eval_report.flags_text(view.flags)} ({view.title})")
 
     run = run_name(data_dir, evaluated)
     command = shlex.join(["python", *sys.argv])
@@ -95,15 +95,15 @@ def main() -> int:
         "warnings": warnings,
         "draws": args.draws,
         "seed": args.seed,
-        "views": [results.view_summary(view) for view in views],
+        "views": [evaluation.view_summary(view) for view in views],
         "versions": versions(),
     }
     tables = {
-        "summary.md": report.summary_markdown(run, covered, warnings, views, command),
-        "table_main.md": markdown_table(eval_page.table_main(views)),
-        "table_main.csv": report.figures_csv(views),
-        "table_main.tex": tex_table(eval_page.table_main(views)),
-        "scores.csv": report.scores_csv(items, data_dir),
+        "summary.md": eval_report.summary_markdown(run, covered, warnings, views, command),
+        "table_main.md": markdown_table(eval_report.table_main(views)),
+        "table_main.csv": eval_report.figures_csv(views),
+        "table_main.tex": tex_table(eval_report.table_main(views)),
+        "scores.csv": eval_report.scores_csv(items, data_dir),
     }
     for path in write_report(report_dir, tables, items, evaluated, views, summary):
         print(f"wrote {path}")
@@ -142,19 +142,20 @@ def read_and_score(data_dir: Path) -> list[Any]:
 
 def score_file(path: Path) -> Any:
     """Read one dialogue and write SpikeScore back; None when the file is some other JSON."""
-    from spikescore import pairs, results
+    from spikescore import files, pairs
+    from spikescore.report import evaluation
 
-    record = pairs.as_record(pairs.read_json(path, ids_as_text=True), path)
+    record = pairs.as_record(files.read_json(path, ids_as_text=True), path)
     if record is None:
         return None
-    item = results.read_item(record, path)
+    item = evaluation.read_item(record, path)
     found = {"spike_score": item.spike_score, "spike_turn": item.spike_turn}
     metrics = record.get("metrics") or {}
     if item.spike_score is None or record.get("legacy") or metrics.items() >= found.items():
         return item
     record["metrics"] = {**metrics, **found}
     try:
-        pairs.write_json(path, record)
+        files.write_json(path, record)
     except OSError as error:
         raise UserError(
             f'SpikeScore cannot be written into "{path}": {error.strerror}; '
@@ -181,31 +182,34 @@ def write_report(
     summary: dict[str, Any],
 ) -> list[Path]:
     """Write every file of the report and return their paths: tables, plots, dialogues."""
-    from spikescore import eval_page, eval_plots, page, pairs, report, results
+    from spikescore.files import write_atomic, write_json
+    from spikescore.pairs import read_record
+    from spikescore.report import eval_report, evaluation, page
+    from spikescore.report.plots import histogram_png, roc_png, trajectories_png
 
     run = summary["run"]
     plots = {
-        "roc": eval_plots.roc_png(views, run),
-        "histogram": eval_plots.histogram_png(views, run),
-        "trajectories": eval_plots.trajectories_png(views, run),
+        "roc": roc_png(views, run),
+        "histogram": histogram_png(views, run),
+        "trajectories": trajectories_png(views, run),
     }
     spikiest = max(evaluated, key=lambda item: item.spike_score)
-    dialogue = report.dialogue_markdown(pairs.read_record(spikiest.path), spikiest)
+    dialogue = eval_report.dialogue_markdown(read_record(spikiest.path), spikiest)
     texts = {**tables, "spiky_dialogue.md": dialogue}
     files = {name: text.encode("utf-8", "replace") for name, text in texts.items()}
     files |= {f"{name}.png": png for name, png in plots.items()}
-    covered = results.describe_coverage(summary["coverage"])
+    covered = evaluation.describe_coverage(summary["coverage"])
     try:
         report_dir.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
-            pairs.write_atomic(report_dir / name, data)
-        pairs.write_json(report_dir / "summary.json", summary)
+            write_atomic(report_dir / name, data)
+        write_json(report_dir / "summary.json", summary)
         page.write_page(
             report_dir / "report.html",
             title=f"SpikeScore report: {run}",
-            headline=eval_page.headline(views, covered, summary["warnings"]),
-            sections=eval_page.sections(views, plots, summary["coverage"]),
-            dialogues=eval_page.page_dialogues(items),
+            headline=eval_report.headline(views, covered, summary["warnings"]),
+            sections=eval_report.sections(views, plots, summary["coverage"]),
+            dialogues=eval_report.page_dialogues(items),
             footer=made_by(summary),
         )
     except OSError as error:

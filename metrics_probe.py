@@ -34,23 +34,19 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from spikescore.errors import UserError, run_main
+from spikescore.files import read_json, write_json
 from spikescore.pairs import (
+    DEFAULT_TOKEN_KEY,
     TOKEN_KEYS,
     as_record,
     find_records,
-    read_json,
     read_states,
-    write_json,
-)
-from spikescore.probes import (
-    DEFAULT_TOKEN_KEY,
-    Probe,
-    load_probe,
-    parse_layer_range,
     require_finite,
     turn_states,
 )
-from spikescore.threads import usable_cores
+from spikescore.probes.layers import parse_layer_range
+from spikescore.probes.probe import Probe, load_probe
+from spikescore.runtime import usable_cores
 
 log = logging.getLogger("spikescore")
 

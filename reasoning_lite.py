@@ -36,15 +36,15 @@ from typing import TYPE_CHECKING, Any
 from spikescore.errors import UserError, run_main
 
 if TYPE_CHECKING:
-    from spikescore.config import Config
-    from spikescore.dialogue import ChatFormat
-    from spikescore.engine import Engine
-    from spikescore.items import Item, Tally
-    from spikescore.jobs import Job
-    from spikescore.judging import Judge
-    from spikescore.prompts import Prompt
-    from spikescore.serving import ServedGenerator
-    from spikescore.turns import Finished, Limits
+    from spikescore.dialogues.config import Config
+    from spikescore.dialogues.plan import Item, Tally
+    from spikescore.dialogues.prompts import Prompt
+    from spikescore.dialogues.running import Job
+    from spikescore.labels.judges import Judge
+    from spikescore.model.chat import ChatFormat
+    from spikescore.model.engine import Engine
+    from spikescore.model.serving import ServedGenerator
+    from spikescore.model.turns import Finished, Limits
 
 # for the time and memory estimates; answers seldom reach max_new_tokens
 TYPICAL_ANSWER_TOKENS = 256
@@ -83,9 +83,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     args = parse_arguments()
-    from spikescore import items as work
-    from spikescore.config import load_config
-    from spikescore.processes import this_process
+    from spikescore.dialogues import plan as work
+    from spikescore.dialogues.config import load_config
+    from spikescore.runtime import this_process
     from utils import configure_logging
 
     configure_logging(args.verbose)
@@ -105,19 +105,20 @@ def main() -> int:
     if not todo and not args.dry_run:
         return report(tally, config, started=time.monotonic())
 
-    from spikescore.dialogue import ChatFormat
-    from spikescore.jobs import guard_report
-    from spikescore.loading import load_architecture, load_model, load_tokenizer, pair_bytes
+    from spikescore.dialogues.running import guard_report
+    from spikescore.model.architecture import pair_bytes
+    from spikescore.model.chat import ChatFormat
+    from spikescore.model.loading import load_architecture, load_model, load_tokenizer
 
-    chat = ChatFormat(load_tokenizer(config), enable_thinking=config.enable_thinking)
-    needed = pair_bytes(load_architecture(config), sum(item.n_turns for item in todo))
+    chat = ChatFormat(load_tokenizer(config.placement), enable_thinking=config.enable_thinking)
+    needed = pair_bytes(load_architecture(config.placement), sum(item.n_turns for item in todo))
     print(f"expected size of the hidden states: {needed / 1e6:.1f} MB ({len(todo)} pairs)")
     work.check_disk(needed, config)
     if args.dry_run:
         return dry_run(items, config, chat)
     # a server is reached before a large model is loaded
     server = connect(config, chat) if config.backend == "openai" and not config.replay else None
-    model = load_model(config)
+    model = load_model(config.placement)
     if process.is_first:
         tally.guard = guard_report(items, config, chat)
         work.write_run_file(config, items, " ".join(sys.argv))
@@ -138,8 +139,8 @@ def connect(config: Config, chat: ChatFormat) -> ServedGenerator:
     """Set up the server that holds the dialogues, and see that it answers."""
     from openai import AsyncOpenAI
 
-    from spikescore.sampling import Sampling
-    from spikescore.serving import ServedGenerator, Server
+    from spikescore.model.sampling import Sampling
+    from spikescore.model.serving import ServedGenerator, Server
 
     # a key goes only to the place that it is meant for
     name = "SERVER_API_KEY" if config.server_url else "OPENAI_API_KEY"
@@ -165,9 +166,9 @@ def connect(config: Config, chat: ChatFormat) -> ServedGenerator:
 
 def make_engine(config: Config, chat: ChatFormat, model: Any, n_items: int) -> Engine:
     """The local engine, its batch size chosen from the free memory unless the config says it."""
-    from spikescore.engine import Engine
-    from spikescore.loading import auto_batch_size, generation_processors, stop_ids
-    from spikescore.sampling import Sampling
+    from spikescore.model.engine import Engine
+    from spikescore.model.loading import auto_batch_size, generation_processors, stop_ids
+    from spikescore.model.sampling import Sampling
 
     limits = limits_of(config, model)
     batch_size = config.batch_size
@@ -182,7 +183,7 @@ def make_engine(config: Config, chat: ChatFormat, model: Any, n_items: int) -> E
             config.temperature,
             config.top_p,
             config.sampling.seed,
-            generation_processors(model, config),
+            generation_processors(model, apply=config.use_model_generation_config),
         ),
         limits=limits,
         batch_size=batch_size,
@@ -190,7 +191,7 @@ def make_engine(config: Config, chat: ChatFormat, model: Any, n_items: int) -> E
 
 
 def limits_of(config: Config, model: Any) -> Limits:
-    from spikescore.turns import Limits
+    from spikescore.model.turns import Limits
 
     context = min(config.model_max_tokens, model.config.max_position_embeddings)
     # clocks differ between processes that must stay in step
@@ -199,14 +200,14 @@ def limits_of(config: Config, model: Any) -> Limits:
 
 
 def prompt_families(config: Config) -> dict[str, tuple[Prompt, ...]]:
-    from spikescore.prompts import FAMILIES, load_prompts
+    from spikescore.dialogues.prompts import FAMILIES, load_prompts
 
     return load_prompts(config.prompts_file) if config.prompts_file else FAMILIES
 
 
 def follow(todo: list[Item], config: Config, chat: ChatFormat, model: Any) -> None:
     """Compute this process's slices of the model in step with the first process, which writes."""
-    from spikescore.dialogue import Dialogue
+    from spikescore.dialogues.dialogue import Dialogue
 
     engine = make_engine(config, chat, model, len(todo))
     engine.seconds_per_token()
@@ -229,11 +230,10 @@ def generate(
     """
     from tqdm import tqdm
 
-    from spikescore.dialogue import stop_late
-    from spikescore.jobs import jobs, recorded_jobs, write_pair_of
-    from spikescore.judging import describe_judge
-    from spikescore.labelling import BackgroundLabels
-    from spikescore.transcripts import read_transcripts
+    from spikescore.dialogues.dialogue import stop_late
+    from spikescore.dialogues.running import jobs, recorded_jobs, write_pair_of
+    from spikescore.labels.judges import BackgroundLabels, describe_judge
+    from spikescore.model.reading import read_transcripts
 
     families = prompt_families(config)
     judge = chosen_judge(todo, config)
@@ -294,7 +294,7 @@ def generate(
 
 def chosen_judge(items: list[Item], config: Config) -> Judge:
     """Set the judge up; a mistake in its name or a missing key shows at once."""
-    from spikescore.judging import make_judge
+    from spikescore.labels.judges import make_judge
     from utils import make_client
 
     if config.replay:
@@ -348,7 +348,7 @@ class Progress:
 
 def dry_run(items: list[Item], config: Config, chat: ChatFormat) -> int:
     """Show what would be done; generate and write nothing."""
-    from spikescore.preview import preview
+    from spikescore.dialogues.preview import preview
 
     if config.judge != "nli":  # which would load, perhaps fetch, its model
         chosen_judge(items, config)
@@ -360,7 +360,7 @@ def dry_run(items: list[Item], config: Config, chat: ChatFormat) -> int:
 
 def report(tally: Tally, config: Config, started: float) -> int:
     """Print what happened; exit status 1 when items failed."""
-    from spikescore.judging import coverage_line
+    from spikescore.labels.judges import coverage_line
 
     seconds = time.monotonic() - started
     labels = ", ".join(f"{count} {name}" for name, count in sorted(tally.labels.items()))

@@ -29,8 +29,8 @@ from itertools import groupby
 from pathlib import Path
 
 from spikescore.errors import UserError, run_main
-from spikescore.experiment import Experiment, Step, load_experiment
-from spikescore.pairs import read_json, write_atomic, write_json
+from spikescore.files import read_json, write_atomic, write_json
+from spikescore.report.experiment import Experiment, Step, load_experiment
 
 ROOT = Path(__file__).resolve().parent
 

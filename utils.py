@@ -78,9 +78,10 @@ def relabel(folder: Path, judge_name: str, *, everything: bool = False) -> int:
 
     Returns the number of pairs left without a label. Pairs in the older public form are read only.
     """
-    from spikescore.judging import coverage_line, judge_many, make_judge
-    from spikescore.pairs import iter_records, write_json
-    from spikescore.questions import question_from_record
+    from spikescore.data.question import question_from_record
+    from spikescore.files import write_json
+    from spikescore.labels.judges import coverage_line, judge_many, make_judge
+    from spikescore.pairs import iter_records
 
     found = list(iter_records(folder))
     if not found:
@@ -122,7 +123,8 @@ def copy_unlabelled(source: Path, target: Path) -> None:
     Copies that are there already are left alone. Files other than JSON are hard links where the
     file system can make them: hidden states are large, and no stage writes into them.
     """
-    from spikescore.pairs import iter_records, write_json
+    from spikescore.files import write_json
+    from spikescore.pairs import iter_records
 
     if target.resolve().is_relative_to(source.resolve()):
         raise UserError(f'--to "{target}" lies inside "{source}"; choose a folder outside it')
@@ -151,10 +153,10 @@ def show_agreement(folder: Path, first: str, second: str) -> int:
 
     Writes nothing. Returns the number of answers that one of them could not label.
     """
-    from spikescore.agreement import agree, agreement_report
-    from spikescore.judging import coverage_line, judge_many, make_judge
+    from spikescore.data.question import question_from_record
+    from spikescore.labels.judges import coverage_line, judge_many, make_judge
     from spikescore.pairs import iter_records
-    from spikescore.questions import question_from_record
+    from spikescore.stats.agreement import agree, agreement_report
 
     records = [record for _, record in iter_records(folder)]
     if not records:

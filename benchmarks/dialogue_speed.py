@@ -123,9 +123,9 @@ def load(args: argparse.Namespace) -> tuple[Any, Any, Any]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from spikescore.config import Config, SamplingConfig
-    from spikescore.dialogue import ChatFormat
-    from spikescore.loading import load_model, load_tokenizer
+    from spikescore.dialogues.config import Config, SamplingConfig
+    from spikescore.model.chat import ChatFormat
+    from spikescore.model.loading import load_model, load_tokenizer
 
     config = Config(
         model_path=args.model,
@@ -145,14 +145,14 @@ def load(args: argparse.Namespace) -> tuple[Any, Any, Any]:
             model = LlamaForCausalLM(shape).eval()
             torch.set_default_dtype(torch.float32)
     else:
-        model = load_model(config)
-    chat = ChatFormat(load_tokenizer(config), enable_thinking=False)
+        model = load_model(config.placement)
+    chat = ChatFormat(load_tokenizer(config.placement), enable_thinking=False)
     return config, model, chat
 
 
 def pick_questions(n: int) -> list[Any]:
     """The same questions for both sides, domain after domain."""
-    from spikescore.questions import load_questions
+    from spikescore.data.reading import load_questions
 
     by_domain = [load_questions(ROOT / "datasets/demo" / f"{d}.json").questions for d in DOMAINS]
     rounds = zip(*by_domain, strict=False)
@@ -193,9 +193,9 @@ def run_sequential(args: argparse.Namespace) -> dict[str, Any]:
     """The plain loop, as one would write it first."""
     import torch
 
-    from spikescore.dialogue import Dialogue
-    from spikescore.loading import stop_ids
-    from spikescore.turns import Turn
+    from spikescore.dialogues.dialogue import Dialogue
+    from spikescore.model.loading import stop_ids
+    from spikescore.model.turns import Turn
 
     config, model, chat = load(args)
     stops = [] if args.shape else sorted(stop_ids(model, chat.tokenizer))
@@ -235,12 +235,13 @@ def run_engine(args: argparse.Namespace) -> dict[str, Any]:
     """The engine; the states of dialogues in flight are held, as in stage 1."""
     import torch
 
-    from spikescore.dialogue import Dialogue
-    from spikescore.engine import Engine
-    from spikescore.kv_cache import GROWTH, cache_bytes_per_token
-    from spikescore.loading import pair_bytes, stop_ids
-    from spikescore.sampling import Sampling
-    from spikescore.turns import Limits
+    from spikescore.dialogues.dialogue import Dialogue
+    from spikescore.model.architecture import cache_bytes_per_token, pair_bytes
+    from spikescore.model.engine import Engine
+    from spikescore.model.loading import stop_ids
+    from spikescore.model.sampling import Sampling
+    from spikescore.model.slots import GROWTH
+    from spikescore.model.turns import Limits
 
     config, model, chat = load(args)
     stops = () if args.shape else stop_ids(model, chat.tokenizer)

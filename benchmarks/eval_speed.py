@@ -30,7 +30,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the scripts' library is not installed, it lies beside them
 
-from spikescore.pairs import write_json  # noqa: E402
+from spikescore.files import write_json  # noqa: E402
 
 DOMAINS = ("trivia", "commonsense", "reading", "conversation", "arithmetic", "wordproblems")
 ANSWER_WORDS, ANSWER_TOKENS, PROMPT_TOKENS = 60, 80, 30

@@ -38,7 +38,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the scripts' library is not installed, it lies beside them
 
-from spikescore.questions import iter_questions  # noqa: E402
+from spikescore.data.reading import iter_questions  # noqa: E402
 
 PROBES = ["word"] * 5 + ["lens"] * 5 + ["sentence"] * 3 + ["paragraph"] * 2 + ["whole"]
 DOCUMENT_CHARACTERS = 5400

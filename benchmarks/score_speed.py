@@ -41,7 +41,7 @@ sys.path.insert(0, str(ROOT))  # the scripts' library is not installed, it lies 
 
 from spikescore.errors import UserError, run_main  # noqa: E402
 from spikescore.pairs import TOKEN_KEYS, write_pair  # noqa: E402
-from spikescore.probes import Probe  # noqa: E402
+from spikescore.probes.probe import Probe  # noqa: E402
 
 MODEL = "Llama-3.2-3B-shaped"
 N_STATES, HIDDEN_SIZE, TURNS = 29, 3072, 20

@@ -137,11 +137,11 @@ def run_ours(args: Namespace) -> dict[str, Any]:
     """What generate_answers.py does, timed part by part."""
     import generate_answers as script
 
-    from spikescore.accuracy import make_accuracy
-    from spikescore.answer_runs import AnswerRun, make_plan
-    from spikescore.entailment import make_entailment
-    from spikescore.generations import read_run
-    from spikescore.measuring import measure_run
+    from spikescore.labels.entailment import make_entailment
+    from spikescore.labels.judges import make_accuracy
+    from spikescore.measures.answer_run import AnswerRun, RunSettings, make_plan
+    from spikescore.measures.run_folder import read_run
+    from spikescore.measures.run_measures import measure_run
 
     with tempfile.TemporaryDirectory() as folder:
         command = f"--model_name {args.model} --dataset {args.dataset} --num_few_shot 0"
@@ -149,7 +149,7 @@ def run_ours(args: Namespace) -> dict[str, Any]:
         command += f" --no-get_training_set_generations --model_max_new_tokens {NEW_TOKENS}"
         command += f" --max_workers_for_entailment {args.concurrency} --output_dir {folder}/run"
         options = script.parse_arguments(command.split())
-        plan = make_plan(options, ROOT / "datasets")
+        plan = make_plan(RunSettings(**vars(options)), ROOT / "datasets")
         run = AnswerRun(plan, Path(options.output_dir))
         _ = run.model, run.engine  # loading is not timed on either side
         started = time.monotonic()
@@ -186,16 +186,16 @@ def run_plain(args: Namespace, questions: list[Any]) -> dict[str, Any]:
     import torch
     from openai import OpenAI
 
-    from spikescore.config import Config
-    from spikescore.dialogue import ChatFormat
-    from spikescore.entailment import entailment_messages
-    from spikescore.judging import judge_messages
-    from spikescore.loading import load_model, load_tokenizer, stop_ids
-    from spikescore.short_answers import BRIEF, AnswerPrompt
+    from spikescore.dialogues.config import Config
+    from spikescore.labels.entailment import entailment_messages
+    from spikescore.labels.judges import judge_messages
+    from spikescore.measures.samples import BRIEF, AnswerPrompt
+    from spikescore.model.chat import ChatFormat
+    from spikescore.model.loading import load_model, load_tokenizer, stop_ids
 
     config = Config(model_path=args.model)
-    model = load_model(config)
-    chat = ChatFormat(load_tokenizer(config), enable_thinking=False)
+    model = load_model(config.placement)
+    chat = ChatFormat(load_tokenizer(config.placement), enable_thinking=False)
     prompt = AnswerPrompt(chat, BRIEF["default"])
     stops = sorted(stop_ids(model, chat.tokenizer))
     client = OpenAI()

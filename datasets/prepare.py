@@ -34,7 +34,7 @@ from catalogue import Source, SourceFile, listing, read_table, total  # noqa: E4
 from fetching import FetchError, count_rows, download, get_json, sha256_of, unpack  # noqa: E402
 
 from spikescore.errors import UserError, run_main  # noqa: E402
-from spikescore.pairs import write_json  # noqa: E402
+from spikescore.files import write_json  # noqa: E402
 
 RECORD = "SOURCE.json"
 """What was fetched, from where: the one file of a set's folder that is no data."""

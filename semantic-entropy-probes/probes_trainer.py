@@ -31,12 +31,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spikescore.errors import UserError, run_main  # noqa: E402
-from spikescore.layer_choice import parse_layer_range  # noqa: E402
 from spikescore.pairs import TOKEN_KEYS  # noqa: E402
-from spikescore.probe_report import report, save_with_report, summary  # noqa: E402
-from spikescore.probe_training import KIND_DEFAULTS, Settings, train_probe  # noqa: E402
-from spikescore.probes import KINDS, Probe  # noqa: E402
-from spikescore.sep_training import LOSS_NAMES  # noqa: E402
+from spikescore.probes.layers import parse_layer_range  # noqa: E402
+from spikescore.probes.linear import LOSS_NAMES  # noqa: E402
+from spikescore.probes.probe import KINDS, Probe  # noqa: E402
+from spikescore.probes.report import report, save_with_report, summary  # noqa: E402
+from spikescore.probes.training import KIND_DEFAULTS, Settings, train_probe  # noqa: E402
 
 
 @dataclass

@@ -11,20 +11,19 @@ States are a dict `{turn: {token_key: array}}`, turn counted from 1, each array 
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import pickle
 import re
-import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
 from hashlib import sha256
-from pathlib import Path
-from typing import Any, BinaryIO
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
 from spikescore.errors import UserError
+from spikescore.files import read_json, write_atomic, write_json
 from spikescore.pickles import load_pickle, map_pickle
 
 TOKEN_KEYS = (
@@ -33,18 +32,7 @@ TOKEN_KEYS = (
     "last_tok_bef_gen_embedding",
 )
 States = dict[int, dict[str, np.ndarray]]
-
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-# Inside a JSON string the quotes would have backslashes, so this is a key and its value.
-_TOKEN_IDS = re.compile(r'"((?:prompt|response)_ids)": (\[ [0-9, ]+ \])')
 _NOT_PAIRS = {"config.json", "run.json", "summary.json", "progress.json", "speed.json"}
-
-
-class JsonText(str):
-    """A JSON value as text, which `write_json` writes as it stands."""
-
-    __slots__ = ()
 
 
 # --- names ------------------------------------------------------------------------------------
@@ -59,70 +47,6 @@ def file_id(own_id: object, content: str) -> str:
     if not text or len(text) > 120 or taken:
         return sha256(content.encode()).hexdigest()[:12]
     return text
-
-
-# --- writing ----------------------------------------------------------------------------------
-
-
-@contextmanager
-def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """Open a binary file to write so that the path holds either its old content or, once the block
-    has ended without an error, all of the new, even after kill -9.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write bytes as `open_atomic` does."""
-    with open_atomic(path) as file:
-        file.write(data)
-
-
-def write_json(path: Path, record: Any) -> None:
-    """Write UTF-8 JSON, indented, atomically; NaN and infinity, not JSON, are a ValueError.
-
-    Half of a surrogate pair, which UTF-8 cannot hold, is written as U+FFFD.
-    """
-    text = _indented(record) + "\n"
-    try:
-        data = text.encode()
-    except UnicodeEncodeError:
-        data = _LONE_SURROGATE.sub("\ufffd", text).encode()
-    write_atomic(path, data)
-
-
-def _indented(value: Any, line: str = "\n") -> str:
-    """Return JSON indented by two spaces, but a list of numbers (token ids) on one line.
-
-    `line` begins a new line at the value's own indentation. `json.dumps(indent=2)` gives the same
-    but for those lists, and walks them in Python: most of the time that scoring a pair would take.
-    """
-    if isinstance(value, JsonText):
-        return value
-    if not isinstance(value, dict | list | tuple) or not value:
-        return repr(value) if type(value) is int else _encode(value)
-    inner = line + "  "
-    if isinstance(value, dict):
-        entries = [f"{_key(key)}: {_indented(entry, inner)}" for key, entry in value.items()]
-        return "{" + inner + f",{inner}".join(entries) + line + "}"
-    if all(issubclass(kind, int | float) and kind is not bool for kind in set(map(type, value))):
-        return f"[ {_encode(value)[1:-1]} ]"
-    entries = [_indented(entry, inner) for entry in value]
-    return "[" + inner + f",{inner}".join(entries) + line + "]"
-
-
-def _key(key: Any) -> str:
-    """Return a key of a JSON object, which is always a string there."""
-    return _encode(key) if isinstance(key, str) else _encode({key: 0})[1:-4]
 
 
 def write_pair(folder: Path, record: dict[str, Any], states: States, *, model: str) -> None:
@@ -169,50 +93,6 @@ def write_error(folder: Path, item_id: str, reason: str, **details: Any) -> None
     """Record that an item failed, and why, as `<id>.error.json` next to where its pair would be."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{item_id}.error.json", {"id": item_id, "error": reason, **details})
-
-
-# --- reading ----------------------------------------------------------------------------------
-
-
-def read_json(path: Path, *, ids_as_text: bool = False) -> Any:
-    """Read a JSON file; UserError with file, line and column when it is missing or broken.
-
-    With ids_as_text, a dialogue's lists of token ids stay text, unchecked (`JsonText`), where they
-    have the form that `write_json` gives them: to decode and encode them takes longer than all else
-    in the file.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        return _decode_sparing_ids(text) if ids_as_text else json.loads(text)
-    except FileNotFoundError as error:
-        raise UserError(f'"{path}" does not exist') from error
-    except OSError as error:
-        raise UserError(f'"{path}" cannot be read: {error.strerror}') from error
-    except ValueError as error:
-        raise UserError(
-            f'"{path}" is not valid JSON ({error}); restore or delete the file'
-        ) from error
-
-
-def _decode_sparing_ids(text: str) -> Any:
-    """Decode JSON but for lists of token ids, each of which becomes a JsonText.
-
-    An object with a fresh random key, which no file can hold, keeps each list's place.
-    """
-    mark = secrets.token_hex(16)
-    lists: list[JsonText] = []
-
-    def set_aside(match: re.Match[str]) -> str:
-        lists.append(JsonText(match[2]))
-        return f'"{match[1]}": {{"{mark}": {len(lists) - 1}}}'
-
-    def put_back(entry: dict[str, Any]) -> Any:
-        return lists[entry[mark]] if mark in entry else entry
-
-    try:
-        return json.loads(_TOKEN_IDS.sub(set_aside, text), object_hook=put_back)
-    except ValueError:
-        return json.loads(text)  # whose error names the place in the text as it is
 
 
 def find_records(folder: str | Path) -> list[Path]:
@@ -338,3 +218,65 @@ def _as_float16(value: Any, path: Path, turn: object, key: object) -> np.ndarray
     if bad.size:
         raise UserError(f'"{path}": turn {turn}, {key}: layer {bad[0]} is beyond the range of FP16')
     return half
+
+
+DEFAULT_TOKEN_KEY = "last_token_embedding"
+
+
+def item_key(record: dict[str, Any]) -> str:
+    """Return the name of a record's question in a probe's training list: "<domain>/<id>"."""
+    return f"{record.get('domain') or 'unknown'}/{record.get('id')}"
+
+
+def question_digest(record: dict[str, Any]) -> str:
+    """Return 12 hex digits that stand for what was asked: question, passage, choices, history."""
+    asked = [record.get(key) or None for key in ("question", "context", "choices", "history")]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
+
+
+def stack_turns(
+    states: States, record: dict[str, Any], token_key: str, path: str | Path
+) -> np.ndarray:
+    """Return the states of a dialogue's turns at one token, in the order of its steps: [K, L+1, H].
+
+    Raises UserError as `turn_states` does, and when a state is not finite.
+    """
+    stacked = np.stack(turn_states(states, record, token_key, path))
+    require_finite(stacked, path)
+    return stacked
+
+
+def require_finite(values: np.ndarray, path: str | Path) -> None:
+    """Raise UserError naming the file when hidden states, or features made of them, are not
+    finite.
+    """
+    if not np.isfinite(values).all():
+        raise UserError(f'"{path}": a hidden state is not finite; run stage 1 again for this item')
+
+
+def turn_states(
+    states: States, record: dict[str, Any], token_key: str, path: str | Path
+) -> list[np.ndarray]:
+    """Return a dialogue's K states [L+1, H] at one token, in the order of its steps, uncopied.
+
+    Raises UserError naming the file when a turn, or its token, has no state, or when shapes differ:
+    a missing score could not be patched honestly afterwards.
+    """
+    turns = [step["turn"] for step in record["cot_steps"]]
+    if not turns:
+        raise UserError(f'"{path}": its dialogue has no turns; run stage 1 again for this item')
+    missing = [turn for turn in turns if token_key not in states.get(turn, {})]
+    if missing:
+        raise UserError(
+            f'"{path}": no hidden state "{token_key}" for turn {missing[0]} '
+            f"({len(missing)} of {len(turns)} turns lack it); run stage 1 again for this item"
+        )
+    arrays = [states[turn][token_key] for turn in turns]
+    if len({array.shape for array in arrays}) > 1:
+        raise UserError(f'"{path}": the hidden states of its turns differ in shape')
+    return arrays
+
+
+def model_basename(model: str) -> str:
+    """Return the last part of a model's path or hub id: what it is known by wherever it lies."""
+    return PurePosixPath(model.replace("\\", "/")).name

@@ -13,19 +13,9 @@ import torch
 
 from spikescore import pairs
 from spikescore.errors import UserError
-from spikescore.pairs import (
-    TOKEN_KEYS,
-    JsonText,
-    file_id,
-    find_records,
-    load_pickle,
-    read_json,
-    read_record,
-    read_states,
-    write_json,
-    write_pair,
-)
-from spikescore.pickles import map_pickle
+from spikescore.files import JsonText, read_json, write_json
+from spikescore.pairs import TOKEN_KEYS, file_id, find_records, read_record, read_states, write_pair
+from spikescore.pickles import load_pickle, map_pickle
 
 
 def make_states(turns=3, layers=4, hidden=8, seed=0):

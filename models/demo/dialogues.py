@@ -13,13 +13,8 @@ from dataclasses import dataclass
 import tables as t
 from world import LETTERS, Answer, Item, World
 
-from spikescore.prompts import (
-    DEFAULT_SYSTEM_PROMPT,
-    FAMILIES,
-    STRATEGIES,
-    first_message,
-    follow_up,
-)
+from spikescore.data.question import first_message
+from spikescore.dialogues.prompts import DEFAULT_SYSTEM_PROMPT, FAMILIES, STRATEGIES, follow_up
 
 
 @dataclass(frozen=True)

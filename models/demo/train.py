@@ -40,7 +40,8 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 from dialogues import WORDS, Document, draw_document  # noqa: E402
 from world import DOMAINS, SEED, Item, World  # noqa: E402
 
-from spikescore.prompts import DEFAULT_SYSTEM_PROMPT, first_message  # noqa: E402
+from spikescore.data.question import first_message  # noqa: E402
+from spikescore.dialogues.prompts import DEFAULT_SYSTEM_PROMPT  # noqa: E402
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 SPECIALS = ["<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]

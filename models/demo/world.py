@@ -22,7 +22,7 @@ import tables as t
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from spikescore.prompts import first_message  # noqa: E402
+from spikescore.data.question import first_message  # noqa: E402
 
 SEED = 20260
 DOMAINS = ("trivia", "commonsense", "reading", "conversation", "arithmetic", "wordproblems")

@@ -25,9 +25,9 @@ sys.path.insert(0, str(HERE.parents[1]))  # the project root, where the spikesco
 
 from generate_answers import add_measure_arguments, judge_options, measure  # noqa: E402
 
-from spikescore.entailment import make_entailment  # noqa: E402
 from spikescore.errors import UserError, run_main  # noqa: E402
-from spikescore.tracking import Tracker  # noqa: E402
+from spikescore.labels.entailment import make_entailment  # noqa: E402
+from spikescore.report.tracking import Tracker  # noqa: E402
 from utils import configure_logging  # noqa: E402
 
 

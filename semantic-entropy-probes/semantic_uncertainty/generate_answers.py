@@ -30,14 +30,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from spikescore.accuracy import make_accuracy  # noqa: E402
-from spikescore.answer_runs import AnswerRun, Plan, make_plan  # noqa: E402
-from spikescore.entailment import Entailment, make_entailment  # noqa: E402
 from spikescore.errors import run_main  # noqa: E402
-from spikescore.generations import read_run, write_measures  # noqa: E402
-from spikescore.measuring import measure_run, summary  # noqa: E402
-from spikescore.short_answers import BRIEF  # noqa: E402
-from spikescore.tracking import Tracker  # noqa: E402
+from spikescore.labels.entailment import Entailment, make_entailment  # noqa: E402
+from spikescore.labels.judges import make_accuracy  # noqa: E402
+from spikescore.measures.answer_run import AnswerRun, Plan, RunSettings, make_plan  # noqa: E402
+from spikescore.measures.run_folder import read_run, write_measures  # noqa: E402
+from spikescore.measures.run_measures import measure_run, summary  # noqa: E402
+from spikescore.measures.samples import BRIEF  # noqa: E402
+from spikescore.report.tracking import Tracker  # noqa: E402
 from utils import configure_logging, make_client  # noqa: E402
 
 
@@ -181,7 +181,7 @@ def main() -> int:
     """Generate, judge, measure; print a summary."""
     args = parse_arguments()
     configure_logging()
-    plan: Plan = make_plan(args, ROOT / "datasets")
+    plan: Plan = make_plan(RunSettings(**vars(args)), ROOT / "datasets")
     folder = Path(args.output_dir)
     run = AnswerRun(plan, folder)
     # what is wrong with the model's folder or a judge shows before any work is done

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from spikescore.errors import UserError
-from spikescore.measures import measures_path, read_measures, texts_digest
-from spikescore.pairs import find_records, read_json, read_states
-from spikescore.probe_data import question_groups
-from spikescore.probes import model_basename, require_finite, turn_states
+from spikescore.files import read_json
+from spikescore.measures.file import measures_path, read_measures, texts_digest
+from spikescore.pairs import find_records, model_basename, read_states, require_finite, turn_states
+from spikescore.probes.data import question_groups
 
 log = logging.getLogger("spikescore")
 

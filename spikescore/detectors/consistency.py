@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from spikescore import uncertainty
 from spikescore.detectors.answers import Answers
 from spikescore.detectors.base import Detector
+from spikescore.measures import formulas
 
 EIGENSCORE_ALPHA = 1e-3
 
@@ -67,7 +67,7 @@ class LengthNormalisedEntropy(SampleDetector):
 
     @staticmethod
     def of_samples(samples: dict[str, Any]) -> float:
-        return uncertainty.length_normalised_entropy(mean_logliks(samples))
+        return formulas.length_normalised_entropy(mean_logliks(samples))
 
 
 class LexicalSimilarity(SampleDetector):
@@ -82,7 +82,7 @@ class LexicalSimilarity(SampleDetector):
 
     @staticmethod
     def of_samples(samples: dict[str, Any]) -> float:
-        return -uncertainty.lexical_similarity(samples["texts"])
+        return -formulas.lexical_similarity(samples["texts"])
 
 
 class SemanticEntropyDiscrete(SampleDetector):
@@ -97,7 +97,7 @@ class SemanticEntropyDiscrete(SampleDetector):
 
     @staticmethod
     def of_samples(samples: dict[str, Any]) -> float:
-        return uncertainty.cluster_assignment_entropy(_clusters(samples))
+        return formulas.cluster_assignment_entropy(_clusters(samples))
 
 
 class SemanticEntropyRao(SampleDetector):
@@ -116,7 +116,7 @@ class SemanticEntropyRao(SampleDetector):
         clusters = _clusters(samples)
         if not clusters or any(map(math.isnan, means)):
             return math.nan
-        return uncertainty.semantic_entropy(clusters, means)
+        return formulas.semantic_entropy(clusters, means)
 
 
 def _clusters(samples: dict[str, Any]) -> list[int]:

@@ -6,8 +6,8 @@ import numpy as np
 
 from spikescore.detectors.answers import Answers
 from spikescore.detectors.base import Detector
-from spikescore.detectors.layers import LayerReader, Lesson, choose, first_answers, fit_logistic
-from spikescore.probes import Probe
+from spikescore.detectors.lesson import LayerReader, Lesson, choose, first_answers, fit_logistic
+from spikescore.probes.probe import Probe
 
 
 class MassMean(LayerReader):

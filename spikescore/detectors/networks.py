@@ -15,7 +15,7 @@ import numpy as np
 
 from spikescore.detectors.answers import Answers
 from spikescore.detectors.base import Detector
-from spikescore.detectors.layers import (
+from spikescore.detectors.lesson import (
     LayerReader,
     Lesson,
     as_network,
@@ -26,13 +26,13 @@ from spikescore.detectors.layers import (
     told,
 )
 from spikescore.errors import UserError
-from spikescore.probe_training import Settings, fit_candidates
-from spikescore.sep_training import best_split
-from spikescore.uncertainty import cluster_assignment_entropy
+from spikescore.measures.formulas import cluster_assignment_entropy
+from spikescore.probes.linear import best_split
+from spikescore.probes.training import Settings, fit_candidates
 
 if TYPE_CHECKING:
-    from spikescore.batched_mlp import Fit
-    from spikescore.detectors.training import NetworkFit, Recipe
+    from spikescore.probes.network import Fit, NetworkFit, Recipe
+
 
 BATCH_SIZE = 32
 LEAST_STEPS = 95
@@ -198,7 +198,7 @@ class VectorNetwork(Detector):
         return self.name.removesuffix("_probe")
 
     def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
-        from spikescore.detectors.training import fit_network
+        from spikescore.probes.network import fit_network
 
         material = measured_lesson(train, val, self._vector)
         self._fit: NetworkFit = fit_network(
@@ -235,7 +235,7 @@ class IcrProbe(VectorNetwork):
 
     @staticmethod
     def recipe() -> Recipe:
-        from spikescore.detectors.training import Recipe
+        from spikescore.probes.network import Recipe
 
         return Recipe((128, 64, 32), batch_norm=True, leaky=True, dropout=0.3)
 
@@ -259,7 +259,7 @@ class Mind(VectorNetwork):
 
     @staticmethod
     def recipe() -> Recipe:
-        from spikescore.detectors.training import Recipe
+        from spikescore.probes.network import Recipe
 
         return Recipe((256, 128, 64), input_dropout=0.2, learning_rate=5e-4, weight_decay=1e-5)
 

@@ -13,21 +13,15 @@ import numpy as np
 
 from spikescore.detectors.answers import Answers
 from spikescore.detectors.base import Detector
-from spikescore.detectors.layers import (
-    LayerReader,
-    Lesson,
-    choose,
-    first_answers,
-    lesson,
-    present,
-)
+from spikescore.detectors.lesson import LayerReader, Lesson, choose, first_answers, lesson, present
 from spikescore.detectors.networks import epochs_for
 from spikescore.errors import UserError
-from spikescore.evaluation import auroc
-from spikescore.seeding import derived_seed
+from spikescore.runtime import derived_seed
+from spikescore.stats.roc import auroc
 
 if TYPE_CHECKING:
-    from spikescore.detectors.training import NetworkFit
+    from spikescore.probes.network import NetworkFit
+
 
 # --- contrast-consistent search -----------------------------------------------------------------
 
@@ -311,7 +305,7 @@ def best_subspace(material: Lesson) -> tuple[int, int, int, float]:
 
 def _fit_pseudo(material: Lesson, layer: int, called: np.ndarray, seed: int) -> NetworkFit:
     """Train on pseudo-labels; the labels themselves only choose the epoch on validation."""
-    from spikescore.detectors.training import Recipe, fit_network
+    from spikescore.probes.network import Recipe, fit_network
 
     target = np.where(np.arange(len(called)) < material.n_train, called, material.labels)
     return fit_network(

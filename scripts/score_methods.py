@@ -1,0 +1,194 @@
+"""Stage 2 for many methods: fit every detector on every domain and score every dialogue.
+
+    python scripts/score_methods.py --data_dir ./outputs/demo --save_path ./reports/demo/scores.pkl
+
+Reads the finished, labelled pairs of stage 1 under --data_dir (any depth), and what
+measure_answers.py wrote beside them. For every training domain its items are split by question into
+train, validation and test; each method that learns is fitted on the train split, once per probe
+seed if there is chance in it, and scores ALL items of all domains. A method that learns nothing
+scores them once. The --turn_scorers score every turn of every dialogue besides. y = 1 means
+hallucinated and a higher score more hallucinated.
+
+With --score_dirs the fitted methods score the dialogues of other folders instead, of the same model
+(another prompt schedule, say): each gets a book of its own, <save_path without .pkl>.<folder>.pkl.
+--layer_grid fits SAPLMA on each layer and token instead of choosing, and keeps only what tables of
+layers need.
+
+Writes a score book, <save_path>.pkl with the scores and <save_path>.json with items, splits,
+methods and what was chosen; tables are made from it alone. A method whose measures are missing, or
+a domain with too few items of a class, is left out and named at the end. Nothing is written to the
+data folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+# The script lies one folder below the project root, where the spikescore package is.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from spikescore.detectors.score_book import ScoreBook  # noqa: E402
+from spikescore.errors import UserError, run_main  # noqa: E402
+from spikescore.pairs import DEFAULT_TOKEN_KEY, TOKEN_KEYS, model_basename  # noqa: E402
+from spikescore.probes.data import SPLITS  # noqa: E402
+
+if TYPE_CHECKING:
+    from spikescore.detectors.answers import Answers
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data_dir", required=True, help="folder of the pairs of stage 1, recursive")
+    add("--save_path", required=True, metavar="P.pkl", help="where to write the score book")
+    add("--methods", type=names, metavar="A,B", help="methods, comma between (default: all)")
+    add("--probe_seeds", type=int, default=5, help="fits of a method with chance (%(default)s)")
+    add(
+        "--token_key",
+        choices=TOKEN_KEYS,
+        default=DEFAULT_TOKEN_KEY,
+        metavar="KEY",
+        help=f"whose states to read: {', '.join(TOKEN_KEYS)} (default: {DEFAULT_TOKEN_KEY})",
+    )
+    add("--train_domains", type=names, metavar="A,B", help="domains to train on (default: all)")
+    add("--val_fraction", type=float, default=0.2, help="share for choosing (%(default)s)")
+    add("--test_fraction", type=float, default=0.3, help="share held out (%(default)s)")
+    add("--seed", type=int, default=42, help="seed of the splits (%(default)s)")
+    add(
+        "--turn_scorers",
+        type=names,
+        metavar="A,B",
+        help="methods that score every turn too (default: all usual ones among the methods)",
+    )
+    add("--score_dirs", type=names, metavar="A,B", help="score these folders, not --data_dir")
+    add("--layer_grid", action="store_true", help="SAPLMA at every layer and token, one seed")
+    args = parser.parse_args(arguments)
+    if args.layer_grid and (args.methods or args.turn_scorers or args.score_dirs):
+        parser.error("--layer_grid takes no --methods, --turn_scorers or --score_dirs")
+    if args.probe_seeds < 1:
+        parser.error(f"--probe_seeds must be at least 1, not {args.probe_seeds}")
+    return args
+
+
+def names(text: str) -> list[str] | None:
+    """Read a comma-separated list; "all" is None."""
+    return None if text == "all" else [name.strip() for name in text.split(",")]
+
+
+def main() -> int:
+    args = parse_arguments()
+    save_path = Path(args.save_path)
+    make_folder(save_path)
+
+    from spikescore.detectors.answers import read_answers
+    from spikescore.detectors.scoring import Settings, score_layer_grid, score_methods
+
+    started = time.perf_counter()
+    settings = Settings(
+        methods=args.methods,
+        train_domains=args.train_domains,
+        turn_scorers=args.turn_scorers,
+        probe_seeds=args.probe_seeds,
+        val_fraction=args.val_fraction,
+        test_fraction=args.test_fraction,
+        seed=args.seed,
+    )
+    if args.layer_grid:
+        books = {save_path: score_layer_grid(args.data_dir, settings)}
+    else:
+        items = read_answers(args.data_dir, token_key=args.token_key)
+        targets = {save_path: items}
+        if args.score_dirs:
+            folders = {one: read_answers(one, token_key=args.token_key) for one in args.score_dirs}
+            targets = {book_path(save_path, one): found for one, found in folders.items()}
+            require_same_model(items, folders)
+        found = score_methods(items, settings, targets=list(targets.values()))
+        books = dict(zip(targets, found, strict=True))
+    for path, book in books.items():
+        book.about |= {
+            "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+            "data_dir": str(args.data_dir),
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+        }
+        written = book.save(path)
+        print_summary(book)
+        print("wrote " + " and ".join(map(str, written)))
+    print(f"{time.perf_counter() - started:.0f} s in all")
+    return 0
+
+
+def book_path(save_path: Path, folder: str) -> Path:
+    """Return where the book of a scored folder goes."""
+    return save_path.with_name(f"{save_path.stem}.{Path(folder).resolve().name}.pkl")
+
+
+def require_same_model(items: Answers, folders: Mapping[str, Answers]) -> None:
+    """Raise UserError when a folder to score holds dialogues of another model."""
+    for folder, found in folders.items():
+        if model_basename(found.model) != model_basename(items.model):
+            raise UserError(
+                f'--score_dirs: "{folder}" holds dialogues of the model "{found.model}", the '
+                f'methods are fitted on those of "{items.model}"; give folders of one model'
+            )
+
+
+def make_folder(save_path: Path) -> None:
+    """Make the folder of the score book before any work is done; UserError if that cannot be."""
+    if save_path.is_dir():
+        raise UserError(f'--save_path "{save_path}" is a folder; give a file, such as scores.pkl')
+    try:
+        save_path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'"{save_path.parent}" cannot be made: {error.strerror}') from error
+
+
+def print_summary(book: ScoreBook) -> None:
+    """Print what was scored by what, where the time went, and what was left out."""
+    from spikescore.detectors.scoring import told
+
+    about = book.about
+    without = ", ".join(f"{n} {why}" for why, n in about["items_left_out"].items())
+    print(
+        f"items: {len(book.items)} dialogues in {len(book.domain_names())} domains, "
+        f"{int(book.y.sum())} hallucinated" + (f"; left out: {without}" if without else "")
+    )
+    families = Counter(method["family"] for method in book.methods.values())
+    print(
+        f"methods: {len(book.methods)} ("
+        + ", ".join(f"{n} {family}" for family, n in families.items())
+        + f"); scores of turns: {', '.join(sorted({key[0] for key in book.turns})) or 'none'}"
+    )
+    if book.splits:
+        shown = ", ".join(f"{domain} {sizes(split)}" for domain, split in book.splits.items())
+        seeds = about["settings"]["probe_seeds"]
+        print(f"trained on (train/val/test): {shown}; {seeds} probe seeds")
+    for name, count in about["unscored"].items():
+        print(f"{name}: {count} of {len(book.items)} items have no score")
+    for line in told(about["left_out"]):
+        print(f"left out: {line}")
+    slowest = Counter(about["seconds"]).most_common(5)
+    shown = ", ".join(f"{name} {spent:.1f}" for name, spent in slowest)
+    print(f"seconds: {shown}")
+
+
+def sizes(split: np.ndarray) -> str:
+    """Return how many items each split has."""
+    return "/".join(str(int((split == part).sum())) for part in SPLITS)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,4 @@
+"""One module a kind of question, one function a publisher's schema: a row in, questions out.
+
+`formats` knows which function takes which row; `fields` reads a row's fields by name.
+"""

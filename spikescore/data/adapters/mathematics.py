@@ -1,0 +1,88 @@
+"""Word problems and competition mathematics: SVAMP, GSM8K, MATH."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from spikescore.data.fields import BadRow, own_id, text, texts
+from spikescore.data.question import Question, Row
+
+
+def boxed_answer(solution: str) -> str | None:
+    r"""Return what stands in the last \boxed{...} or \fbox{...} of a LaTeX text, braces matched."""
+    start = max(solution.rfind("\\boxed"), solution.rfind("\\fbox"))
+    if start < 0:
+        return None
+    rest = solution[start:].split("x", 1)[1].removeprefix("ed").lstrip()
+    if not rest.startswith("{"):
+        word = re.match(r"[^\s$.,]+", rest)
+        return word.group() if word else None
+    depth = 0
+    for place, character in enumerate(rest):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return rest[1:place].strip() or None
+    return None
+
+
+def svamp(row: Row) -> Iterable[Question]:
+    """{ID, Body, Question, Equation, Answer, Type} (Patel et al. 2021)."""
+    body = text(row, "Body")
+    yield Question(
+        id=own_id(row, "ID"),
+        domain="svamp",
+        question=f"{body}{'' if body[-1] in '.?!,' else '.'} {text(row, 'Question')}",
+        gold_answers=texts(row, "Answer", some=True),
+        answer_type="numeric",
+        meta={"stratum": row.get("Type"), "equation": row.get("Equation")},
+    )
+
+
+def ends_with_number(row: Row) -> bool:
+    """True for GSM8K's way to answer: a worked solution and the number after ####."""
+    return isinstance(row["answer"], str) and "####" in row["answer"]
+
+
+def gsm8k(row: Row) -> Iterable[Question]:
+    """{question, answer}; the answer is worked out and ends "#### 7" (Cobbe et al. 2021)."""
+    worked = text(row, "answer")
+    solution, mark, gold = worked.rpartition("####")
+    if not mark or not gold.strip():
+        raise BadRow("answer", "no number after ####")
+    yield Question(
+        id=own_id(row, None),
+        domain="gsm8k",
+        question=text(row, "question"),
+        gold_answers=(gold.strip(),),
+        answer_type="numeric",
+        meta={"solution": solution.strip()},
+    )
+
+
+def competition(row: Row) -> Iterable[Question]:
+    """MATH folders, MATH-500, and {en, solution, answer}: the boxed answer is gold.
+
+    The worked solution is kept in meta alone, where the leak guard looks for it. (Hendrycks et al.
+    2021.)
+    """
+    solution = text(row, "solution")
+    if row.get("answer") is not None:
+        answer = text(row, "answer")
+        gold = boxed_answer(answer) or answer
+    else:
+        gold = boxed_answer(solution)
+        if gold is None:
+            raise BadRow("solution", "holds no \\boxed{} answer, and there is no field answer")
+    yield Question(
+        id=own_id(row, "unique_id"),
+        domain="math",
+        question=text(row, "problem" if "problem" in row else "en"),
+        gold_answers=(gold,),
+        answer_type="math",
+        meta={
+            "stratum": row.get("subject") or row.get("type"),
+            "level": row.get("level"),
+            "solution": solution,
+        },
+    )

@@ -1,0 +1,194 @@
+"""Questions about a passage: CoQA, SQuAD and its kin, HaluEval-QA, synthweb."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from spikescore.data.fields import (
+    BadRow,
+    flag,
+    get,
+    items,
+    kind,
+    mapping,
+    objects,
+    optional_text,
+    own_id,
+    text,
+    texts,
+)
+from spikescore.data.question import Question, Row, distinct
+from spikescore.pairs import file_id
+
+# --- CoQA -------------------------------------------------------------------------------------
+
+
+def coqa(row: Row) -> Iterable[Question]:
+    """One story to its questions; the earlier turns, with first reference answers, are history.
+
+    The publisher's shape and the hub's (questions: [text], answers: {input_text: [text]}). (Reddy
+    et al. 2019.)
+    """
+    story, passage = own_id(row, "id"), text(row, "story")
+    history: list[tuple[str, str]] = []
+    for turn, question, answers in _coqa_turns(row):
+        yield Question(
+            id=file_id(f"{story}_{turn}", f"{story} {turn}"),
+            domain="coqa",
+            question=question,
+            context=passage,
+            gold_answers=distinct(answers),
+            group=story,
+            history=tuple(history),
+            meta={"stratum": row.get("source")},
+        )
+        history.append((question, answers[0]))
+
+
+def _coqa_turns(row: Row) -> Iterator[tuple[object, str, list[str]]]:
+    """Yield (turn, question, its reference answers) of a story."""
+    asked, answers = items(row, "questions", some=True), get(row, "answers")
+    if isinstance(answers, dict):
+        answers = [{"input_text": answer} for answer in items(answers, "input_text")]
+        asked = [{"input_text": ask} for ask in asked]
+    elif not isinstance(answers, list):
+        raise BadRow("answers", f"expected a list, found {kind(answers)}")
+    if len(asked) != len(answers):
+        raise BadRow("answers", f"{len(answers)} answers to {len(asked)} questions")
+    additional = row.get("additional_answers") or {}
+    extra = list(additional.values()) if isinstance(additional, dict) else [additional]
+    if not all(isinstance(entries, list) for entries in extra):
+        raise BadRow("additional_answers", "expected an object of lists")
+    for place, (ask, answer) in enumerate(zip(asked, answers, strict=True)):
+        others = [entries[place] for entries in extra if place < len(entries)]
+        if not all(isinstance(part, dict) for part in (ask, answer, *others)):
+            raise BadRow("questions", f"turn {place + 1} is not an object")
+        good = [other for other in others if other.get("bad_turn") != "true"]
+        references = [text(one, "input_text") for one in (answer, *good)]
+        yield ask.get("turn_id", place + 1), text(ask, "input_text"), references
+
+
+# --- SQuAD 1.1, 2.0, and TriviaQA in their form -----------------------------------------------
+
+_TRIVIA_ID = re.compile(r"[a-z]{2,4}_\d+(--|$)")
+
+
+def is_triviaqa(row: Row) -> bool:
+    """True for TriviaQA in SQuAD's form: its ids (tc_33--evidence.txt) tell."""
+    if "paragraphs" in row:
+        articles = row["paragraphs"] if isinstance(row["paragraphs"], list) else []
+        row = next(iter(articles), {})
+        asked = row.get("qas") if isinstance(row, dict) else None
+        row = asked[0] if isinstance(asked, list) and asked else {}
+    own = row.get("id") if isinstance(row, dict) else None
+    return isinstance(own, str) and bool(_TRIVIA_ID.match(own))
+
+
+def squad(row: Row) -> Iterable[Question]:
+    """One article of SQuAD 1.1 or 2.0 (Rajpurkar et al. 2016 and 2018).
+
+    An unanswerable question of 2.0 has no gold answer, `meta["answerable"]` False, and its
+    plausible answers are known to be wrong.
+    """
+    return _article(row, "squad")
+
+
+def squad_hub(row: Row) -> Iterable[Question]:
+    """One question as the hub ships it: {id, context, question, answers: {text: [...]}}."""
+    yield _squad_question(row, row, "squad", texts(mapping(row, "answers"), "text"), ())
+
+
+def triviaqa_squad(row: Row) -> Iterable[Question]:
+    """TriviaQA in SQuAD's form: a question with one evidence text as its passage."""
+    return _article(row, "triviaqa")
+
+
+def triviaqa_squad_hub(row: Row) -> Iterable[Question]:
+    """The same, one question a row."""
+    yield _squad_question(row, row, "triviaqa", texts(mapping(row, "answers"), "text"), ())
+
+
+def _article(row: Row, domain: str) -> Iterator[Question]:
+    for paragraph in objects(row, "paragraphs", some=True):
+        for asked in objects(paragraph, "qas"):
+            impossible = "is_impossible" in asked and flag(asked, "is_impossible")
+            plausible = _answer_texts(asked, "plausible_answers") if impossible else ()
+            golds = () if impossible else _answer_texts(asked, "answers")
+            if not golds and not impossible:
+                raise BadRow("answers", "is empty, but the question is not marked impossible")
+            yield _squad_question(paragraph, asked, domain, golds, plausible)
+
+
+def _squad_question(
+    paragraph: Row, asked: Row, domain: str, golds: tuple[str, ...], plausible: tuple[str, ...]
+) -> Question:
+    item, passage = own_id(asked, "id"), text(paragraph, "context")
+    return Question(
+        id=item,
+        domain=domain,
+        question=text(asked, "question"),
+        context=passage,
+        gold_answers=distinct(golds),
+        # evidence texts of one trivia question belong together, as do questions on one passage
+        group=item.split("--")[0] if domain == "triviaqa" else file_id(None, passage),
+        meta={"answerable": bool(golds), "incorrect_answers": distinct(plausible)},
+    )
+
+
+def _answer_texts(row: Row, name: str) -> tuple[str, ...]:
+    if name == "plausible_answers" and name not in row:
+        return ()
+    return tuple(text(answer, "text") for answer in objects(row, name))
+
+
+# --- HaluEval-QA and synthweb -----------------------------------------------------------------
+
+
+def halueval(row: Row) -> Iterable[Question]:
+    """{knowledge, question, right_answer, hallucinated_answer} (Li et al. 2023)."""
+    yield Question(
+        id=own_id(row, None),
+        domain="halueval",
+        question=text(row, "question"),
+        context=optional_text(row, "knowledge"),
+        gold_answers=(text(row, "right_answer"),),
+        meta={"incorrect_answers": (text(row, "hallucinated_answer"),)},
+    )
+
+
+SYNTHWEB_COLUMNS = (
+    "doc_id", "doc_idx", "row_seed", "slot_idx", "split_char_offset", "scope", "target",
+    "typicality", "bb_answer_score_max", "verbalizer_prompt", "context", "target_response",
+    "incorrect_plausible_answer",
+)  # fmt: skip
+
+
+def synthweb(row: Row) -> Iterable[Question]:
+    """A probe of cds-jb/synthweb-*-multiscale-inference: a question on one half of a document.
+
+    The document itself, `atom_text` and the rationales are not read: they hold the answer. A probe
+    without a question (the set has some) is a bad row. Words and spans of tokens are compared by
+    rule; the answers of the larger scopes are sentences.
+    """
+    question = text(row, "verbalizer_prompt")
+    wrong = optional_text(row, "incorrect_plausible_answer")
+    document, place = text(row, "doc_id"), [row.get(name) for name in SYNTHWEB_COLUMNS[1:7]]
+    scope = row.get("scope")
+    yield Question(
+        id=file_id(None, f"{document} {place} {question}"),
+        domain="synthweb",
+        question=question,
+        context=text(row, "context"),
+        gold_answers=(text(row, "target_response"),),
+        group=document,
+        answer_type="exact" if scope in ("word", "lens") else "free",
+        meta={
+            "stratum": scope,
+            "scope": scope,
+            "target": row.get("target"),
+            "typicality": row.get("typicality"),
+            "bb_answer_score_max": row.get("bb_answer_score_max"),
+            "incorrect_answers": (wrong,) if wrong else (),
+        },
+    )

@@ -1,0 +1,168 @@
+"""Questions without a passage: TriviaQA, NQ-open, BioASQ, TruthfulQA, DefAn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from spikescore.data.fields import (
+    BadRow,
+    as_text,
+    get,
+    joined_texts,
+    mapping,
+    objects,
+    optional_text,
+    own_id,
+    shown,
+    text,
+    texts,
+)
+from spikescore.data.question import Question, Row, distinct, list_gold
+from spikescore.pairs import file_id
+
+
+def triviaqa(row: Row) -> Iterable[Question]:
+    """The publisher's record; every alias is gold (Joshi et al. 2017)."""
+    answer = mapping(row, "Answer")
+    yield Question(
+        id=own_id(row, "QuestionId"),
+        domain="triviaqa",
+        question=text(row, "Question"),
+        gold_answers=distinct((text(answer, "Value"), *texts(answer, "Aliases"))),
+    )
+
+
+def triviaqa_hub(row: Row) -> Iterable[Question]:
+    """The same as the hub ships it: {question, question_id, answer: {value, aliases}}."""
+    answer = mapping(row, "answer")
+    yield Question(
+        id=own_id(row, "question_id"),
+        domain="triviaqa",
+        question=text(row, "question"),
+        gold_answers=distinct((text(answer, "value"), *texts(answer, "aliases"))),
+    )
+
+
+def triviaqa_flashrag(row: Row) -> Iterable[Question]:
+    """{id, question, golden_answers}, as FlashRAG packs it."""
+    yield Question(
+        id=own_id(row, "id"),
+        domain="triviaqa",
+        question=text(row, "question"),
+        gold_answers=distinct(texts(row, "golden_answers", some=True)),
+    )
+
+
+def has_answer_list(row: Row) -> bool:
+    """True for NQ-open's way to answer: a list of accepted texts."""
+    return isinstance(row["answer"], list)
+
+
+def nq_open(row: Row) -> Iterable[Question]:
+    """{question, answer: [...]} (Lee et al. 2019)."""
+    yield Question(
+        id=own_id(row, None),
+        domain="nq_open",
+        question=text(row, "question"),
+        gold_answers=distinct(texts(row, "answer", some=True)),
+    )
+
+
+def bioasq(row: Row) -> Iterable[Question]:
+    """A question of BioASQ task B: {id, type, body, exact_answer, ideal_answer, snippets}.
+
+    `exact_answer` is gold: yes or no; a factoid's synonyms; all members of a list, each with its
+    synonyms. A summary has none, its ideal answers are gold. (Tsatsaronis et al. 2015.)
+    """
+    of_type = text(row, "type")
+    ideal = texts(row, "ideal_answer") if row.get("ideal_answer") else ()
+    exact = row.get("exact_answer")
+    answer_type = "exact"
+    if of_type == "summary" or not exact:
+        golds, answer_type = ideal, "free"
+    elif of_type == "list":
+        members = [_synonyms(member) for member in (exact if isinstance(exact, list) else [exact])]
+        golds, answer_type = list_gold([member for member in members if member]), "list"
+    else:
+        golds = _synonyms(exact)
+    if not any(golds):
+        raise BadRow("exact_answer", "missing or empty, and there is no ideal_answer")
+    snippets = objects(row, "snippets") if row.get("snippets") else []
+    yield Question(
+        id=own_id(row, "id"),
+        domain="bioasq",
+        question=text(row, "body"),
+        gold_answers=distinct(golds),
+        answer_type=answer_type,
+        meta={
+            "stratum": of_type,
+            "type": of_type,
+            "ideal_answers": ideal,
+            "snippets": tuple(text(snippet, "text") for snippet in snippets),
+        },
+    )
+
+
+def _synonyms(answer: object) -> tuple[str, ...]:
+    """Flatten an exact answer: a text, or lists of them."""
+    if isinstance(answer, list):
+        return tuple(one for part in answer for one in _synonyms(part))
+    return (as_text(answer, "exact_answer"),)
+
+
+def truthfulqa(row: Row) -> Iterable[Question]:
+    """A row of the CSV, its answers joined with ";" (Lin et al. 2022).
+
+    They are sentences, so that a model must judge: no rule can.
+    """
+    worst = optional_text(row, "Best Incorrect Answer")
+    wrong = joined_texts(row, "Incorrect Answers", ";")
+    yield Question(
+        id=own_id(row, None),
+        domain="truthfulqa",
+        question=text(row, "Question"),
+        gold_answers=distinct(
+            (text(row, "Best Answer"), *joined_texts(row, "Correct Answers", ";"))
+        ),
+        answer_type="free",
+        meta=_truthful(row.get("Category"), (worst, *wrong) if worst else wrong),
+    )
+
+
+def truthfulqa_generation(row: Row) -> Iterable[Question]:
+    """The same as the hub ships it: {question, best_answer, correct_answers, incorrect_answers}."""
+    yield Question(
+        id=own_id(row, None),
+        domain="truthfulqa",
+        question=text(row, "question"),
+        gold_answers=distinct((text(row, "best_answer"), *texts(row, "correct_answers"))),
+        answer_type="free",
+        meta=_truthful(row.get("category"), texts(row, "incorrect_answers")),
+    )
+
+
+def _truthful(category: object, wrong: tuple[str, ...]) -> Row:
+    return {"stratum": category, "category": category, "incorrect_answers": distinct(wrong)}
+
+
+def defan(row: Row) -> Iterable[Question]:
+    """{questions, answer, type}: paraphrases of one fact a row (Rahman et al. 2024).
+
+    Several accepted names are joined with ";". An empty answer is a question that has none (a prize
+    that was not awarded). The file names no fact, so paraphrases are grouped by their answer.
+    """
+    of_type = text(row, "type")
+    answer = get(row, "answer")
+    empty = isinstance(answer, str) and not answer.strip()
+    golds = () if empty else joined_texts(row, "answer", ";")
+    if not golds and not empty:
+        raise BadRow("answer", f'"{shown(answer)}" holds no answer')
+    yield Question(
+        id=own_id(row, None),
+        domain="defan",
+        question=text(row, "questions"),
+        gold_answers=golds,
+        group=file_id(None, f"{of_type} {golds}"),
+        answer_type="numeric" if of_type == "numeric" else "exact",
+        meta={"stratum": of_type, "type": of_type, "answerable": bool(golds)},
+    )

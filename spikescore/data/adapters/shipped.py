@@ -1,0 +1,158 @@
+"""Sets that ship dialogues with their items: RAGTruth, and ipw trajectories.
+
+The dialogue goes to `meta["shipped"]`, from where it is replayed without generating: its `messages`
+(role and content, a tool's name), the `model` that answered, `hallucinated` (true, false, or None
+where the set does not say) and `labels` (RAGTruth's spans).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from spikescore.data.fields import (
+    BadRow,
+    get,
+    items,
+    mapping,
+    objects,
+    optional_text,
+    own_id,
+    shown,
+    text,
+    texts,
+)
+from spikescore.data.question import Question, Row
+from spikescore.pairs import file_id
+
+# --- RAGTruth ---------------------------------------------------------------------------------
+
+_TASKS = {
+    "Summary": "Summarize the passage. Use only what it says.",
+    "Data2txt": "Write an overview of the business that the passage describes. "
+    "Use only what it says.",
+}
+
+
+def ragtruth(row: Row) -> Iterable[Question]:
+    """A source, with a model's response and its span labels where they ship (Niu et al. 2024).
+
+    A response with any labelled span is hallucinated. The questions' passages, the article to
+    summarize, or the business data are the passage; there is no gold answer.
+    """
+    if "source_info" not in row:
+        raise BadRow("source_info", "missing; put source_info.jsonl beside response.jsonl")
+    task, source = text(row, "task_type"), text(row, "source_id")
+    if task == "QA":
+        info = mapping(row, "source_info")
+        question, passage = text(info, "question"), text(info, "passages")
+    elif task in _TASKS:
+        info = row["source_info"]
+        question = _TASKS[task]
+        passage = text(row, "source_info") if task == "Summary" else _as_data(info)
+    else:
+        raise BadRow("task_type", f'"{shown(task)}" is not one of QA, {", ".join(_TASKS)}')
+    has_response = "response" in row
+    meta = {"stratum": task, "task_type": task}
+    if has_response:
+        meta |= {name: row.get(name) for name in ("model", "split", "quality")}
+        meta["shipped"] = _shipped_response(row)
+    yield Question(
+        id=own_id(row, "id" if has_response else "source_id"),
+        domain="ragtruth",
+        question=question,
+        context=passage,
+        group=file_id(source, source),
+        meta=meta,
+    )
+
+
+def _as_data(info: Any) -> str:
+    if not isinstance(info, dict):
+        raise BadRow("source_info", "expected an object")
+    return json.dumps(info, ensure_ascii=False, indent=1)
+
+
+def _shipped_response(row: Row) -> dict[str, Any]:
+    labels = objects(row, "labels")
+    messages = [
+        {"role": "user", "content": text(row, "prompt")},
+        {"role": "assistant", "content": text(row, "response")},
+    ]
+    return {
+        "messages": messages,
+        "model": row.get("model"),
+        "hallucinated": bool(labels),
+        "labels": labels,
+    }
+
+
+# --- ipw trajectories -------------------------------------------------------------------------
+
+
+def ipw(row: Row) -> Iterable[Question]:
+    """A trajectory of mai-ll/ipw-sft-trajectories: the first user message is the question.
+
+    When the question is asked anew, system message, tool calls and the teacher's turns are shown
+    to no model. `success` says whether the teacher's final answer was right: it labels the shipped
+    dialogue as a whole, not its first answer.
+    """
+    messages = list(_messages(row, "conversations"))
+    question = next((one for one in messages if one["role"] == "user"), None)
+    if question is None or not question["content"].strip():
+        raise BadRow("conversations", "holds no user message with a text")
+    success = row.get("success")
+    if success is not None and not isinstance(success, bool):
+        raise BadRow("success", f'"{shown(success)}" is neither true, false nor null')
+    category = row.get("category")
+    mathematics = isinstance(category, str) and "math" in category.casefold()
+    yield Question(
+        id=own_id(row, "sample_id"),
+        domain="ipw",
+        question=text(question, "content"),
+        gold_answers=texts(row, "ground_truth", some=True),
+        answer_type="math" if mathematics else "exact",
+        meta={
+            "stratum": category,
+            "category": category,
+            "teacher_model": row.get("teacher_model"),
+            "success": success,
+            "shipped": {
+                "messages": messages,
+                "model": row.get("teacher_model"),
+                "hallucinated": None if success is None else not success,
+                "labels": [],
+            },
+        },
+    )
+
+
+# --- any set ----------------------------------------------------------------------------------
+
+
+def own_dialogue(row: Row) -> dict[str, Any]:
+    """Return the dialogue that a row in this project's form ships, as the other sets' adapters do.
+
+    {"shipped": {"messages": [{"role", "content"}], "hallucinated": true, "labels": [], "model"}};
+    all but the messages may be missing.
+    """
+    given = mapping(row, "shipped")
+    hallucinated = given.get("hallucinated")
+    if hallucinated is not None and not isinstance(hallucinated, bool):
+        raise BadRow("shipped", f'"{shown(hallucinated)}" is neither true, false nor null')
+    return {
+        "messages": list(_messages(given, "messages")),
+        "model": optional_text(given, "model"),
+        "hallucinated": hallucinated,
+        "labels": items(given, "labels") if given.get("labels") is not None else [],
+    }
+
+
+def _messages(row: Row, field: str) -> Iterator[dict[str, str]]:
+    for place, message in enumerate(objects(row, field), start=1):
+        content = get(message, "content")
+        if not isinstance(content, str | None):
+            raise BadRow(field, f"message {place} has a content that is no text")
+        named = {"name": text(message, "name")} if message.get("name") else {}
+        yield {"role": text(message, "role"), **named, "content": content or ""}

@@ -1,0 +1,129 @@
+"""Which adapter reads which native schema, and how a schema is recognised from a row.
+
+To add a set: write an adapter in the module of its kind and give it a line in `FORMATS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from spikescore.data.adapters import mathematics, options, passages, recall, shipped
+from spikescore.data.adapters.project import FIELDS, generic, project
+from spikescore.data.fields import BadRow, keys_of
+from spikescore.data.question import Adapter, Row
+from spikescore.errors import UserError
+
+
+@dataclass(frozen=True)
+class Format:
+    """One native schema: the keys that its rows have, and the adapter.
+
+    `fits` looks at values where the keys alone do not tell. `columns` are all that the adapter
+    reads of a Parquet file (None: all). `repeats`: the publisher's files hold some rows twice, a
+    repeated row is left out and is no mistake.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    adapter: Adapter
+    fits: Callable[[Row], bool] | None = None
+    columns: tuple[str, ...] | None = None
+    repeats: bool = False
+
+    def reads(self, row: Row) -> bool:
+        """True when the row is of this format."""
+        return all(key in row for key in self.keys) and (self.fits is None or self.fits(row))
+
+
+# The first that reads a row wins. Several lines of one name are shapes of one set.
+FORMATS = (
+    Format("project", ("question", "gold_answers"), project),
+    Format("svamp", ("Body", "Question", "Answer"), mathematics.svamp),
+    Format("coqa", ("story", "questions", "answers"), passages.coqa),
+    Format("triviaqa", ("Question", "Answer", "QuestionId"), recall.triviaqa),
+    Format("triviaqa", ("question", "question_id", "answer"), recall.triviaqa_hub),
+    Format("triviaqa_squad", ("paragraphs",), passages.triviaqa_squad, passages.is_triviaqa),
+    Format("triviaqa_squad", ("id", "context", "question", "answers"),
+           passages.triviaqa_squad_hub, passages.is_triviaqa),
+    Format("triviaqa_flashrag", ("question", "golden_answers"), recall.triviaqa_flashrag),
+    Format("squad", ("paragraphs",), passages.squad),
+    Format("squad", ("id", "context", "question", "answers"), passages.squad_hub),
+    Format("commonsenseqa", ("question", "answerKey"), options.commonsenseqa),
+    Format("belebele", ("flores_passage", "question", "correct_answer_num"), options.belebele),
+    Format("gpqa", ("Question", "Correct Answer", "Incorrect Answer 1"), options.gpqa),
+    Format("truthfulqa", ("Question", "Best Answer", "Incorrect Answers"), recall.truthfulqa),
+    Format("truthfulqa", ("question", "best_answer", "incorrect_answers"),
+           recall.truthfulqa_generation),
+    Format("truthfulqa", ("question", "mc1_targets", "mc2_targets"), options.truthfulqa_choice),
+    Format("halueval", ("question", "right_answer", "hallucinated_answer"), passages.halueval),
+    Format("bioasq", ("body", "type"), recall.bioasq),
+    Format("ragtruth", ("source_info", "task_type"), shipped.ragtruth),
+    Format("ragtruth", ("source_id", "response", "labels"), shipped.ragtruth),
+    Format("defan", ("questions", "answer", "type"), recall.defan, repeats=True),
+    Format("true_false", ("statement", "label"), options.true_false, repeats=True),
+    Format("synthweb", ("verbalizer_prompt", "context", "target_response"), passages.synthweb,
+           columns=passages.SYNTHWEB_COLUMNS),
+    Format("ipw", ("conversations", "ground_truth"), shipped.ipw),
+    Format("math", ("problem", "solution"), mathematics.competition),
+    Format("math_en", ("en", "solution", "answer"), mathematics.competition),
+    Format("gsm8k", ("question", "answer"), mathematics.gsm8k, mathematics.ends_with_number),
+    Format("nq_open", ("question", "answer"), recall.nq_open, recall.has_answer_list),
+)  # fmt: skip
+NAMES = (*dict.fromkeys(one.name for one in FORMATS), "generic")
+
+
+def check_format(name: str, fields: Mapping[str, str] | None) -> None:
+    """Raise UserError for an unknown format name, or for `fields` that do not go with it."""
+    if name not in ("auto", *NAMES):
+        near = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f'did you mean "{near[0]}"?' if near else f"use auto or one of {', '.join(NAMES)}"
+        raise UserError(f'config key "dataset_format": unknown format "{name}"; {hint}')
+    if not fields:
+        if name == "generic":
+            raise UserError(
+                'dataset_format "generic" needs the config key "fields", '
+                'e.g. {"question": "q", "gold_answers": "a"}'
+            )
+        return
+    if name not in ("auto", "generic"):
+        raise UserError(f'config key "fields" is for dataset_format "generic", not "{name}"')
+    unknown = [key for key in fields if key not in FIELDS]
+    if unknown or "question" not in fields:
+        what = f'"{unknown[0]}" is not a known name' if unknown else '"question" is missing'
+        raise UserError(f'config key "fields": {what}; it maps {", ".join(FIELDS)} to the file\'s')
+
+
+def find_format(row: Row, name: str, fields: Mapping[str, str] | None) -> Format:
+    """Return the format that reads this row: the named one, or the first that fits.
+
+    Raises BadRow when none does. A named format that lacks a key is returned all the same: its
+    adapter says which one.
+    """
+    if fields:
+        return Format("generic", (), generic(fields))
+    named = [one for one in FORMATS if name in ("auto", one.name)]
+    found = next((one for one in named if one.reads(row)), None)
+    if found is None and name != "auto":
+        return max(named, key=lambda one: sum(key in row for key in one.keys))
+    if found is None:
+        raise BadRow(
+            None,
+            f"no known format has these keys ({keys_of(row)}); set "
+            f'"dataset_format" to one of {", ".join(NAMES)}, or name the keys in '
+            '"fields": {"question": "...", "gold_answers": "..."}',
+        )
+    return found
+
+
+def parquet_columns(
+    names: Sequence[str], name: str, fields: Mapping[str, str] | None
+) -> list[str] | None:
+    """Return the columns worth reading of a Parquet file with these columns; None for all."""
+    if fields:
+        return [column for column in names if column in fields.values()]
+    for one in FORMATS:
+        if name in ("auto", one.name) and set(one.keys) <= set(names):
+            return one.columns and [column for column in names if column in one.columns]
+    return None

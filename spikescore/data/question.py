@@ -1,0 +1,154 @@
+"""The record that every adapter makes, and how an adapter reads the fields of a row.
+
+An adapter is a function from one row of a file (a dict, as JSON, CSV or Parquet gives it) to
+questions. It reads fields by name through the functions here, so that whatever is wrong with a row
+ends as a `BadRow` that names the field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Row = dict[str, Any]
+
+ANSWER_TYPES = ("exact", "numeric", "choice", "math", "list", "free")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One item: what the model is shown, and what a judge needs to label its first answer.
+
+    `history` holds earlier (question, answer) turns of a conversation. `gold_answers` are accepted
+    answers; for `answer_type` "choice" the option's text and its letter; for "list" all members in
+    one text, joined with ";" (see `list_members`); for "free" sentences that no rule can compare;
+    () where the question has no answer. `group` names items that belong together (turns of one
+    story), the unit of bootstrap resampling. `meta` is shown to nobody but the judge and the
+    filters; keys with a meaning: `stratum` (the data set's own kind), `incorrect_answers` (known to
+    be wrong), `answerable`, `solution`, and `shipped` (a dialogue that came with the item:
+    `messages` with role and content, the `model` that answered, `hallucinated` true, false or None,
+    `labels`).
+    """
+
+    id: str
+    domain: str
+    question: str
+    context: str | None = None
+    choices: tuple[str, ...] | None = None
+    gold_answers: tuple[str, ...] = ()
+    group: str | None = None
+    history: tuple[tuple[str, str], ...] = ()
+    answer_type: str = "exact"
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+Adapter = Callable[[Row], Iterable[Question]]
+
+
+def distinct(values: Iterable[str]) -> tuple[str, ...]:
+    """Return the values without repeats, in order."""
+    return tuple(dict.fromkeys(values))
+
+
+# --- options ----------------------------------------------------------------------------------
+
+
+def gold_option(question: Question) -> int | None:
+    """Return the index of the right option: by a gold answer's text first, by its letter else."""
+    choices = [choice.strip().casefold() for choice in question.choices or ()]
+    golds = [gold.strip().casefold() for gold in question.gold_answers]
+    for gold in golds:
+        if gold in choices:
+            return choices.index(gold)
+    for gold in golds:
+        letter = gold.strip("().")
+        if len(letter) == 1 and 0 <= ord(letter) - ord("a") < len(choices):
+            return ord(letter) - ord("a")
+    return None
+
+
+def option_gold(choices: tuple[str, ...], right: int) -> tuple[str, str]:
+    """Return the gold answers of a multiple-choice item: the option's text and its letter."""
+    return choices[right], chr(ord("A") + right)
+
+
+# --- lists ------------------------------------------------------------------------------------
+
+
+def list_gold(members: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Return the gold answers of a list of names: "a; b", and again with each one's synonyms.
+
+    Each text is a whole answer. There are as many as the member with most synonyms has; a member
+    with fewer repeats its first. `list_members` takes them apart again.
+    """
+    names = [tuple(name.replace(";", ",") for name in synonyms) for synonyms in members]
+    most = max(map(len, names), default=0)
+    rows = ((one[place] if place < len(one) else one[0] for one in names) for place in range(most))
+    return distinct("; ".join(row) for row in rows)
+
+
+def list_members(gold_answers: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return each member of a list with its synonyms; [] where the gold answers do not line up."""
+    rows = [[name.strip() for name in gold.strip(" ;").split(";")] for gold in gold_answers]
+    if not rows or len(set(map(len, rows))) > 1 or not all(all(row) for row in rows):
+        return []
+    return [distinct(names) for names in zip(*rows, strict=True)]
+
+
+# --- from a pair ------------------------------------------------------------------------------
+
+
+def question_from_record(record: Mapping[str, Any]) -> Question:
+    """Return the question of a pair's JSON record, as a judge needs it (for labelling again)."""
+    choices = tuple(record["choices"]) if record.get("choices") else None
+    wrong = tuple(map(str, record.get("incorrect_answers") or ()))
+    return Question(
+        id=str(record["id"]),
+        domain=str(record.get("domain") or ""),
+        question=str(record.get("question") or ""),
+        context=record.get("context"),
+        choices=choices,
+        gold_answers=tuple(map(str, record.get("gold_answers") or ())),
+        group=record.get("group"),
+        history=tuple((str(ask), str(answer)) for ask, answer in record.get("history") or ()),
+        answer_type=record.get("answer_type") or ("choice" if choices else "exact"),
+        meta={"incorrect_answers": wrong} if wrong else {},
+    )
+
+
+SHORT_ANSWER_TOKENS = 16
+"""`adaptive` asks for more after an answer shorter than this, and challenges a longer one."""
+
+
+def first_message(question: Question) -> str:
+    """Render the first user message from context, history, question and choices: these fields and
+    no other.
+
+    Blocks that are empty are left out; choices are lettered A, B, C, ...
+    """
+    blocks = []
+    if question.context:
+        blocks.append(f"Passage:\n{question.context}")
+    if question.history:
+        turns = "\n".join(f"Q: {asked}\nA: {answered}" for asked, answered in question.history)
+        blocks.append(f"Conversation so far:\n{turns}")
+    blocks.append(f"Question: {question.question}")
+    if question.choices:
+        options = "\n".join(f"{letter}. {text}" for letter, text in lettered(question.choices))
+        blocks.append(f"Options:\n{options}")
+    return "\n\n".join(blocks)
+
+
+def leaked_lines(question: Question) -> str:
+    """Return the lines by which the public release's prompt gives the id and gold answer away.
+
+    Only the setting `leak_answer` shows them, to measure what the release's fault does.
+    """
+    gold = question.gold_answers[0] if question.gold_answers else ""
+    return f"Id: {question.id}\n\nAnswer: {gold}"
+
+
+def lettered(choices: Sequence[str]) -> list[tuple[str, str]]:
+    """Pair each choice with its letter: [("A", first), ("B", second), ...]."""
+    return [(chr(ord("A") + index), text) for index, text in enumerate(choices)]

@@ -1,0 +1,99 @@
+"""Which questions a probe-training run takes: its data set, the two splits, and the examples.
+
+A data set is named by a path or by what lies in the project's `datasets` folder. A folder with
+files of its own for training and validation keeps its split; a single file is split in two by group
+(turns of one story stay together), the same way whatever the order of its rows.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from spikescore.data.question import Question
+from spikescore.data.reading import load_questions
+from spikescore.data.selection import sample_questions
+from spikescore.errors import UserError
+from spikescore.runtime import derived_seed
+
+log = logging.getLogger("spikescore")
+
+NAMES = {"nq": "nq_open", "trivia_qa": "triviaqa", "squad_v2": "squad"}
+"""Names that the pipelines this one continues use for a data set, and the one it has here."""
+_STEMS = {"train": ("train",), "validation": ("validation", "valid", "dev", "val", "test")}
+
+
+@dataclass
+class Splits:
+    """The questions to learn from and the questions to measure on; no group is in both."""
+
+    train: list[Question]
+    validation: list[Question]
+
+
+def find_dataset(name: str, root: Path) -> Path:
+    """Return the file or folder of a data set; UserError lists what there is when it is unknown."""
+    if Path(name).exists():
+        return Path(name)
+    for candidate in (name, NAMES.get(name, name)):
+        for folder in (root, root / "demo", root / "samples"):
+            if (folder / candidate).is_dir():
+                return folder / candidate
+            files = [path for path in folder.glob(f"{candidate}.*") if path.suffix != ".py"]
+            if files:
+                return sorted(files)[0]
+    known = sorted(
+        {path.stem for path in root.glob("*/*.json*")} | {p.name for p in root.glob("*")}
+    )
+    near = difflib.get_close_matches(name, known, n=3)
+    raise UserError(
+        f'data set "{name}" is neither a path nor in "{root}"'
+        + (f" (did you mean {' or '.join(near)}?)" if near else "")
+        + "; give a file in any known format, or fetch the set with datasets/prepare.py"
+    )
+
+
+def load_splits(path: Path, *, seed: int, answerable_only: bool) -> Splits:
+    """Read a data set's training and validation questions."""
+    files = {
+        split: next((found for stem in stems for found in _files(path, stem)), None)
+        for split, stems in _STEMS.items()
+    }
+    if files["train"] and files["validation"]:
+        splits = Splits(*(_questions(files[split], answerable_only) for split in _STEMS))
+    else:
+        questions = _questions(path, answerable_only)
+        groups = sorted({question.group or question.id for question in questions})
+        order = np.random.default_rng(derived_seed(seed, "splits")).permutation(len(groups))
+        train = {groups[place] for place in order[: len(groups) // 2]}
+        splits = Splits([], [])
+        for question in questions:
+            in_train = (question.group or question.id) in train
+            (splits.train if in_train else splits.validation).append(question)
+    return splits
+
+
+def _files(path: Path, stem: str) -> list[Path]:
+    found = sorted(path.glob(f"{stem}*")) if path.is_dir() else []
+    return [file for file in found if file.is_file()]
+
+
+def _questions(path: Path, answerable_only: bool) -> list[Question]:
+    loaded = load_questions(path, answerable_only=answerable_only)
+    if loaded.filtered:
+        log.info("%s: %d unanswerable questions left out", path, loaded.filtered)
+    return loaded.questions
+
+
+def pick(questions: Sequence[Question], n: int, *, seed: int, what: str) -> list[Question]:
+    """Draw n questions, the same ones whatever their order; all, and it is said, when n is more."""
+    if n > len(questions):
+        log.warning("%s: %d asked for, %d there are: all are taken", what, n, len(questions))
+    n = min(n, len(questions))
+    salted = derived_seed(seed, what)  # what is drawn for one use says nothing of another's
+    return sample_questions(questions, strategy="random", n=n, seed=salted) if n else []

@@ -1,0 +1,139 @@
+"""The score book: what every method gave every item, so that tables need no model and no states.
+
+Stage 2 for many methods (score_methods.py) writes it as a pair, `<name>.json` (items, methods, what
+was chosen) and `<name>.pkl` (arrays); the tables are made from it alone.
+"""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spikescore.errors import UserError
+from spikescore.files import read_json, write_atomic, write_json
+from spikescore.pickles import load_pickle
+
+FORMAT = 1
+Key = tuple[str, str, int]
+"""(method or scorer, training domain, probe seed). The domain is "" for a method that learns
+nothing, and the seed 0 for one without chance."""
+
+
+@dataclass(frozen=True)
+class BookItem:
+    """One dialogue as tables need it; y = 1 hallucinated. `turn_tokens`: length of each answer."""
+
+    path: str
+    id: str
+    domain: str
+    group: str
+    y: int
+    turn_tokens: tuple[int, ...]
+
+
+@dataclass
+class ScoreBook:
+    """Scores of all methods on the dialogues of one model.
+
+    `scores[key]` is float64 [n], one per item, NaN where there is none. `turns[key]` is float32
+    [n, K], the per-turn scores of a scorer, NaN after a dialogue's end. `splits[domain]` [n] is
+    "train", "val" or "test" for the items of that training domain and "" for all others.
+    `methods[name]` has title, family and needs; `chosen["name/domain/seed"]` what a fit chose.
+    """
+
+    model: str
+    token_key: str
+    items: list[BookItem]
+    scores: dict[Key, np.ndarray] = field(default_factory=dict)
+    turns: dict[Key, np.ndarray] = field(default_factory=dict)
+    splits: dict[str, np.ndarray] = field(default_factory=dict)
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    chosen: dict[str, dict[str, Any]] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+    """Command, data folder, coverage, versions, seconds: plain values."""
+
+    @property
+    def y(self) -> np.ndarray:
+        """Labels [n]."""
+        return np.array([item.y for item in self.items], dtype=np.int64)
+
+    @property
+    def domains(self) -> np.ndarray:
+        """Domain of each item [n]."""
+        return np.array([item.domain for item in self.items])
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Group of each item [n], unique over domains."""
+        return np.array([item.group for item in self.items])
+
+    def domain_names(self) -> list[str]:
+        """The domains in order of first appearance."""
+        return list(dict.fromkeys(item.domain for item in self.items))
+
+    def seeds_of(self, name: str, domain: str, *, turns: bool = False) -> list[Key]:
+        """Return the keys that a method has for a training domain: one, or one per probe seed.
+
+        A method that learns nothing has the same key for every domain. Empty when it has none.
+        """
+        held = self.turns if turns else self.scores
+        keys = [key for key in held if key[0] == name and key[1] in (domain, "")]
+        return sorted(keys, key=lambda key: key[2])
+
+    def subset(self, kept: np.ndarray) -> ScoreBook:
+        """Return the book of the items that a mask [n] keeps."""
+        return replace(
+            self,
+            items=[item for item, keep in zip(self.items, kept, strict=True) if keep],
+            scores={key: values[kept] for key, values in self.scores.items()},
+            turns={key: values[kept] for key, values in self.turns.items()},
+            splits={domain: split[kept] for domain, split in self.splits.items()},
+        )
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Write `<path>.pkl` first, then `<path>.json`, each atomically; return both paths."""
+        pkl, text = Path(path).with_suffix(".pkl"), Path(path).with_suffix(".json")
+        pkl.parent.mkdir(parents=True, exist_ok=True)
+        arrays = {"format": FORMAT, "scores": self.scores, "turns": self.turns}
+        write_atomic(pkl, pickle.dumps(arrays, protocol=4))
+        write_json(
+            text,
+            {
+                "format": FORMAT,
+                "model": self.model,
+                "token_key": self.token_key,
+                "about": self.about,
+                "methods": self.methods,
+                "chosen": self.chosen,
+                "splits": {domain: split.tolist() for domain, split in self.splits.items()},
+                "items": [asdict(item) for item in self.items],
+            },
+        )
+        return [text, pkl]
+
+
+def load_score_book(path: str | Path) -> ScoreBook:
+    """Read a score book's two files; UserError when one is missing or is something else."""
+    pkl, text = Path(path).with_suffix(".pkl"), Path(path).with_suffix(".json")
+    told, arrays = read_json(text), load_pickle(pkl)
+    for content, file in ((told, text), (arrays, pkl)):
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise UserError(f'"{file}" is no score book; make one with score_methods.py')
+    return ScoreBook(
+        model=told["model"],
+        token_key=told["token_key"],
+        items=[
+            BookItem(**{**item, "turn_tokens": tuple(item["turn_tokens"])})
+            for item in told["items"]
+        ],
+        scores=arrays["scores"],
+        turns=arrays["turns"],
+        splits={domain: np.array(split) for domain, split in told["splits"].items()},
+        methods=told["methods"],
+        chosen=told["chosen"],
+        about=told["about"],
+    )

@@ -1,0 +1,442 @@
+"""Stage 2 for many methods: every detector fitted on every domain, and every item scored by it.
+
+A method that learns nothing scores once. A method that learns is fitted on the train split of each
+training domain, chooses on its validation split, and scores all items of all domains. What cannot
+be done (a measure is missing, a domain has too few items of a class) is left out and the reason
+kept; nothing is made up for it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from spikescore.detectors import REGISTRY
+from spikescore.detectors.answers import Answers, read_answers
+from spikescore.detectors.base import Detector, StateDetector, TurnDetector
+from spikescore.detectors.lesson import first_answers
+from spikescore.detectors.networks import Saplma
+from spikescore.detectors.score_book import BookItem, Key, ScoreBook
+from spikescore.errors import UserError
+from spikescore.pairs import TOKEN_KEYS, question_digest
+from spikescore.probes.data import SPLITS, split_by_group
+from spikescore.runtime import limited_threads, threads_for
+from spikescore.stats.trajectory import apply
+
+log = logging.getLogger("spikescore")
+
+TURN_SCORERS = (
+    "saplma",
+    "sep",
+    "perplexity",
+    "reasoning_score",
+    "sharpness",
+    "all_turn_probe",
+    "random_projection",
+    "linear_probe",
+    "mass_mean",
+)
+"""The per-turn scorers whose trajectories the tables compare."""
+LEAST = {"train": 3, "val": 1}
+"""Items of each class below which a split has nothing to teach, or to choose by."""
+BLOCK_BYTES = 2**26
+"""FP16 states of dialogues scored at a time: bounds memory whatever the model and the data."""
+MEASURED = frozenset({"lens", "attentions", "samples", "questions"})
+"""Needs that measure_answers.py provides for."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is scored by what. None: all methods, all domains, the usual scorers of turns.
+
+    `seed` is that of the splits; the probe seeds are 0 .. probe_seeds - 1.
+    """
+
+    methods: Sequence[str] | None = None
+    train_domains: Sequence[str] | None = None
+    turn_scorers: Sequence[str] | None = None
+    probe_seeds: int = 5
+    val_fraction: float = 0.2
+    test_fraction: float = 0.3
+    seed: int = 42
+
+
+def score_methods(
+    items: Answers,
+    settings: Settings,
+    registry: Mapping[str, type[Detector]] = REGISTRY,
+    *,
+    targets: Sequence[Answers] | None = None,
+) -> list[ScoreBook]:
+    """Fit on the items and score every target (default: the items themselves); a book for each.
+
+    `about` gets settings, seconds per method, what was left out and why, and how many items a
+    method could not score. Raises UserError for an unknown name, or when nothing could be scored.
+    The same items and settings give the same scores; those of a method do not depend on which
+    other methods run. In a target's book a question that a probe was fitted on keeps its split,
+    whatever became of its answer; one that the fit never saw is in "test".
+    """
+    scoring = _Scoring(items, settings, registry)
+    fitted = scoring.fit()
+    return [scoring.score(target, fitted) for target in targets or [items]]
+
+
+def learns(detector: type[Detector]) -> bool:
+    """Whether `fit` does anything."""
+    return detector.fit is not Detector.fit
+
+
+class _Scoring:
+    """One run: what was chosen, what is fitted, and what was left out."""
+
+    def __init__(
+        self, items: Answers, settings: Settings, registry: Mapping[str, type[Detector]]
+    ) -> None:
+        known_domains = list(dict.fromkeys(items.domains.tolist()))
+        self.items, self.settings, self.registry = items, settings, registry
+        self.methods = chosen("method", settings.methods, registry)
+        self.domains = chosen("training domain", settings.train_domains, known_domains)
+        self.turn_scorers = _turn_scorers(settings.turn_scorers, self.methods, registry)
+        self.splits: dict[str, np.ndarray] = {}
+        self.left_out: list[tuple[str, str]] = []
+        self.seconds: Counter[str] = Counter()
+
+    # --- fits -------------------------------------------------------------------------------
+
+    def fit(self) -> dict[Key, Detector]:
+        """Split the training domains and return every detector, those that learn fitted."""
+        learning = [name for name in self.methods if learns(self.registry[name])]
+        learning = [name for name in learning if self._has_measures(name)]
+        if learning:
+            self.splits, reasons = split_domains(self.items, self.domains, self.settings)
+            self.left_out += reasons
+        free = [name for name in self.methods if not learns(self.registry[name])]
+        fitted: dict[Key, Detector] = {(name, "", 0): self.registry[name]() for name in free}
+        n_fits = sum(self._n_seeds(name) for name in learning) * len(self.splits)
+        if not n_fits:
+            return fitted
+        with (
+            limited_threads(threads_for(self._item_bytes(learning))),
+            tqdm(total=n_fits, desc="fitting", unit="fit") as bar,
+        ):
+            for domain in self.splits:
+                fitted |= self._fit_domain(domain, learning, bar)
+        return fitted
+
+    def _item_bytes(self, names: Sequence[str]) -> int:
+        """Bytes of an item's states, which are read once and shared; 0 if no method reads them."""
+        if not any("states" in self.registry[name].needs for name in names):
+            return 0
+        return self.items.first_states[0].nbytes
+
+    def _fit_domain(self, domain: str, names: Sequence[str], bar: tqdm) -> dict[Key, Detector]:
+        """Fit the methods on one domain, once per probe seed; one that fails is left out."""
+        split = self.splits[domain]
+        train, val = (self.items.select(split == part) for part in ("train", "val"))
+        fitted: dict[Key, Detector] = {}
+        for name in names:
+            for seed in range(self._n_seeds(name)):
+                bar.set_postfix_str(f"{name} on {domain}", refresh=False)
+                detector = self.registry[name]()
+                try:
+                    with self._timed(name):
+                        detector.fit(train, val, seed=seed)
+                    fitted[name, domain, seed] = detector
+                except UserError as error:
+                    self._leave_out(f"{name} on {domain}", str(error))
+                bar.update()
+        return fitted
+
+    def _n_seeds(self, name: str) -> int:
+        return self.settings.probe_seeds if self.registry[name].seeded else 1
+
+    def _has_measures(self, name: str) -> bool:
+        detector = self.registry[name]
+        if not detector.needs & MEASURED or any(self.items.measures):
+            return True
+        self._leave_out(name, f"nothing was measured; {_remedy(detector)}")
+        return False
+
+    def _leave_out(self, what: str, why: str) -> None:
+        if (what, why) not in self.left_out:  # every probe seed fails alike
+            self.left_out.append((what, why))
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] += time.perf_counter() - start
+
+    # --- scores -----------------------------------------------------------------------------
+
+    def score(self, target: Answers, fitted: Mapping[Key, Detector]) -> ScoreBook:
+        """Return the book of a target: the scores of all items, and of all turns by the readers."""
+        book = ScoreBook(target.model, target.token_key, book_items(target))
+        book.splits = self._splits_in(target)
+        readers: dict[Key, StateDetector] = {}
+        for key, detector in fitted.items():
+            with self._timed(key[0]):
+                scored = self._score(book, target, key, detector)
+            if scored and key[0] in self.turn_scorers and isinstance(detector, StateDetector):
+                readers[key] = detector
+        book.turns |= score_turns(target, readers, timed=self._timed)
+        if not book.scores:
+            raise UserError("nothing could be scored: " + "; ".join(told(self.left_out)))
+        self._tell_about(book, target)
+        return book
+
+    def _score(self, book: ScoreBook, target: Answers, key: Key, detector: Detector) -> bool:
+        """Keep the scores of all items, and of computed turns; False when no item has one."""
+        what = f"{key[0]} on {key[1]}" if key[1] else key[0]
+        try:
+            scores = np.asarray(detector.score(target), dtype=np.float64)
+        except UserError as error:
+            self._leave_out(what, str(error))
+            return False
+        if not np.isfinite(scores).any():
+            self._leave_out(what, f"no item has a score; {_remedy(type(detector))}")
+            return False
+        book.scores[key] = scores
+        if learns(type(detector)):
+            book.chosen["/".join(map(str, key))] = detector.chosen
+        if key[0] in self.turn_scorers and isinstance(detector, TurnDetector):
+            book.turns[key] = detector.score_turns(target).astype(np.float32)
+        return True
+
+    def _splits_in(self, target: Answers) -> dict[str, np.ndarray]:
+        """Return the splits of a target's items, by what each item asks."""
+        if target is self.items:
+            return self.splits
+        found = {}
+        for domain, split in self.splits.items():
+            known = {
+                question_digest(record): part
+                for record, part in zip(self.items.records, split.tolist(), strict=True)
+                if part
+            }
+            own = target.domains == domain
+            parts = [known.get(question_digest(record), "test") for record in target.records]
+            found[domain] = np.where(own, np.array(parts, dtype="<U5"), "")
+        return found
+
+    # --- the book ---------------------------------------------------------------------------
+
+    def _tell_about(self, book: ScoreBook, target: Answers) -> None:
+        unscored: Counter[str] = Counter()
+        for (name, _, _), scores in book.scores.items():
+            unscored[name] = max(unscored[name], int(np.isnan(scores).sum()))
+        scored = {key[0] for key in book.scores}
+        book.methods = {
+            name: _described(self.registry[name]) for name in self.methods if name in scored
+        }
+        book.about = {
+            "settings": asdict(self.settings),
+            "items_left_out": target.left_out,
+            "left_out": self.left_out,
+            "unscored": {name: count for name, count in unscored.items() if count},
+            "seconds": {name: round(spent, 3) for name, spent in self.seconds.items()},
+        }
+
+
+def split_domains(
+    items: Answers, domains: Sequence[str], settings: Settings
+) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
+    """Split each training domain's items by group, and tell which domains lack items of a class.
+
+    Returns domain -> [n] ("train", "val", "test", and "" for items of other domains), and what was
+    left out, why.
+    """
+    splits, left_out = {}, []
+    for domain in domains:
+        own = items.domains == domain
+        split = np.full(len(items), "", dtype="<U5")
+        split[own] = split_by_group(
+            items.groups[own],
+            strata=items.domains[own],
+            y=items.y[own],
+            fractions=(settings.val_fraction, settings.test_fraction),
+            seed=settings.seed,
+        )
+        lacking = too_few(items.y, split)
+        if lacking:
+            left_out.append((f"training domain {domain}", lacking))
+            continue
+        splits[domain] = split
+        elsewhere = int(np.isin(items.groups[~own], items.groups[own]).sum())
+        if elsewhere:
+            log.warning("%d items outside %s ask what an item of it asks", elsewhere, domain)
+    return splits, left_out
+
+
+def score_turns(
+    items: Answers,
+    readers: Mapping[Key, StateDetector],
+    *,
+    timed: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
+) -> dict[Key, np.ndarray]:
+    """Return every turn's score by each fitted reader of states: float32 [n, K], NaN after the end.
+
+    One pass over the PKL files serves all readers; a block of dialogues is in memory at a time.
+    """
+    if not readers:
+        return {}
+    n_turns = np.array([len(record["cot_steps"]) for record in items.records])
+    tables = {
+        key: np.full((len(items), n_turns.max()), np.nan, dtype=np.float32) for key in readers
+    }
+    with tqdm(total=len(items), desc="turns", unit="dialogue") as bar:
+        for places in _blocks(n_turns * items.first_states[0].nbytes):
+            states = np.concatenate(list(items.select(places).turn_states()))
+            filled = np.arange(n_turns.max()) < n_turns[places, None]
+            for key, detector in readers.items():
+                with timed(key[0]):
+                    block = np.full(filled.shape, np.nan, dtype=np.float32)
+                    block[filled] = detector.score_states(states)
+                    tables[key][places] = block
+            bar.update(len(places))
+    return tables
+
+
+def chosen(what: str, asked: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+    """Return the names asked for, or all known; UserError, with the nearest, for an unknown one."""
+    for name in asked or ():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f'; did you mean "{near[0]}"?' if near else ""
+            raise UserError(f'unknown {what} "{name}"{hint} Known: {", ".join(known)}')
+    return list(known if asked is None else dict.fromkeys(asked))
+
+
+def told(left_out: Sequence[tuple[str, str]]) -> list[str]:
+    """Return one line per reason: what was left out for it, and the reason."""
+    reasons = dict.fromkeys(why for _, why in left_out)
+    return [", ".join(what for what, own in left_out if own == why) + f": {why}" for why in reasons]
+
+
+def _turn_scorers(
+    asked: Sequence[str] | None, methods: Sequence[str], registry: Mapping[str, type[Detector]]
+) -> list[str]:
+    if asked is None:
+        return [name for name in TURN_SCORERS if name in methods]
+    names = chosen("turn scorer among the methods", asked, methods)
+    for name in names:
+        if not issubclass(registry[name], StateDetector | TurnDetector):
+            raise UserError(
+                f'"{name}" scores first answers only, not turns; leave it out of the turn scorers'
+            )
+    return names
+
+
+def too_few(y: np.ndarray, split: np.ndarray) -> str:
+    """Return why a split [n] has too few items of a class to learn from; empty when it has not."""
+    counts = {
+        part: (int(y[split == part].sum()), int((1 - y[split == part]).sum())) for part in SPLITS
+    }
+    if all(min(counts[part]) >= least for part, least in LEAST.items()):
+        return ""
+    shown = ", ".join(f"{part} {one} / {zero}" for part, (one, zero) in counts.items())
+    return (
+        f"too few items of a class (hallucinated / consistent: {shown}); at least "
+        + " and ".join(f"{least} of each in {part}" for part, least in LEAST.items())
+        + " are needed"
+    )
+
+
+def book_items(items: Answers) -> list[BookItem]:
+    """Return the items as the book keeps them: without `turn_tokens` if a length is unknown."""
+    found = []
+    for place, record in enumerate(items.records):
+        lengths = [step.get("n_response_tokens") for step in record["cot_steps"]]
+        found.append(
+            BookItem(
+                path=str(items.paths[place]),
+                id=str(record["id"]),
+                domain=str(items.domains[place]),
+                group=str(items.groups[place]),
+                y=int(items.y[place]),
+                turn_tokens=() if None in lengths else tuple(map(int, lengths)),
+            )
+        )
+    return found
+
+
+def _blocks(sizes: np.ndarray) -> Iterator[np.ndarray]:
+    """Cut items of these sizes [n] in bytes into blocks of at most BLOCK_BYTES, or of one item."""
+    start = 0
+    for end in range(1, len(sizes) + 1):
+        if end == len(sizes) or sizes[start : end + 1].sum() > BLOCK_BYTES:
+            yield np.arange(start, end)
+            start = end
+
+
+def _remedy(detector: type[Detector]) -> str:
+    """What to do about a detector that has nothing to read."""
+    if detector.remedy:
+        return detector.remedy
+    needs = ", ".join(sorted(detector.needs)) or "nothing"
+    script = "measure_answers.py" if detector.needs & MEASURED else "reasoning_lite.py"
+    return f"it needs {needs}, which {script} writes: run that on the data folder"
+
+
+def _described(detector: type[Detector]) -> dict[str, object]:
+    return {
+        "title": detector.title,
+        "family": detector.family,
+        "needs": sorted(detector.needs),
+        "seeded": detector.seeded,
+        "learns": learns(detector),
+    }
+
+
+WHAT = {"spike": "max_abs_d2", "first": "first"}
+"""What is kept of the trajectories of each probe: SpikeScore, and the first answer's score."""
+
+
+def score_layer_grid(folder: str | Path, settings: Settings) -> ScoreBook:
+    """Fit SAPLMA on each training domain at each layer (0 to L) and token, and score all items.
+
+    The scores are named "<spike or first>@<token key>@<layer>"; one probe seed. Raises UserError
+    when no domain can be trained on.
+    """
+    book = None
+    for token_key in TOKEN_KEYS:
+        items = read_answers(folder, token_key=token_key)
+        domains = list(dict.fromkeys(items.domains.tolist()))
+        domains = chosen("training domain", settings.train_domains, domains)
+        splits, left_out = split_domains(items, domains, settings)
+        if not splits:
+            raise UserError("; ".join(f"{what}: {why}" for what, why in left_out))
+        if book is None:
+            book = ScoreBook(items.model, "all", book_items(items), splits=splits)
+            book.about = {
+                "items_left_out": items.left_out, "left_out": left_out, "unscored": {},
+                "seconds": {}, "settings": {"probe_seeds": 1},
+            }  # fmt: skip
+        with limited_threads(threads_for(items.first_states[0].nbytes)):
+            readers = dict(_fit(items, splits, token_key))
+        for (name, domain, seed), turns in score_turns(items, readers).items():
+            for what, functional in WHAT.items():
+                key = f"{what}@{name}"
+                book.scores[key, domain, seed] = apply(functional, turns)
+                book.methods[key] = {"title": key, "family": "trained", "needs": ["states"]}
+    return book
+
+
+def _fit(
+    items: Answers, splits: dict[str, np.ndarray], token_key: str
+) -> Iterator[tuple[Key, Saplma]]:
+    for domain, split in splits.items():
+        material = first_answers(*(items.select(split == part) for part in ("train", "val")))
+        for layer in range(material.features.shape[1]):
+            detector = Saplma()
+            detector.fit_layer(material, layer, seed=0)
+            yield (f"{token_key}@{layer}", domain, 0), detector

@@ -1,0 +1,209 @@
+"""One dialogue: a message list that is only ever appended to, rendered by the model's chat
+template.
+
+The core speaks messages and texts, so the same dialogue can be held by the local engine, which
+asks for token ids and returns token ids, by a server, or be read from a file. Here it becomes
+steps and the record on disk (DESIGN: the pair).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from spikescore.data.question import Question, first_message, leaked_lines
+from spikescore.dialogues.config import Config
+from spikescore.dialogues.prompts import FAMILIES, Prompt, follow_up
+from spikescore.model.chat import ChatFormat, Message, Rendering
+from spikescore.model.turns import Finished, Turn, common_prefix
+
+log = logging.getLogger("spikescore")
+
+
+class Dialogue:
+    """The conversation about one question, whoever answers it.
+
+    `messages` is what to send now; `answered` takes the answer and says whether there is a next
+    turn. `prompts` and `answers` are the texts so far. `on_first_answer` is called with the text of
+    the initial answer as soon as it is known, so that it can be judged while the dialogue goes on.
+    """
+
+    def __init__(
+        self,
+        question: Question,
+        config: Config,
+        chat: ChatFormat,
+        *,
+        families: dict[str, tuple[Prompt, ...]] = FAMILIES,
+    ) -> None:
+        self.item_id = question.id
+        self.question = question
+        first = first_message(question)
+        if config.leak_answer:
+            first = f"{first}\n\n{leaked_lines(question)}"
+        self.prompts = [Prompt("initial", 0, first)]
+        self.answers: list[str] = []
+        self.messages = opening(config.system_prompt, self.prompts[0].text)
+        self.stopped = ""  # a reason of our own to end early
+        self.on_first_answer: Callable[[str], None] | None = None
+        self._config = config
+        self._chat = chat
+        self._families = families
+        self._rendered: Rendering | None = None
+
+    def answered(self, text: str, n_tokens: int, perplexity: float | None = None) -> bool:
+        """Append the answer and the next follow-up.
+
+        False after `max_steps` turns or at a stop rule: the dialogue is over.
+        """
+        self.answers.append(text)
+        number = len(self.answers)
+        if number == 1:
+            if self.on_first_answer:
+                self.on_first_answer(text)
+            self.messages = after_first(self.messages, self.question, self._config.history)
+        if number >= self._config.max_steps:
+            return False
+        if high_perplexity(perplexity, self._config) and self._config.ppl_action == "stop":
+            self.stopped = "perplexity"
+            return False
+        prompt = follow_up(
+            self._config.strategy,
+            number + 1,
+            seed=self._config.sampling.seed,
+            item_id=self.item_id,
+            last_answer_tokens=n_tokens,
+            order=self._config.prompt_seed,
+            families=self._families,
+        )
+        self.prompts.append(prompt)
+        self.messages.append({"role": "assistant", "content": text})
+        self.messages.append({"role": "user", "content": prompt.text})
+        return True
+
+    def next_prompt(self, last: Turn | None) -> list[int] | None:
+        """Return the ids of the next turn's prompt, for the engine; None when the dialogue is
+        over.
+        """
+        if last is not None:
+            text = self._chat.text(last.answer_ids)
+            if not self.answered(text, len(last.answer_ids), last.perplexity):
+                return None
+        self._rendered = self._chat.rendering(self.messages, self._rendered)
+        return self._rendered.ids
+
+
+def opening(system_prompt: str | None, first: str) -> list[Message]:
+    """The messages before the first answer."""
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    return [*system, {"role": "user", "content": first}]
+
+
+def after_first(messages: list[Message], question: Question, history: str) -> list[Message]:
+    """What of the opening stays in the conversation once the first answer is there.
+
+    `question_only` is the public release's behaviour, kept as a switch to measure what it does.
+    """
+    if history == "question_only":
+        return [{"role": "user", "content": question.question}]
+    return messages
+
+
+def high_perplexity(perplexity: float | None, config: Config) -> bool:
+    """The perplexity check: on, and the answer's perplexity is above `ppl_bound`."""
+    above = perplexity is not None and perplexity > config.ppl_bound
+    return config.enable_ppl_detection and above
+
+
+def stop_late(finished: Finished, dialogue: Dialogue, config: Config) -> None:
+    """Cut a served dialogue after its first turn of high perplexity, where `ppl_action` is stop.
+
+    A server's answers get their perplexity afterwards, from the local model; what is kept is what
+    would have been there had the dialogue ended then.
+    """
+    if config.ppl_action != "stop":
+        return
+    for turn in finished.turns[: config.max_steps - 1]:
+        if high_perplexity(turn.perplexity, config):
+            del finished.turns[turn.number :]
+            dialogue.stopped = "perplexity"
+            return
+
+
+class Held(Protocol):
+    """What a record is written from: the question and the texts of a dialogue that was held.
+
+    `stopped` is the reason of its end, "" for the one that the turns' maker gives.
+    """
+
+    question: Question
+    prompts: list[Prompt]
+    answers: list[str]
+    stopped: str
+
+
+def dialogue_record(
+    finished: Finished, dialogue: Held, config: Config, chat: ChatFormat
+) -> dict[str, Any]:
+    """The JSON of a finished dialogue, label still open.
+
+    Token ids: a turn's prompt is the first `n_kept` ids of the turn before (its prompt and
+    response) followed by `prompt_ids`; then come `response_ids`. So the whole dialogue can be
+    encoded again.
+    """
+    question = dialogue.question
+    # an answer cut by a time-out ends a dialogue that is not told of it
+    cut = finished.turns[len(dialogue.answers) :]
+    answers = dialogue.answers + [chat.text(turn.answer_ids) for turn in cut]
+    steps, before = [], []
+    for turn, prompt, answer in zip(finished.turns, dialogue.prompts, answers, strict=False):
+        kept = common_prefix(before, turn.prompt_ids)
+        step = {
+            "turn": turn.number,
+            "prompt_type": prompt.family,
+            "prompt": prompt.text,
+            "response": answer,
+            "n_prompt_tokens": len(turn.prompt_ids),
+            "n_response_tokens": len(turn.answer_ids),
+            "finish_reason": turn.finish_reason,
+            "perplexity": turn.perplexity,
+            "mean_logprob": _mean(turn.logprobs),
+            "mean_token_entropy": _mean(turn.entropies),
+            "max_token_entropy": max(turn.entropies, default=None),
+            "first_token_confidence": turn.first_token_confidence,
+            "n_kept": kept,
+            "prompt_ids": turn.prompt_ids[kept:],
+            "response_ids": turn.answer_ids,
+            "metrics": {},
+        }
+        if high_perplexity(turn.perplexity, config):
+            step["high_perplexity"] = True
+        steps.append(step)
+        before = turn.prompt_ids + turn.answer_ids
+    known_wrong = question.meta.get("incorrect_answers")
+    return {
+        "id": question.id,
+        "domain": question.domain,
+        "question": question.question,
+        "context": question.context,
+        "choices": list(question.choices) if question.choices else None,
+        "history": [list(pair) for pair in question.history],
+        "gold_answers": list(question.gold_answers),
+        **({"incorrect_answers": list(known_wrong)} if known_wrong else {}),
+        "answer_type": question.answer_type,
+        "group": question.group,
+        "model": config.model_path,
+        "seed": config.sampling.seed,
+        "config": config.resolved(),
+        "config_hash": config.hash(),
+        "finish_reason": dialogue.stopped or finished.reason,
+        "cot_steps": steps,
+        "nil_label": None,
+        "nil_judge": None,
+        "metrics": {},
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

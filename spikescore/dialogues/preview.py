@@ -1,0 +1,58 @@
+"""What a run of stage 1 would do, shown without doing it: prompts, judge, leaks."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from itertools import islice
+
+from spikescore.dialogues.config import Config
+from spikescore.dialogues.plan import Item
+from spikescore.dialogues.running import first_messages, guard_report, label_name, read_dialogue
+from spikescore.errors import UserError
+from spikescore.labels.judges import describe_judge
+from spikescore.model.chat import ChatFormat
+
+PROMPTS = 3
+"""Prompts shown of each domain."""
+
+
+def preview(items: list[Item], config: Config, chat: ChatFormat) -> Iterator[str]:
+    """Yield lines: for each domain of each data set its judge and three prompts as the model gets
+    them, with their number of tokens; at the end what the leak guard finds in all prompts.
+    """
+    groups: dict[tuple[str, str], list[Item]] = defaultdict(list)
+    for item in items:
+        groups[str(item.folder), item.question.domain].append(item)
+    for (folder, domain), group in groups.items():
+        what = "dialogues" if config.replay else "questions"
+        yield f"\n=== {domain or 'no domain'}: {len(group)} {what} -> {folder}"
+        yield _label_line(group, config)
+        for item in islice(group, PROMPTS):
+            yield from _prompt(item, config, chat)
+    yield ""
+    yield guard_report(items, config, chat)
+
+
+def _prompt(item: Item, config: Config, chat: ChatFormat) -> Iterator[str]:
+    try:
+        ids = chat.render(first_messages(item, config, chat))
+    except UserError as error:
+        yield f"--- {item.question.id}: {error}"
+        return
+    yield f"--- {item.question.id}: {len(ids)} tokens"
+    yield chat.tokenizer.decode(ids)
+
+
+def _label_line(group: list[Item], config: Config) -> str:
+    if not config.replay:
+        return f"judge: {describe_judge(config.judge, [item.question for item in group])}"
+    labels = Counter(_label(item, config) for item in group)
+    return f"labels carried over: {', '.join(f'{n} {name}' for name, n in sorted(labels.items()))}"
+
+
+def _label(item: Item, config: Config) -> str:
+    try:
+        return label_name(read_dialogue(item, config)[0]["nil_label"])
+    except UserError:
+        return "unreadable"

@@ -1,0 +1,288 @@
+"""What the layers of a model say on the way to its answer: numbers read through the logit lens.
+
+The logit lens (nostalgebraist, 2020) reads a state of the residual stream as a distribution over
+the vocabulary: the model's final norm, then its output matrix. All is measured in a teacher-forced
+pass over the token ids that a dialogue keeps. Layers are numbered as `output_hidden_states` does;
+logarithms are natural.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from spikescore.errors import UserError
+from spikescore.model.architecture import decoder_of, text_config
+from spikescore.model.attention import Part
+from spikescore.model.slots import SlotModel
+from spikescore.model.turns import common_prefix
+
+Exchange = tuple[list[int], list[int]]
+"""Ids of one turn: its whole prompt, and its answer."""
+
+LENS_CHUNK = 1024  # tokens per forward pass; bounds memory to chunk x layers x hidden
+LATE_FROM = 2 / 3
+"""The share of a model's layers after which the late ones begin."""
+SHARPNESS_DEPTH = 26 / 32
+"""In-Context Sharpness reads layer 26 of the 32 of its authors' 7B models."""
+LENS_SETTINGS = {"late_from": LATE_FROM, "sharpness_depth": SHARPNESS_DEPTH}
+LENS_NUMBERS = {"cpu": 2**20, "cuda": 2**26}
+"""Numbers of one matrix [rows, vocabulary] of a lens; bounds memory, and fits a CPU's cache."""
+_FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm")
+_TINY = torch.finfo(torch.float32).tiny  # a probability below it adds nothing to an entropy
+
+
+@dataclass
+class LensMeasures:
+    """What a dialogue's layers say: float32 `[K]`, one value per turn, and float32 `[2H]`."""
+
+    reasoning_score: np.ndarray
+    sharpness: np.ndarray
+    mind: np.ndarray
+
+
+def late_layers(n_layers: int) -> range:
+    """Layers of the last third, the final one left out: 4, 5 of 6 and 22 to 31 of 32."""
+    return range(min(math.ceil(LATE_FROM * n_layers), n_layers - 1), n_layers)
+
+
+def sharpness_layer(n_layers: int) -> int:
+    """The layer whose states in-context sharpness reads: 5 of 6, 26 of 32."""
+    return min(max(1, round(SHARPNESS_DEPTH * n_layers)), n_layers - 1)
+
+
+# --- formulae ---------------------------------------------------------------------------------
+
+
+def entropy(p: torch.Tensor) -> torch.Tensor:
+    """-sum_i p_i log p_i over the last dimension; 0 log 0 = 0."""
+    return -(p * p.clamp(min=_TINY).log()).sum(dim=-1)
+
+
+def js_divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """Jensen-Shannon divergence of distributions over the last dimension, between 0 and log 2.
+
+    JSD(p, q) = H(m) - (H(p) + H(q)) / 2 with m = (p + q) / 2, which is half of KL(p, m) + KL(q, m).
+    """
+    return (entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2).clamp(min=0)
+
+
+def context_entropy(log_p: torch.Tensor) -> torch.Tensor:
+    """Entropy over positions, given log-probabilities `[positions, tokens]`: `[tokens]`.
+
+    For each token the probabilities at the positions are divided by their sum.
+    """
+    return entropy(torch.softmax(log_p, dim=0).T)
+
+
+# --- the lens ---------------------------------------------------------------------------------
+
+
+class Lens:
+    """Reads states as distributions over the vocabulary, as the model itself does at its end.
+
+    Raises UserError for a model whose own logits are not what the lens gives for its last state.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        decoder = decoder_of(model)
+        names = [name for name in _FINAL_NORMS if hasattr(decoder, name)]
+        self._head = model.get_output_embeddings()
+        if not names or self._head is None:
+            raise UserError(
+                f"{type(model).__name__} keeps its final norm or output matrix in no known place, "
+                'which the logit lens needs; leave "lens" out of --groups'
+            )
+        self._norm: nn.Module = getattr(decoder, names[0])
+        config = text_config(model.config)
+        self._cap = getattr(config, "final_logit_softcapping", None)
+        self.n_layers: int = config.num_hidden_layers
+        self.rows = max(1, LENS_NUMBERS[model.device.type] // config.vocab_size)
+        self._check(model)
+
+    @torch.inference_mode()
+    def _check(self, model: PreTrainedModel) -> None:
+        ids = [1, 2, 3]
+        logits, states = SlotModel(model, slots=1).feed(
+            [Part(0, ids, 0)], states_of=range(len(ids)), logits_of=range(len(ids))
+        )
+        own = torch.log_softmax(logits.float(), dim=-1)
+        lens = self.log_probabilities(states[-1], final=True)
+        if not torch.allclose(own, lens.to(own.device), rtol=0.02, atol=0.05):
+            raise UserError(
+                f"{type(model).__name__} does more to its last state than norm and output matrix, "
+                'so the logit lens cannot read it; leave "lens" out of --groups'
+            )
+
+    def log_probabilities(self, states: torch.Tensor, *, final: bool) -> torch.Tensor:
+        """Log-probabilities `[rows, vocabulary]` (float32) that states `[rows, H]` give.
+
+        `final` states are those after the final norm; all others get it here.
+        """
+        logits = self._head(states if final else self._norm(states)).float()
+        if self._cap:
+            logits = torch.tanh(logits / self._cap) * self._cap
+        return torch.log_softmax(logits, dim=-1)
+
+    def divergences(self, states: Sequence[torch.Tensor], layers: Sequence[int]) -> torch.Tensor:
+        """Mean over `layers` of JSD(final distribution, that layer's), given L + 1 states
+        `[rows, H]`: `[rows]`.
+        """
+        final = self.log_probabilities(states[-1], final=True).exp()
+        found = [
+            js_divergence(final, self.log_probabilities(states[layer], final=False).exp())
+            for layer in layers
+        ]
+        return torch.stack(found).mean(dim=0)
+
+
+class LensReader:
+    """Measures dialogues one after another, each in the one slot of a cache.
+
+    reasoning_score: for each answer token, at the position that predicts it, the Jensen-Shannon
+    divergence between the final layer's distribution and each late layer's (`late_layers`); mean
+    over these layers, then over the answer's tokens. Range 0 to log 2; higher = the late layers
+    still change what is said. Source: Sun et al. (2025), "Detection and Mitigation of Hallucination
+    in Large Reasoning Models", arXiv 2505.12886. SpikeScore's public release leaves the final norm
+    out for all layers but the last; here every layer gets it.
+
+    sharpness: for each answer token v, p_i = the probability of v that the state of one late layer
+    (`sharpness_layer`) gives at position i of the turn's prompt, earlier turns and template tokens
+    included; the entropy of p_i / sum_j p_j over these positions; mean over the answer's tokens.
+    Range 0 to log of the prompt's length, so later turns are higher by themselves; higher = less
+    sharp = more hallucinated. Source: Chen et al. (2024), "In-Context Sharpness as Alerts", arXiv
+    2403.01548; their code takes the softmax of v's logits over the positions instead.
+
+    mind: of the first answer, the mean over layers 1 .. L of its last token's state, then the mean
+    over its tokens of the last layer's state, after the final norm. No direction: features for a
+    classifier. Source: Su et al. (2024), "Unsupervised Real-Time Hallucination Detection based on
+    the Internal States of Large Language Models" (MIND), arXiv 2403.06448.
+
+    An empty answer has no value: NaN.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, chunk: int = LENS_CHUNK) -> None:
+        self.lens = Lens(model)
+        self.late = late_layers(self.lens.n_layers)
+        self.sharp = sharpness_layer(self.lens.n_layers)
+        self._passes = SlotModel(model, slots=1)
+        self._chunk = chunk
+
+    @torch.inference_mode()
+    def read(self, turns: Sequence[Exchange]) -> LensMeasures:
+        """Measure a dialogue.
+
+        While each prompt begins with the turn before it, the whole dialogue is one pass; where a
+        template rewrote earlier turns, only what differs is encoded again.
+        """
+        reading = _Reading(turns)
+        for run in _runs(turns):
+            self._read_run(run, reading)
+            for prompt, answer in run:
+                reading.close_turn(len(prompt), answer)
+        return reading.result()
+
+    def _read_run(self, run: Sequence[Exchange], reading: _Reading) -> None:
+        ids = run[-1][0] + run[-1][1]
+        start = reading.begin(ids, min(common_prefix(reading.ids, ids), len(run[0][0]) - 1))
+        predicting = torch.zeros(len(ids), dtype=torch.bool)
+        for prompt, answer in run:
+            predicting[len(prompt) - 1 : len(prompt) - 1 + len(answer)] = True
+        while start < len(ids):
+            part = ids[start : start + self._chunk]
+            _, states = self._passes.feed(
+                [Part(0, part, start)], states_of=range(len(part)), logits_of=[]
+            )
+            reading.keep_first_answer(states, start)
+            for first in range(0, len(part), self.lens.rows):
+                rows = slice(first, min(first + self.lens.rows, len(part)))
+                log_p = self.lens.log_probabilities(states[self.sharp][rows], final=False)
+                reading.keep_context(log_p, start + first)
+            places = predicting[start : start + len(part)].nonzero()[:, 0]
+            for few in places.split(self.lens.rows):
+                chosen = [state[few.to(state.device)] for state in states]
+                reading.divergence[start + few] = self.lens.divergences(chosen, self.late).cpu()
+            start += len(part)
+
+
+class _Reading:
+    """What is known of a dialogue while it is read.
+
+    context: log-probabilities `[positions, tokens]` of every token that some answer holds, by the
+    states of the positions read so far.
+    """
+
+    def __init__(self, turns: Sequence[Exchange]) -> None:
+        self.ids: list[int] = []
+        self.divergence = torch.empty(0)
+        self._tokens = torch.tensor(sorted({token for _, answer in turns for token in answer}))
+        self._column = {token: place for place, token in enumerate(self._tokens.tolist())}
+        self._context = torch.empty(0, len(self._column))
+        prompt, answer = turns[0]
+        self._first = range(len(prompt), len(prompt) + len(answer))
+        self._last_token: list[torch.Tensor] = []  # the L + 1 states of the first answer's last
+        self._last_layer: list[torch.Tensor] = []  # the last layer's states of the first answer
+        self._scores: list[tuple[float, float]] = []
+        self._width = 0
+
+    def begin(self, ids: list[int], reused: int) -> int:
+        """Go on with these ids, of which `reused` are known; return that number."""
+        context = self._context[:reused]
+        device = context.device
+        grown = torch.empty(len(ids), len(self._column), device=device)
+        grown[:reused] = context
+        self.ids, self._context = ids, grown
+        self.divergence = torch.empty(len(ids))
+        return reused
+
+    def keep_context(self, log_p: torch.Tensor, start: int) -> None:
+        """Keep what the positions from `start` on give the answers' tokens."""
+        self._context = self._context.to(log_p.device)
+        tokens = self._tokens = self._tokens.to(log_p.device)
+        self._context[start : start + len(log_p)] = log_p[:, tokens.long()]
+
+    def keep_first_answer(self, states: Sequence[torch.Tensor], start: int) -> None:
+        """Keep what MIND needs of a pass's states, which begin at position `start`."""
+        self._width = states[-1].shape[-1]
+        inside = range(max(self._first.start, start), min(self._first.stop, start + len(states[0])))
+        if inside and len(self.ids) >= self._first.stop and not self._scores:
+            self._last_layer.append(states[-1][inside.start - start : inside.stop - start].float())
+            if inside[-1] == self._first[-1]:
+                self._last_token = [state[inside[-1] - start].float() for state in states]
+
+    def close_turn(self, n_prompt: int, answer: list[int]) -> None:
+        """Average over the tokens of an answer that has been read."""
+        if not answer:
+            self._scores.append((math.nan, math.nan))
+            return
+        predicting = slice(n_prompt - 1, n_prompt - 1 + len(answer))
+        columns = torch.tensor([self._column[token] for token in answer])
+        log_p = self._context[:n_prompt, columns.to(self._context.device)]
+        self._scores.append(
+            (float(self.divergence[predicting].mean()), float(context_entropy(log_p).mean()))
+        )
+
+    def result(self) -> LensMeasures:
+        scores = np.array(self._scores, dtype=np.float32)
+        mind = np.full(2 * self._width, np.nan, dtype=np.float32)
+        if self._last_token:
+            over_layers = torch.stack([state.cpu() for state in self._last_token[1:]]).mean(dim=0)
+            over_tokens = torch.cat(self._last_layer).mean(dim=0).cpu()
+            mind = torch.cat([over_layers, over_tokens]).numpy()
+        return LensMeasures(scores[:, 0], scores[:, 1], mind)
+
+
+def _runs(turns: Sequence[Exchange]) -> Iterator[Sequence[Exchange]]:
+    """Cut a dialogue into runs of turns of which each prompt begins with the whole turn before."""
+    start = 0
+    for end in range(1, len(turns) + 1):
+        before = turns[end - 1][0] + turns[end - 1][1]
+        if end == len(turns) or turns[end][0][: len(before)] != before:
+            yield turns[start:end]
+            start = end

@@ -1,0 +1,180 @@
+"""Messages to token ids by the model's chat template, and an answer's ids back to text."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from spikescore.errors import UserError
+
+log = logging.getLogger("spikescore")
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """A conversation as the chat template writes it, and the ids of that text."""
+
+    text: str
+    ids: list[int]
+
+
+class ChatFormat:
+    """Turns messages into token ids with the model's chat template, and answers back into text.
+
+    Without a template a plain format is used ("User: ... Assistant: ..."), with a warning. A
+    template that refuses or drops the system role gets the system prompt at the head of the first
+    user message; one that refuses or drops the tool role gets what tools said as user messages.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, enable_thinking: bool) -> None:
+        self.tokenizer = tokenizer
+        self.enable_thinking = enable_thinking
+        self._options = {"enable_thinking": enable_thinking}
+        self._plain = tokenizer.chat_template is None
+        if self._plain:
+            log.warning("the tokenizer has no chat template; using plain User:/Assistant: turns")
+        self._fold_system = not self._plain and not self._accepts_system()
+        # special tokens part the text before anything else is done to it
+        added = tokenizer.added_tokens_decoder if tokenizer.is_fast else {}
+        self._dividers = {n: token.content for n, token in added.items() if token.special}
+
+    def _accepts_system(self) -> bool:
+        probe = "system role probe"
+        messages = [{"role": "system", "content": probe}, {"role": "user", "content": "x"}]
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, **self._options)
+        except (jinja2.TemplateError, ValueError):
+            text = ""
+        if probe not in text:
+            log.warning("the chat template takes no system role; folding it into the first message")
+        return probe in text
+
+    @cached_property
+    def _takes_tools(self) -> bool:
+        probe = "tool role probe"
+        messages = [
+            {"role": "user", "content": "x"},
+            {"role": "assistant", "content": "y"},
+            {"role": "tool", "name": "z", "content": probe},
+        ]
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, **self._options)
+        except (jinja2.TemplateError, ValueError):
+            text = ""
+        if probe not in text:
+            log.warning("the chat template takes no tool role; showing tool results as the user's")
+        return probe in text
+
+    @property
+    def knows_thinking(self) -> bool:
+        """True when the template looks at `enable_thinking`, so that a server must be told too."""
+        return "enable_thinking" in str(self.tokenizer.chat_template)
+
+    def accepted(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages as the template takes them: without a system or tool role where it has
+        none.
+        """
+        messages = list(messages)
+        if self._fold_system and messages[0]["role"] == "system" and len(messages) > 1:
+            system, first, *rest = messages
+            folded = {"role": "user", "content": f"{system['content']}\n\n{first['content']}"}
+            messages = [folded, *rest]
+        tools = any(message["role"] == "tool" for message in messages)
+        if tools and not self._plain and not self._takes_tools:
+            return _tools_as_user(messages)
+        return messages
+
+    def render(self, messages: Sequence[Message], *, closed: bool = False) -> list[int]:
+        """Return the ids of the messages; one BOS at most.
+
+        The opening of the assistant's next turn follows, unless they are the `closed` end.
+        """
+        return self.rendering(messages, closed=closed).ids
+
+    def rendering(
+        self,
+        messages: Sequence[Message],
+        before: Rendering | None = None,
+        *,
+        closed: bool = False,
+    ) -> Rendering:
+        """As `render`, with the text; UserError when the template refuses the messages.
+
+        Where the text goes on from that of an earlier rendering, `before`, only what follows the
+        last special token that both hold is tokenised: a special token parts the text first of
+        all, so the ids are the same.
+        """
+        messages = self.accepted(messages)
+        if self._plain:
+            text = _plain_text(messages, closed)
+            return Rendering(text, self.tokenizer(text)["input_ids"])
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=not closed, tokenize=False, **self._options
+            )
+        except jinja2.TemplateError as error:
+            raise UserError(f"the chat template refuses these messages: {error}") from error
+        kept, start = self._shared(before, text) if before else (0, 0)
+        rest = self.tokenizer(text[start:], add_special_tokens=False)["input_ids"]
+        return Rendering(text, [*before.ids[:kept], *rest] if before else rest)
+
+    def _shared(self, before: Rendering, text: str) -> tuple[int, int]:
+        """How many ids of `before` stand for the start of the text, and how much of it that is: up
+        to the last special token, which is left to what follows.
+        """
+        if text.startswith(before.text):
+            for place in range(len(before.ids) - 1, 0, -1):
+                divider = self._dividers.get(before.ids[place])
+                if divider is not None and (start := before.text.rfind(divider)) > 0:
+                    return place, start
+        return 0, 0
+
+    def answer_ids(self, messages: Sequence[Message], answer: str) -> list[int]:
+        """Return the ids of an answer that is known as text only, given the messages before it.
+
+        They are the ids that the template itself gives the answer inside the conversation, so a
+        space that the template puts before an answer belongs to its first token. Where the closed
+        conversation does not begin with the prompt, or text of the template's own closes the
+        answer, the answer is tokenised by itself.
+        """
+        prompt = self.render(messages)
+        whole = self.render([*messages, {"role": "assistant", "content": answer}], closed=True)
+        if whole[: len(prompt)] == prompt:
+            found = whole[len(prompt) :]
+            wanted = self.text(found)
+            # the template's closing tokens are those that the text does not need
+            while found and self.text(found[:-1]) == wanted:
+                found.pop()
+            if wanted == answer.strip():
+                return found
+        return list(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
+
+    def text(self, answer_ids: Sequence[int]) -> str:
+        """The answer as text, special tokens left out."""
+        return self.tokenizer.decode(list(answer_ids), skip_special_tokens=True).strip()
+
+
+def _plain_text(messages: Sequence[Message], closed: bool) -> str:
+    turns = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
+    return "\n\n".join(turns if closed else [*turns, "Assistant:"])
+
+
+def _tools_as_user(messages: Sequence[Message]) -> list[Message]:
+    """Give the user what tools said; user messages in a row become one, as templates want it."""
+    shown: list[Message] = []
+    for message in messages:
+        if message["role"] not in ("user", "tool"):
+            shown.append(message)
+        elif shown and shown[-1]["role"] == "user":
+            together = f"{shown[-1]['content']}\n\n{message['content']}"
+            shown[-1] = {"role": "user", "content": together}
+        else:
+            shown.append({"role": "user", "content": message["content"]})
+    return shown

@@ -1,0 +1,64 @@
+"""Reading hidden states out of a model: at few positions while it runs, or again from stored token
+ids.
+
+"All layers" means L + 1 states as `output_hidden_states` numbers them: index 0 is the embedding
+output, index l the input of layer l, and the last one the output of the final norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from spikescore.model.architecture import decoder_of, layers_of
+
+TEACHER_CHUNK = 512  # tokens per forward pass; bounds memory to chunk x layers x hidden
+
+
+class StateTap(AbstractContextManager):
+    """Collects, during one forward pass over one row of tokens, `states`: L + 1 tensors
+    `[columns, hidden]`.
+
+    Hooks keep those columns alone, so nothing of size [tokens, layers, hidden] is ever held.
+    """
+
+    def __init__(self, model: PreTrainedModel, columns: Sequence[int]) -> None:
+        self._decoder = decoder_of(model)
+        self._columns = torch.tensor(columns, dtype=torch.long, device=model.device)
+        self.states: list[torch.Tensor] = []
+        self._hooks: list = []
+
+    def __enter__(self) -> StateTap:
+        for layer in layers_of(self._decoder):
+            hook = layer.register_forward_pre_hook(self._before_layer, with_kwargs=True)
+            self._hooks.append(hook)
+        self._hooks.append(self._decoder.register_forward_hook(self._after_decoder))
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def _before_layer(self, layer: nn.Module, args: tuple, kwargs: dict) -> None:
+        self._keep(args[0] if args else kwargs["hidden_states"])
+
+    def _after_decoder(self, decoder: nn.Module, args: tuple, output: object) -> None:
+        self._keep(output[0])
+
+    def _keep(self, hidden: torch.Tensor) -> None:
+        self.states.append(hidden[0, self._columns.to(hidden.device)])
+
+
+def to_half(states: Sequence[torch.Tensor], rows: torch.Tensor) -> np.ndarray:
+    """Stack the chosen rows of L + 1 states `[batch, hidden]` into FP16 `[rows, L + 1, hidden]` on
+    the CPU.
+
+    A value beyond FP16's range becomes infinite here and is refused where the pair is written.
+    """
+    picked = [state[rows.to(state.device)].to(torch.float16).cpu() for state in states]
+    return torch.stack(picked, dim=1).numpy()

@@ -1,0 +1,197 @@
+"""Loading a chat model and its tokenizer from a folder or the hub, with errors that say what is
+missing.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DistributedConfig,
+    LogitsProcessorList,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.generation.logits_process import (
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
+)
+from transformers.utils.logging import disable_progress_bar
+
+from spikescore.errors import UserError
+from spikescore.model.architecture import cache_bytes_per_token
+from spikescore.runtime import this_process
+
+log = logging.getLogger("spikescore")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which model is loaded and where it is put; the fields are config.json's keys."""
+
+    model_path: str
+    dtype: str = "auto"
+    device_map: str | dict[str, Any] | None = None
+    max_memory: dict[str, Any] | None = None
+    tp_plan: str | None = None
+    attn_implementation: str | None = None
+
+
+# What a checkpoint's generation_config may ask for beyond config.json, and how it is applied
+_PROCESSORS = {
+    "repetition_penalty": RepetitionPenaltyLogitsProcessor,
+    "no_repeat_ngram_size": NoRepeatNGramLogitsProcessor,
+    "top_k": TopKLogitsWarper,
+}
+_NO_EFFECT = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "top_k": 0}
+
+
+def load_model(placement: Placement) -> PreTrainedModel:
+    """Load the chat model for inference: float16 on a GPU and float32 on CPU unless `dtype` says
+    else.
+
+    With more than one device or `device_map` set, layers are placed by accelerate (offload
+    included).
+    """
+    path = _checked_path(placement.model_path)
+    if getattr(load_architecture(placement), "quantization_config", None) is not None:
+        log.warning("%s is quantised; FP16 checkpoints give more faithful hidden states", path)
+    disable_progress_bar()
+    device_map = placement.device_map
+    process = this_process()
+    if device_map is None and torch.cuda.is_available():
+        # several processes share a machine's GPUs one each; a single one may use them all
+        device_map = "auto" if process.world_size == 1 else {"": process.local_rank}
+    on_gpu = torch.cuda.is_available() and device_map != "cpu"
+    dtype = placement.dtype if placement.dtype != "auto" else ("float16" if on_gpu else "float32")
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    if placement.tp_plan:
+        if process.world_size == 1:
+            raise UserError(
+                'config key "tp_plan" needs several processes: torchrun --nproc_per_node N '
+                "reasoning_lite.py (one process per GPU)"
+            )
+        options["distributed_config"] = DistributedConfig(tp_plan=placement.tp_plan)
+    elif device_map is not None:
+        options["device_map"] = device_map
+    if placement.max_memory is not None:
+        limits = placement.max_memory.items()
+        options["max_memory"] = {int(k) if k.isdigit() else k: v for k, v in limits}
+    if placement.attn_implementation is not None:
+        options["attn_implementation"] = placement.attn_implementation
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, **options).eval()
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(
+            f'model_path "{placement.model_path}" could not be loaded: {_first_line(error)}'
+        ) from error
+
+
+def load_architecture(placement: Placement) -> PreTrainedConfig:
+    """Load what the model's config.json says of its layers and widths; no weights."""
+    try:
+        return AutoConfig.from_pretrained(_checked_path(placement.model_path))
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(
+            f'model_path "{placement.model_path}" could not be loaded: {_first_line(error)}'
+        ) from error
+
+
+def load_tokenizer(placement: Placement) -> PreTrainedTokenizerBase:
+    """Load the model's tokenizer."""
+    try:
+        return AutoTokenizer.from_pretrained(_checked_path(placement.model_path))
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(
+            f'no tokenizer could be loaded from model_path "{placement.model_path}": '
+            f"{_first_line(error)}"
+        ) from error
+
+
+def _checked_path(model_path: str) -> str:
+    """A folder that exists, or something that reads as a hub id (owner/name)."""
+    path = Path(model_path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(
+                f'model_path "{model_path}" holds no config.json, so it is no model folder; '
+                "give the folder that has config.json, the weights and the tokenizer"
+            )
+        return str(path)
+    looks_local = model_path.startswith((".", "/", "~")) or model_path.count("/") != 1
+    if looks_local or path.exists():
+        raise UserError(
+            f'model_path "{model_path}" is not a folder; give a folder with config.json, weights '
+            "and tokenizer, or a hub id such as meta-llama/Llama-3.2-3B-Instruct"
+        )
+    return model_path
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Token ids that end an answer: the generation config's and the tokenizer's end of sequence."""
+    named = model.generation_config.eos_token_id
+    ids = set(named if isinstance(named, list) else [named]) | {tokenizer.eos_token_id}
+    return {token for token in ids if token is not None}
+
+
+def generation_processors(model: PreTrainedModel, *, apply: bool) -> LogitsProcessorList | None:
+    """Say what the checkpoint's generation_config asks for beyond config.json; None unless allowed.
+
+    With `apply` (config.json: `use_model_generation_config`) its repetition penalty, n-gram
+    ban and top-k are returned as transformers' own processors. Temperature and top-p always come
+    from config.json.
+    """
+    settings = model.generation_config.to_diff_dict()
+    asked = {
+        name: settings[name]
+        for name, nothing in _NO_EFFECT.items()
+        if settings.get(name) not in (None, nothing)
+    }
+    if not asked:
+        return None
+    text = ", ".join(f"{name}={value}" for name, value in asked.items())
+    if not apply:
+        log.warning(
+            "the model's generation_config asks for %s: not applied, config.json rules", text
+        )
+        return None
+    log.info("applied from the model's generation_config: %s", text)
+    return LogitsProcessorList([_PROCESSORS[name](value) for name, value in asked.items()])
+
+
+def auto_batch_size(model: PreTrainedModel, *, tokens_per_dialogue: int, n_items: int) -> int:
+    """Choose how many dialogues advance together: what half the free memory holds, at most 128
+    (CPU) or 512 (GPU), and no more than there are.
+    """
+    device = model.get_input_embeddings().weight.device
+    if device.type == "cuda":
+        free, most = torch.cuda.mem_get_info(device)[0], 512
+    else:
+        free, most = _free_ram(), 128
+    per_dialogue = cache_bytes_per_token(model) * tokens_per_dialogue
+    size = int(max(1, min(most, n_items, free // 2 // per_dialogue)))
+    if torch.distributed.is_initialized():  # slices of one model work in step: the least of all
+        least = torch.tensor(size, device=device)
+        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+        size = int(least)
+    return size
+
+
+def _free_ram() -> int:
+    import psutil
+
+    return psutil.virtual_memory().available

@@ -1,0 +1,99 @@
+"""Choosing the next token: temperature and top-p as transformers applies them, seeded per dialogue
+and turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import LogitsProcessorList
+
+from spikescore.runtime import derived_seed
+
+_FIRST_LOOK = 64  # tokens; the nucleus nearly always lies among the most probable few
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """temperature 0 is greedy; top_p 1 keeps the whole distribution.
+
+    `processors` are applied to the logits first: what the checkpoint's own generation_config asks
+    for and the user allowed.
+    """
+
+    temperature: float
+    top_p: float
+    seed: int
+    processors: LogitsProcessorList | None = None
+
+
+def turn_uniforms(sampling: Sampling, item_id: str, turn: int, n: int) -> np.ndarray:
+    """Return the n uniforms in [0, 1) that a turn's tokens are drawn with: a function of names
+    only.
+    """
+    seed = derived_seed(sampling.seed, item_id, turn, "tokens")
+    return np.random.Generator(np.random.Philox(seed)).random(n)
+
+
+def processed(logits: torch.Tensor, rows: Sequence[list[int]], sampling: Sampling) -> torch.Tensor:
+    """Apply the processors to logits `[n, vocabulary]`; `rows` are the ids each row has so far."""
+    if not sampling.processors:
+        return logits
+    # one row at a time: a repetition penalty must not see another row's padding
+    adjusted = [
+        sampling.processors(torch.tensor([ids], device=logits.device), logits[place : place + 1])
+        for place, ids in enumerate(rows)
+    ]
+    return torch.cat(adjusted)
+
+
+def measure_tokens(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Measure rows of raw logits `[n, vocabulary]` (float32) at the token each row is followed by.
+
+    Returns `[n, 3]`, natural logarithms: the token's log-probability, the entropy of the row, and
+    the log-probability of its most probable token.
+    """
+    logprobs = torch.log_softmax(logits, dim=-1)
+    # softmax works row by row, exp over all numbers at once: so rows do not depend on each other
+    entropies = -(torch.softmax(logits, dim=-1) * logprobs.clamp(min=-1e4)).sum(dim=-1)
+    chosen = logprobs.gather(1, tokens[:, None])[:, 0]
+    return torch.stack([chosen, entropies, logprobs.amax(dim=-1)], dim=1)
+
+
+def choose_tokens(logits: torch.Tensor, uniforms: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Draw one token per row of `logits` `[n, vocabulary]` (float32) by inverse CDF with the row's
+    uniform.
+
+    Top-p keeps the smallest set of most probable tokens whose mass reaches top_p: token i stays
+    when the mass before it is below top_p, at least one token. A row's choice depends on that row
+    alone.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1)
+    probabilities = torch.softmax(logits / sampling.temperature, dim=-1)
+    if sampling.top_p >= 1:
+        return _draw(probabilities, uniforms, sampling.top_p)
+    k = min(_FIRST_LOOK, probabilities.shape[-1])
+    head, order = probabilities.topk(k, dim=-1)
+    chosen = order.gather(1, _draw(head, uniforms, sampling.top_p)[:, None])[:, 0]
+    wide = head.double().sum(dim=-1) < sampling.top_p + 1e-6
+    if bool(wide.any()):
+        full, order = probabilities[wide].sort(dim=-1, descending=True, stable=True)
+        drawn = _draw(full, uniforms[wide], sampling.top_p)
+        chosen[wide] = order.gather(1, drawn[:, None])[:, 0]
+    return chosen
+
+
+def _draw(probabilities: torch.Tensor, uniforms: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Index drawn from each row's nucleus; rows are in descending order unless top_p is 1."""
+    mass = probabilities.double()
+    if top_p < 1:
+        before = mass.cumsum(dim=-1) - mass
+        mass = torch.where(before < top_p, mass, 0.0)
+    upto = mass.cumsum(dim=-1)
+    target = uniforms.double()[:, None] * upto[:, -1:]
+    last_possible = (mass > 0).sum(dim=-1) - 1 if top_p < 1 else mass.shape[-1] - 1
+    return (upto <= target).sum(dim=-1).clamp(max=last_possible)

@@ -1,0 +1,194 @@
+"""One forward pass over new tokens of many dialogues, packed without padding.
+
+The engine, which generates, and the transcript reader, which is given the answers, both feed a
+model through `SlotModel`: tokens and slots in, logits and states of chosen tokens out.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from spikescore.model.architecture import text_config
+from spikescore.model.attention import (
+    MIN_ROWS,
+    Part,
+    attending,
+    mask_argument,
+    packed_attention,
+    plan_attention,
+)
+from spikescore.model.hidden_states import StateTap
+
+GROWTH = 256  # tokens; capacity grows by whole blocks
+
+
+class SlotCache(Cache):
+    """Keys and values of all layers, `[slots, kv_heads, capacity, head_dim]` each, grown in place.
+
+    Before a forward pass over packed tokens `aim` says whose they are and where they go; during it
+    every attention layer calls `update`.
+    """
+
+    def __init__(self, slots: int, n_layers: int) -> None:
+        super().__init__(layers=[])
+        self.slots = slots
+        self.capacity = 0
+        self._keys: list[torch.Tensor | None] = [None] * n_layers
+        self._values: list[torch.Tensor | None] = [None] * n_layers
+        self._of = self._at = torch.empty(0, dtype=torch.long)
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for `tokens` tokens in every slot, layer by layer, so the peak is one layer
+        more.
+        """
+        if tokens <= self.capacity:
+            return
+        capacity = max(tokens, self.capacity + self.capacity // 2)
+        self.capacity = -(-capacity // GROWTH) * GROWTH
+        for kept in (self._keys, self._values):
+            for layer, old in enumerate(kept):
+                if old is not None:
+                    kept[layer] = self._allocate(old)
+                    kept[layer][:, :, : old.shape[2]].copy_(old)
+
+    def _allocate(self, like: torch.Tensor) -> torch.Tensor:
+        # zeros: what a mask hides is still multiplied by 0, and 0 * garbage could be NaN
+        shape = (self.slots, like.shape[1], self.capacity, like.shape[3])
+        if like.device.type != "cpu":
+            return like.new_zeros(shape)
+        # pages of its own, which the system takes back when the cache grows or shrinks; malloc
+        # may keep them
+        pages = mmap.mmap(-1, math.prod(shape) * like.dtype.itemsize)
+        return torch.frombuffer(pages, dtype=like.dtype).view(shape)
+
+    def aim(self, *, slots: torch.Tensor, positions: torch.Tensor) -> None:
+        """Prepare one forward pass: the slot and the position of each packed token, `[tokens]`.
+
+        What the pass holds beyond these tokens is padding and not kept.
+        """
+        self._of, self._at = slots, positions
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store new keys and values `[1, kv_heads, tokens, head_dim]`; return all slots'."""
+        return (
+            self._store(self._keys, key_states, layer_idx),
+            self._store(self._values, value_states, layer_idx),
+        )
+
+    def _store(
+        self, kept: list[torch.Tensor | None], new: torch.Tensor, layer: int
+    ) -> torch.Tensor:
+        if kept[layer] is None:
+            kept[layer] = self._allocate(new)
+        whole = kept[layer]
+        # indices on both sides of the head axis put it second: [tokens, kv_heads, head_dim]
+        of, at = self._of.to(whole.device), self._at.to(whole.device)
+        whole[of, :, at] = new[0, :, : len(of)].transpose(0, 1)
+        return whole
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Give one slot the first keys and values of another."""
+        if source != target:
+            for whole in (*self._keys, *self._values):
+                whole[target, :, :tokens] = whole[source, :, :tokens]
+
+    def keep(self, slots: list[int]) -> None:
+        """Shrink to these slots, in this order."""
+        self.slots = len(slots)
+        for kept in (self._keys, self._values):
+            for layer, old in enumerate(kept):
+                if old is not None:
+                    kept[layer] = self._allocate(old)
+                    for place, slot in enumerate(slots):
+                        kept[layer][place].copy_(old[slot])
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Of no meaning with slots of different lengths; positions are always passed explicitly."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.capacity, 0
+
+
+VECTOR = 32  # float32 numbers that the widest CPU loops take at a time
+GRAIN = 32768  # numbers from which torch gives an elementwise operation to another thread
+
+
+class SlotModel:
+    """A model with a key/value cache of one slot per dialogue."""
+
+    def __init__(self, model: PreTrainedModel, slots: int) -> None:
+        self.model = model
+        self.device = model.get_input_embeddings().weight.device
+        self.cache = SlotCache(slots, text_config(model.config).num_hidden_layers)
+        self._kind = mask_argument(model)
+        # below this a CPU's matrix products would round otherwise than in a wider pass
+        self._least = MIN_ROWS if self.device.type == "cpu" else 1
+        config = text_config(model.config)
+        heads = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
+        self._widths = {heads, config.hidden_size, config.intermediate_size}
+
+    def _padded(self, tokens: int) -> int:
+        """How many tokens a pass should hold: on CPU so many that each thread's share of an
+        elementwise operation is whole vectors, because what is left over at the end of a share is
+        computed by other instructions, which may round otherwise.
+        """
+        tokens = max(tokens, self._least)
+        if self.device.type != "cpu":
+            return tokens
+        enough = range(tokens, tokens + 2 * VECTOR + 1)
+        return next((n for n in enough if all(_in_vectors(n * w) for w in self._widths)), tokens)
+
+    def feed(
+        self,
+        parts: Sequence[Part],
+        *,
+        states_of: Sequence[int],
+        logits_of: Sequence[int],
+        narrow: int = 1,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Encode the parts and keep their keys and values.
+
+        Parts of at most `narrow` tokens are attended together, longer ones one by one.
+
+        `states_of` and `logits_of` count tokens through the parts in order. Returns logits
+        `[logits_of, vocabulary]` in the model's type, and L + 1 states `[states_of, H]`.
+        """
+        self.cache.reserve(max(part.end for part in parts))
+        ids = [token for part in parts for token in part.ids]
+        slots = [part.slot for part in parts for _ in part.ids]
+        positions = [at for part in parts for at in range(part.first, part.end)]
+        at = torch.tensor(positions, device=self.device)
+        self.cache.aim(slots=torch.tensor(slots, device=self.device), positions=at)
+        padding = [0] * (self._padded(len(ids)) - len(ids))
+        wanted = [*logits_of, *[0] * (self._least - len(logits_of))]
+        with (
+            packed_attention(self.model),
+            attending(plan_attention(self.model, parts, narrow, self.cache.capacity)),
+            StateTap(self.model, states_of) as tap,
+        ):
+            output = self.model(
+                input_ids=torch.tensor([ids + padding], device=self.device),
+                position_ids=torch.tensor([positions + padding], device=self.device),
+                attention_mask=self._kind,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=torch.tensor(wanted, device=self.device),
+            )
+        return output.logits[0, : len(logits_of)], tap.states
+
+
+def _in_vectors(numbers: int) -> bool:
+    """Whether torch's shares of so many numbers are whole vectors."""
+    shares = min(torch.get_num_threads(), -(-numbers // GRAIN))
+    return numbers % VECTOR == 0 and -(-numbers // shares) % VECTOR == 0

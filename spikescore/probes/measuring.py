@@ -1,0 +1,95 @@
+"""What a trained probe is worth: its held-out figures, and a SpikeScore threshold to go with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spikescore.pairs import read_states, stack_turns
+from spikescore.probes.data import TrainingData
+from spikescore.probes.probe import Probe
+from spikescore.stats.bootstrap import measure_auroc
+from spikescore.stats.correlation import measure_correlation
+from spikescore.stats.operating_points import choose_threshold
+from spikescore.stats.trajectory import spike_score
+
+if TYPE_CHECKING:
+    from spikescore.probes.data import Task
+
+
+def _features_of(probe: Probe, data: TrainingData) -> np.ndarray:
+    first, last = probe.layer_range
+    return data.features(probe.layers or tuple(range(first, last + 1)))
+
+
+def measure(probe: Probe, data: TrainingData, task: Task, splits: np.ndarray) -> None:
+    """Fill in the probe's validation and test figures.
+
+    AUROC on the probe's own classes; for a semantic entropy probe also as a detector of wrong
+    answers, and wherever entropies are known the correlation with them.
+    """
+    features = _features_of(probe, data)
+    for split in ("val", "test"):
+        chosen = splits == split
+        scores = np.full(len(splits), np.nan)
+        scores[chosen] = probe.score(features[chosen])
+
+        def area(items: np.ndarray, labels: np.ndarray, scores: np.ndarray = scores) -> dict:
+            groups = data.groups[items]
+            found = measure_auroc(labels[items], scores[items], groups=groups, seed=probe.seed)
+            if labels is task.labels and task.gamma is not None and found.note:
+                # its note names the classes of a detector of hallucinations
+                own = found.note.replace("hallucinated", "high").replace(
+                    "consistent", "low entropies"
+                )
+                found = replace(found, note=own)
+            return asdict(found)
+
+        probe.metrics[split] = area(chosen, task.labels)
+        if task.gamma is not None:
+            judged = chosen & np.isfinite(data.y)
+            probe.metrics.setdefault("against_accuracy", {})[split] = area(judged, data.y)
+        known = chosen & np.isfinite(data.entropy)
+        for figure in ("pearson", "spearman") if known.any() else ():
+            found = measure_correlation(
+                scores[known],
+                data.entropy[known],
+                ranks=figure == "spearman",
+                groups=data.groups[known],
+                seed=probe.seed,
+            )
+            probe.metrics.setdefault(figure, {})[split] = asdict(found)
+
+
+def validation_dialogues(
+    data: TrainingData, splits: np.ndarray
+) -> Iterator[tuple[int, Path, dict[str, Any]]]:
+    """Yield (y, path, record) of the validation dialogues long enough to have a SpikeScore."""
+    for item in np.flatnonzero(splits == "val"):
+        if data.pkl_paths[item] and len(data.records[item]["cot_steps"]) >= 3:
+            yield int(data.y[item]), data.pkl_paths[item], data.records[item]
+
+
+def set_threshold(probe: Probe, dialogues: Sequence[tuple[int, Path, dict[str, Any]]]) -> None:
+    """Set the probe's spike threshold on the validation dialogues, where there are any."""
+    spikes = []
+    for _, path, record in dialogues:
+        states = stack_turns(read_states(path, probe.token_key), record, probe.token_key, path)
+        spikes.append(spike_score(probe.score(probe.features(states))))
+    y = np.array([label for label, _, _ in dialogues])
+    threshold = {"value": None, "balanced_accuracy": None, "n": len(spikes), "note": ""}
+    if len(set(y.tolist())) == 2:
+        threshold["value"], threshold["balanced_accuracy"] = choose_threshold(y, np.array(spikes))
+        threshold["note"] = "best balanced accuracy of SpikeScore on the validation dialogues"
+    else:
+        threshold["note"] = (
+            "not set: needs validation dialogues of both classes with 3 turns or more"
+            if dialogues
+            else "not set: there are no dialogues of stage 1 to set it on"
+        )
+    probe.spike_threshold = threshold["value"]
+    probe.metrics["spike_threshold"] = threshold

@@ -1,0 +1,154 @@
+"""What a reader sees of a trained probe: report (JSON), summary, and the curve over layers."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from spikescore.files import write_atomic, write_json
+from spikescore.probes.probe import Probe
+
+DPI = 150
+
+
+def save_with_report(probe: Probe, path: str | Path) -> list[Path]:
+    """Write the probe, its report as .json and, where layers were compared, their curve as .png.
+
+    Returns the paths written, the probe's first.
+    """
+    path = Path(path)
+    probe.save(path)
+    write_json(path.with_suffix(".json"), report(probe))
+    written = [path, path.with_suffix(".json")]
+    curve = path.with_suffix(".png")
+    if len(_single_layers(probe)) > 1:
+        draw_curve(probe, curve)
+        return [*written, curve]
+    curve.unlink(missing_ok=True)  # of the probe that this one replaces
+    return written
+
+
+def report(probe: Probe) -> dict[str, Any]:
+    """Return all that a probe says of itself except its weights and its list of questions."""
+    lists = ("items", "questions")
+    return {
+        "kind": probe.kind,
+        "model": probe.model,
+        "hidden_size": probe.hidden_size,
+        "n_layers": probe.n_layers,
+        "token_key": probe.token_key,
+        "layer_range": list(probe.layer_range),
+        "layers": list(probe.layers) if probe.layers else None,
+        "seed": probe.seed,
+        "standardised": probe.mean is not None,
+        "training": {name: value for name, value in probe.training.items() if name not in lists},
+        "metrics": probe.metrics,
+        "spike_threshold": probe.spike_threshold,
+    }
+
+
+def summary(probe: Probe) -> str:
+    """Return the lines that the trainer prints when it is done."""
+    metrics = probe.metrics
+    epoch = f", epoch {metrics['epoch']}" if metrics["epoch"] else ""
+    layers = ",".join(map(str, probe.layers or probe.layer_range))
+    rows = [
+        ("items", _sizes(probe)),
+        (
+            "probe",
+            f"{probe.kind}, {probe.token_key}, layers {layers} of 0..{probe.n_layers}{epoch}",
+        ),
+    ]
+    subject = ""
+    if "entropy_threshold" in probe.training:
+        rates = probe.training["high_entropy_rate"]
+        shares = ", ".join(f"{split} {rate:.0%}" for split, rate in rates.items())
+        gamma = probe.training["entropy_threshold"]
+        rows.append(("entropy", f"high means above {gamma:.4f} nats (train split): {shares}"))
+        subject = " of high entropy"
+    chosen_on = " (layers and epoch were chosen on it)" if epoch else " (layers were chosen on it)"
+    rows.append(("validation", f"AUROC{subject} {_figure(metrics['val'])}{chosen_on}"))
+    rows.append(("test", f"AUROC{subject} {_figure(metrics['test'])}"))
+    if "against_accuracy" in metrics:
+        rows.append(("", f"AUROC of wrong answers {_figure(metrics['against_accuracy']['test'])}"))
+    for name in ("pearson", "spearman"):
+        if "test" in metrics.get(name, {}):
+            text = f"{name.title()} with entropy {_figure(metrics[name]['test'])}"
+            rows.append(("", text))
+    if len(metrics["starts"]) > 1:
+        areas = ", ".join(f"{start['test_auroc']:.3f}" for start in metrics["starts"])
+        rows.append(("starts", f"test AUROC {areas}; kept: the best on validation"))
+    rows.append(("lambda", _threshold(metrics["spike_threshold"])))
+    return "\n".join(f"{name:<12}{text}" for name, text in rows)
+
+
+def _sizes(probe: Probe) -> str:
+    training = probe.training
+    sizes = []
+    for split, n in training["n"].items():
+        rate = training["hallucination_rate"][split]
+        told = "none judged" if rate is None else f"{rate:.0%} hallucinated"
+        sizes.append(f"{split} {n} ({told})")
+    left_out = ", ".join(f"{n} {reason}" for reason, n in training["left_out"].items() if n)
+    return ", ".join(sizes) + (f"; left out: {left_out}" if left_out else "")
+
+
+def _figure(figure: dict[str, Any]) -> str:
+    if figure["value"] is None:
+        return figure["note"]
+    low, high = figure["low"], figure["high"]
+    interval = f" [{low:.3f}, {high:.3f}]" if low is not None else ""
+    return f"{figure['value']:.3f}{interval} n={figure['n']}"
+
+
+def _threshold(threshold: dict[str, Any]) -> str:
+    if threshold["value"] is None:
+        return threshold["note"]
+    return (
+        f"{threshold['value']:.4f} (balanced accuracy {threshold['balanced_accuracy']:.3f} "
+        f"on {threshold['n']} validation dialogues)"
+    )
+
+
+# --- the curve --------------------------------------------------------------------------------
+
+
+def _single_layers(probe: Probe) -> dict[int, float]:
+    """Return the best validation AUROC of each layer that was tried by itself."""
+    areas = probe.metrics["val_auroc_by_layers"]
+    return {int(name): max(values) for name, values in areas.items() if name.isdecimal()}
+
+
+def draw_curve(probe: Probe, path: Path) -> None:
+    """Write a PNG of the validation AUROC over layers, with the window tried and the choice."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    singles = _single_layers(probe)
+    axis.plot(list(singles), list(singles.values()), "o-", color="#0072B2", label="single layer")
+    for name, values in probe.metrics["val_auroc_by_layers"].items():
+        first, dash, last = name.partition("-")
+        if dash:
+            ends = [int(first), int(last)]
+            label = f"layers {name} together"
+            axis.plot(ends, [max(values)] * 2, "-", color="#D55E00", linewidth=3, label=label)
+    axis.axvspan(
+        probe.layer_range[0] - 0.5,
+        probe.layer_range[1] + 0.5,
+        color="0.9",
+        zorder=0,
+        label="chosen",
+    )
+    axis.axhline(0.5, color="0.6", linestyle=":", linewidth=1)
+    axis.set_xlabel(f"layer (of {probe.n_layers})")
+    axis.set_ylabel("validation AUROC")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8)
+    axis.set_title(f"{probe.kind}, {probe.token_key}", fontsize=10)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=DPI)
+    write_atomic(path, data.getvalue())

@@ -1,0 +1,300 @@
+"""The report of one model in an experiment: its sections, from score books to tables and plots.
+
+Every table and plot has a name, which its files and its place in report.html share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from spikescore.detectors.score_book import load_score_book
+from spikescore.detectors.scoring import told
+from spikescore.files import read_json
+from spikescore.report import plots
+from spikescore.report.comparison import SPIKE, Comparison, Entry, trajectories
+from spikescore.report.eval_report import page_texts
+from spikescore.report.experiment import Experiment, Model, Variant
+from spikescore.report.main_tables import (
+    CROSS,
+    main_entries,
+    main_tables,
+    operating_table,
+    paired_table,
+    seed_table,
+)
+from spikescore.report.page import Dialogue, Figure, Section, Table
+from spikescore.report.paper import BASE_SCORER
+from spikescore.report.trajectory_tables import (
+    base_scorer_table,
+    control_entries,
+    control_table,
+    functional_tables,
+    matched_table,
+    stopping_table,
+    theory_table,
+    turns_sweep,
+    turns_table,
+)
+from spikescore.report.variant_tables import (
+    judge_note,
+    layer_grid,
+    layer_table,
+    measure_variant,
+    order_spread,
+    release_results,
+    same_questions,
+    variant_table,
+)
+from spikescore.stats.trajectory import MIN_SCORES, apply, spike_score, spike_turn
+
+MATRICES = (SPIKE, "saplma", "perplexity")
+
+
+@dataclass
+class Chapter:
+    """A section of the report with the names of its tables and plots."""
+
+    title: str
+    text: tuple[str, ...] = ()
+    tables: dict[str, Table] = field(default_factory=dict)
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+    def section(self) -> Section:
+        """Return it as the page takes it."""
+        tables, figures = tuple(self.tables.values()), tuple(self.figures.values())
+        return Section(self.title, self.text, tables, figures)
+
+
+class ModelReport:
+    """All chapters of one model."""
+
+    def __init__(self, experiment: Experiment, model: Model) -> None:
+        self.experiment, self.model = experiment, model
+        self.book = load_score_book(experiment.book(model))
+        self.comparison = Comparison(self.book, draws=experiment.draws)
+        self.entries = main_entries(self.comparison)
+
+    def headline(self) -> list[str]:
+        """Return the cross-domain means of SpikeScore and of what it is held against."""
+        wanted = (SPIKE, "saplma", "perplexity", "domain_identity")
+        lines = []
+        for view in CROSS:
+            parts = []
+            for entry in self.entries:
+                area = self.comparison.mean(entry, view)
+                if entry.name in wanted and area.value is not None:
+                    low, high = area.interval or (np.nan, np.nan)
+                    parts.append(f"{entry.title} {area.value:.3f} [{low:.3f}, {high:.3f}]")
+            lines.append(f"{self.model.name}, mean AUROC, {view}: {'; '.join(parts)}")
+        return lines
+
+    def chapters(self) -> Iterator[Chapter]:
+        """Yield the chapters in order; one whose data was not made is left out."""
+        yield self._main()
+        yield self._matrices()
+        yield self._statistics()
+        yield self._controls()
+        yield self._trajectories()
+        yield self._turns()
+        yield from self._variants()
+        yield from self._layers()
+        yield self._theory()
+
+    def _main(self) -> Chapter:
+        tables = main_tables(self.comparison, self.entries, self.model.published)
+        png = plots.forest(self.comparison, self.entries, f"Cross-domain AUROC, {self.model.name}")
+        return Chapter(
+            "Main table",
+            (
+                f"{len(self.book.items)} dialogues of {self.book.model}. y = 1 means hallucinated; "
+                "a higher score means more hallucinated. Direction, layer, epoch and threshold "
+                "come from the training domain alone.",
+                "The three views are never mixed. In a pool a score that knows only the domain can "
+                "do well: see domain identity. Published figures do not say which of the two "
+                "cross-domain views they are.",
+                *self._left_out(),
+            ),
+            dict(zip(("macro", "pooled", "in_domain"), tables, strict=True)),
+            {"main": _figure(png, "Mean AUROC over training domains with 95% intervals.")},
+        )
+
+    def _left_out(self) -> list[str]:
+        """Return what the score book says was left out, and why."""
+        lines = told([tuple(pair) for pair in self.book.about.get("left_out", ())])
+        return [f"Left out: {'; '.join(lines)}."] if lines else []
+
+    def _matrices(self) -> Chapter:
+        shown = [entry for entry in self.entries if entry.name in MATRICES]
+        png = plots.matrices(self.comparison, shown, f"Trained on x tested on, {self.model.name}")
+        caption = "AUROC by training and test domain; the diagonal is held-out questions."
+        tables = {f"matrix_{entry.name}": self._matrix(entry) for entry in shown}
+        return Chapter("Per-domain matrices", (), tables, {"matrices": _figure(png, caption)})
+
+    def _matrix(self, entry: Entry) -> Table:
+        names = self.book.domain_names()
+        rows = []
+        cells = self.comparison.matrix(entry)
+        for domain, row in zip(self.comparison.training_domains, cells, strict=True):
+            shown = ["not computable" if np.isnan(cell) else f"{cell:.3f}" for cell in row]
+            rows.append((domain, *shown))
+        return Table(f"{entry.title}: trained on (rows), tested on (columns)",
+                     ("trained on", *names), tuple(rows))  # fmt: skip
+
+    def _statistics(self) -> Chapter:
+        tables = {"paired_tests": paired_table(self.comparison, self.entries)}
+        tables["probe_seeds"] = seed_table(self.comparison, self.entries)
+        for view in CROSS:
+            tables[f"operating_{view}"] = operating_table(self.comparison, self.entries, view)
+        return Chapter("Statistics", (), tables)
+
+    def _controls(self) -> Chapter:
+        controls = control_entries(self.comparison, self.entries)
+        tables = {
+            "controls": control_table(self.comparison, controls),
+            "matched_rates": matched_table(self.comparison, draws=self.experiment.draws),
+        }
+        png = plots.forest(self.comparison, controls, f"Controls, {self.model.name}")
+        figures = {"controls": _figure(png, "SpikeScore and controls.")}
+        return Chapter("Controls", (), tables, figures)
+
+    def _trajectories(self) -> Chapter:
+        tables = dict(
+            zip(("functionals_macro", "functionals_pooled"), functional_tables(self.comparison),
+                strict=True)
+        )  # fmt: skip
+        tables["base_scorers"] = base_scorer_table(self.comparison, self.model.published)
+        png = plots.functional_map(self.comparison, f"Functionals, macro, {self.model.name}")
+        figures = {"functionals": _figure(png, "Mean macro AUROC: functional x base scorer.")}
+        return Chapter("Trajectory functionals and base scorers", (), tables, figures)
+
+    def _turns(self) -> Chapter:
+        points = turns_sweep(
+            self.comparison, seconds_per_token(self.experiment.data_dir(self.model))
+        )
+        png = plots.turns_curve(points, f"SpikeScore by number of turns, {self.model.name}")
+        tables = {"turns": turns_table(points), "early_stopping": stopping_table(self.comparison)}
+        figures = {"turns": _figure(png, "AUROC and cost over the number of turns.")}
+        return Chapter("Number of turns and early stopping", (), tables, figures)
+
+    def _theory(self) -> Chapter:
+        return Chapter(
+            "Theory report",
+            (
+                "The paper's three conditions and its bound, beside the general bound by Cantelli "
+                "and the share of (hallucinated, consistent) pairs that SpikeScore orders rightly. "
+                "For each test domain, scores are those of the probe of the first other domain.",
+            ),
+            {"theory": theory_table(*self._theory_scores())},
+        )
+
+    def _theory_scores(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return y, SpikeScore and domain of the items, each scored by another domain's probe."""
+        found = trajectories(self.book, BASE_SCORER)
+        scores = np.full(len(self.book.items), np.nan)
+        for domain in self.book.domain_names():
+            probe = next((other for other in found if other != domain), None)
+            if probe:
+                here = self.book.domains == domain
+                scores[here] = apply("max_abs_d2", found[probe][0])[here]
+        kept = np.isfinite(scores)
+        return self.book.y[kept], scores[kept], self.book.domains[kept]
+
+    # --- runs beside the main one ---------------------------------------------------------------
+
+    def _variants(self) -> Iterator[Chapter]:
+        kinds: dict[str, list[Variant]] = {}
+        for variant in self.experiment.variants():
+            kinds.setdefault(variant.table, []).append(variant)
+        for kind, variants in kinds.items():
+            yield self._variant_chapter(kind, variants)
+
+    def _variant_chapter(self, kind: str, variants: list[Variant]) -> Chapter:
+        books = [load_score_book(self.experiment.book(self.model, one.name)) for one in variants]
+        draws = self.experiment.draws
+        asked = self.book.subset(same_questions(self.book, books[0]))
+        reference = Comparison(asked, draws=draws)
+        runs = [
+            measure_variant(variant.title, Comparison(book, draws=draws))
+            for variant, book in zip(variants, books, strict=True)
+        ]
+        title, note = self._reference_title(kind), ""
+        if kind == "release":
+            results = release_results(reference, runs, title)
+        else:
+            results = [measure_variant(title, reference), *runs]
+        if kind == "order":
+            note = order_spread(runs)
+        if kind == "judges":
+            pairs = zip(variants, books, strict=True)
+            note = " ".join(judge_note(self.book, book, variant) for variant, book in pairs)
+        table = variant_table(kind, results, note)
+        png = plots.variant_plot(results, f"{table.caption}, {self.model.name}")
+        caption = "SpikeScore of each run; dashed: the reference, on the same questions."
+        return Chapter(table.caption, (), {kind: table}, {kind: _figure(png, caption)})
+
+    def _reference_title(self, kind: str) -> str:
+        settings = self.experiment.stage_config(self.model)
+        told = {
+            "schedules": settings.get("strategy", "progressive"),
+            "order": f"{settings.get('strategy', 'progressive')}, in order",
+            "temperature": f"{settings.get('temperature', 0.2):g}",
+            "release": "as here",
+            "judges": str(settings.get("judge", "auto")),
+        }
+        return f"{told[kind]} (main run)"
+
+    def _layers(self) -> Iterator[Chapter]:
+        if not self.experiment.ablations.layers:
+            return
+        book = load_score_book(self.experiment.book(self.model, "layers"))
+        grid = layer_grid(book, draws=1)
+        png = plots.layer_heat_map(grid, f"SAPLMA's layer and token, macro, {self.model.name}")
+        yield Chapter(
+            "Layers and tokens",
+            (),
+            {"layers": layer_table(grid)},
+            {"layers": _figure(png, "Mean macro AUROC by SAPLMA's layer and token.")},
+        )
+
+    # --- dialogues to read ----------------------------------------------------------------------
+
+    def reading_probe(self) -> str:
+        """Return whose scores the dialogues are shown with."""
+        domain = next(iter(trajectories(self.book, BASE_SCORER)), "no domain")
+        return f"SAPLMA trained on {domain}, probe seed 0"
+
+    def dialogues(self) -> Iterator[Dialogue]:
+        """Yield all dialogues of the main run, with the scores of the `reading_probe`."""
+        found = trajectories(self.book, BASE_SCORER)
+        domain = next(iter(found), None)
+        for place, item in enumerate(self.book.items):
+            turns = found[domain][0][place] if domain else np.array([])
+            scores = tuple(float(score) for score in turns[np.isfinite(turns)])
+            enough = len(scores) >= MIN_SCORES
+            yield Dialogue(
+                id=item.id,
+                domain=item.domain,
+                y=item.y,
+                spike_score=spike_score(scores) if enough else None,
+                spike_turn=spike_turn(scores) if enough else None,
+                scores=scores,
+                split=str(self.book.splits[domain][place]) if domain else "",
+                **page_texts(read_json(Path(item.path), ids_as_text=True)),
+            )
+
+
+def seconds_per_token(folder: Path) -> float | None:
+    """Return the wall-clock seconds per answer token of a run, None where it kept no time."""
+    path = folder / "speed.json"
+    if not path.exists():
+        return None
+    told = read_json(path)
+    return told["seconds"] / told["answer_tokens"] if told.get("answer_tokens") else None
+
+
+def _figure(png: bytes, caption: str) -> Figure:
+    return Figure(caption, png, alt=f"{caption} The tables give the figures.")

@@ -1,0 +1,260 @@
+"""The tables of a report that compare methods on the main run of one model.
+
+Each function returns tables to read; `main_rows` has the same cells as numbers, for CSV.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from spikescore.detectors.base import FAMILIES
+from spikescore.report.comparison import (
+    SPIKE,
+    VIEWS,
+    Comparison,
+    Entry,
+    seed_means,
+    static_entries,
+    trajectory_entry,
+)
+from spikescore.report.page import Table
+from spikescore.report.paper import BASE_SCORER, published
+from spikescore.report.text import number, p_value, with_interval
+from spikescore.stats.bootstrap import Sample
+from spikescore.stats.delong import holm
+from spikescore.stats.operating_points import (
+    Figure,
+    choose_threshold,
+    fit_calibration,
+    operating_figures,
+)
+
+CROSS = ("macro", "pooled")
+ORDER = ("trajectory", *FAMILIES)
+MAIN_HEADER = (
+    "model", "view", "training_domain", "method", "family", "auroc", "low", "high", "n",
+    "n_hallucinated", "hallucination_rate", "published", "difference", "note",
+)  # fmt: skip
+
+
+def main_entries(comparison: Comparison) -> list[Entry]:
+    """Return SpikeScore and all methods that score the first answer, in the order of the tables."""
+    spike = trajectory_entry(comparison.book, "max_abs_d2", BASE_SCORER)
+    entries = [spike] if spike else []
+    entries += static_entries(comparison.book).values()
+    return sorted(entries, key=lambda entry: ORDER.index(entry.family))
+
+
+def main_tables(comparison: Comparison, entries: Sequence[Entry], model: str | None) -> list[Table]:
+    """Return the main table, one per view: methods x training domains and their mean.
+
+    The figure published for `model`, and ours less it, stand beside the cross-domain means; None:
+    there is none.
+    """
+    domains = comparison.training_domains
+    tables = []
+    for view, title in VIEWS.items():
+        beside = ("published", "difference") if model and view in CROSS else ()
+        sizes = ["n, hallucinated", *[""] * (1 + len(beside))]
+        for domain in domains:
+            n, rate = comparison.rate(view, domain)
+            sizes.append(f"{n}, {number(rate, '.0%')}")
+        rows = [tuple(sizes)]
+        for entry in entries:
+            mean = comparison.mean(entry, view)
+            cells = [with_interval(mean.value, mean.interval)]
+            if beside:
+                paper = published(model, entry.name)
+                less = None if paper is None or mean.value is None else mean.value - paper
+                cells += [number(paper, ".4f"), number(less, "+.3f")]
+            cells += [_cell(comparison, entry, view, domain) for domain in domains]
+            rows.append((entry.title, *cells))
+        header = ("method", "mean over training domains", *beside, *domains)
+        note = f"{_INTERVALS} {_partial_means(comparison, entries, view)}".strip()
+        tables.append(Table(f"AUROC, {title}, by training domain", header, tuple(rows), note))
+    return tables
+
+
+_INTERVALS = (
+    "95% bootstrap intervals over questions; the spread over probe seeds has a table of its own."
+)
+
+
+def _cell(comparison: Comparison, entry: Entry, view: str, domain: str) -> str:
+    area = comparison.cell(entry, view, domain)
+    text = with_interval(area.value, area.interval)
+    n, _ = comparison.rate(view, domain)
+    return f"{text} (n={area.n})" if area.value is not None and area.n < n else text
+
+
+def _partial_means(comparison: Comparison, entries: Sequence[Entry], view: str) -> str:
+    """Return which means leave something out that is not computable, alike ones together."""
+    reasons: dict[str, list[str]] = {}
+    for entry in entries:
+        cells = {
+            f" ({domain})": comparison.cell(entry, view, domain)
+            for domain in comparison.training_domains
+        }
+        for place, area in {**cells, "": comparison.mean(entry, view)}.items():
+            if area.value is not None and area.note:
+                reasons.setdefault(f"{area.note}{place}", []).append(entry.title)
+    told = []
+    for reason, titles in reasons.items():
+        others = [entry.title for entry in entries if entry.title not in titles]
+        who = ", ".join(titles)
+        if len(others) < len(titles):
+            who = "all methods" + (f" but {', '.join(others)}" if others else "")
+        told.append(f"{reason}: {who}")
+    return "; ".join(told)
+
+
+def main_rows(
+    comparison: Comparison, entries: Sequence[Entry], name: str, model: str | None
+) -> list[tuple]:
+    """Return every cell of the main table as numbers, under MAIN_HEADER."""
+    rows = []
+    for view in VIEWS:
+        for entry in entries:
+            cells = [
+                (domain, comparison.cell(entry, view, domain))
+                for domain in comparison.training_domains
+            ]
+            for domain, area in [*cells, ("mean", comparison.mean(entry, view))]:
+                low, high = area.interval or (None, None)
+                rate = area.n_positive / area.n if area.n else None
+                paper = published(model, entry.name) if domain == "mean" and view in CROSS else None
+                less = area.value - paper if None not in (paper, area.value) else None
+                rows.append((
+                    name, view, domain, entry.name, entry.family, area.value, low, high, area.n,
+                    area.n_positive, rate, paper, less, area.note,
+                ))  # fmt: skip
+    return rows
+
+
+def paired_table(comparison: Comparison, entries: Sequence[Entry]) -> Table:
+    """Return SpikeScore less every other method on the same items, Holm-corrected per view."""
+    spike = next(entry for entry in entries if entry.name == SPIKE)
+    others = [entry for entry in entries if entry.name != SPIKE]
+    columns = []
+    for view in CROSS:
+        contrasts = [comparison.contrast(spike, other, view) for other in others]
+        adjusted = holm([contrast.p_delong for contrast in contrasts])
+        columns.append(list(zip(contrasts, adjusted, strict=True)))
+    rows = []
+    for place, other in enumerate(others):
+        cells = []
+        for column in columns:
+            found, corrected = column[place]
+            interval = None if found.low is None else (found.low, found.high)
+            cells.append(with_interval(found.value, interval, "+.3f"))
+            cells += [p_value(found.p_bootstrap), p_value(found.p_delong), p_value(corrected)]
+        rows.append((other.title, *cells))
+    header = ["SpikeScore minus"]
+    for view in CROSS:
+        header += [f"{view}: difference", "p, bootstrap", "p, DeLong", "p, Holm"]
+    return Table(
+        "Paired tests: SpikeScore against every other method",
+        tuple(header),
+        tuple(rows),
+        "Means over training domains, on the items that both score. DeLong's test counts a group "
+        f"(story) as one observation; Holm's correction is of its p values over {len(others)} "
+        "comparisons, each view by itself.",
+    )
+
+
+def seed_table(comparison: Comparison, entries: Sequence[Entry]) -> Table:
+    """Return how the means over training domains vary with the probe seed."""
+    rows = []
+    for entry in entries:
+        if max(len(scores) for scores in entry.scores.values()) < 2:
+            continue
+        cells = []
+        for view in CROSS:
+            values = seed_means(comparison, entry, view)
+            if not values:
+                cells += ["not computable", "", ""]
+                continue
+            spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            cells += [number(float(np.mean(values))), number(spread, ".4f")]
+            cells.append(f"{min(values):.3f} to {max(values):.3f}")
+        rows.append((entry.title, str(max(map(len, entry.scores.values()))), *cells))
+    header = ["method", "seeds"]
+    for view in CROSS:
+        header += [f"{view}: mean", "standard deviation", "range"]
+    return Table("Probe seeds: spread of the mean AUROC", tuple(header), tuple(rows))
+
+
+# --- operating points -------------------------------------------------------------------------
+
+FIGURES = {
+    "auprc": "AUPRC",
+    "fpr_at_95_tpr": "FPR at 95% TPR",
+    "f1": "F1 at λ",
+    "accuracy": "accuracy at λ",
+    "ece": "ECE",
+}
+
+
+@dataclass(frozen=True)
+class _Carried:
+    """What the validation split of a training domain fixes for one seed's scores."""
+
+    threshold: float | None
+    calibration: object
+
+
+def operating_table(comparison: Comparison, entries: Sequence[Entry], view: str) -> Table:
+    """Return AUPRC, FPR at 95% TPR, F1 and accuracy at the carried-over λ, calibration error.
+
+    Means over seeds and training domains. λ and the map from scores to probabilities come from the
+    training domain's validation split.
+    """
+    rows = []
+    for entry in entries:
+        found: dict[str, list[Figure]] = {name: [] for name in FIGURES}
+        for domain, scores in entry.scores.items():
+            for one in scores:
+                carried = _carry_over(comparison, domain, one)
+                samples = [
+                    _sample(comparison, one, mask) for mask in comparison.items(view, domain)
+                ]
+                figures = operating_figures(
+                    samples, threshold=carried.threshold, calibration=carried.calibration
+                )
+                for name, figure in figures.items():
+                    found[name].append(figure)
+        cells = [_mean_figure(figures) for figures in found.values()]
+        rows.append((entry.title, *cells))
+    return Table(
+        f"Operating points, {VIEWS[view]}",
+        ("method", *FIGURES.values()),
+        tuple(rows),
+        "Means over training domains and probe seeds. λ maximises balanced accuracy on the "
+        "training domain's validation split; the calibration error (10 bins) is that of a "
+        "logistic map fitted there. The AUPRC of chance is the hallucination rate.",
+    )
+
+
+def _carry_over(comparison: Comparison, domain: str, scores: np.ndarray) -> _Carried:
+    val = (comparison.book.splits[domain] == "val") & np.isfinite(scores)
+    y, chosen_on = comparison.y[val], scores[val]
+    both = 0 < y.sum() < y.size
+    threshold = choose_threshold(y, chosen_on)[0] if both else None
+    return _Carried(threshold, fit_calibration(y, chosen_on))
+
+
+def _sample(comparison: Comparison, scores: np.ndarray, mask: np.ndarray) -> Sample:
+    items = mask & np.isfinite(scores)
+    groups = comparison.book.groups[items]
+    return Sample.of(comparison.y[items], scores[items], groups=groups)
+
+
+def _mean_figure(figures: Sequence[Figure]) -> str:
+    values = [figure.value for figure in figures if figure.value is not None]
+    if not values:
+        return "not computable"
+    share = "" if len(values) == len(figures) else f" ({len(values)} of {len(figures)})"
+    return f"{float(np.mean(values)):.3f}{share}"

@@ -1,0 +1,334 @@
+"""Plots of the tables, as PNG bytes: they go both to files and into report.html.
+
+Colours are from the Okabe-Ito set, told apart by colour-blind readers too.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spikescore.report.comparison import SPIKE, Comparison, Entry, scorer_title, trajectory_entry
+from spikescore.report.eval_report import with_interval
+from spikescore.report.evaluation import METHODS, Item, View
+from spikescore.report.main_tables import CROSS
+from spikescore.report.trajectory_tables import TurnsPoint, scorers_of
+from spikescore.report.variant_tables import LayerGrid, VariantResult
+from spikescore.stats.bootstrap import Area
+from spikescore.stats.roc import roc_points
+from spikescore.stats.trajectory import FUNCTIONALS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+DPI = 150
+
+
+def panels(count: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
+    """Return a figure with that many panels, at most three in a row, each width x height inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False, **options).ravel()
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    return figure, list(axes[:count])
+
+
+def png(figure: Figure, title: str) -> bytes:
+    """Return the figure as PNG bytes under its title."""
+    figure.suptitle(title, fontsize=11, wrap=True)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=DPI)
+    return data.getvalue()
+
+
+CLASSES = ((1, "hallucinated (y=1)", "#D55E00"), (0, "consistent (y=0)", "#0072B2"))
+CURVES = (
+    ("spike_score", "#000000", "-"),
+    ("first_score", "#D55E00", "--"),
+    ("mean_score", "#009E73", "-."),
+    ("perplexity", "#0072B2", ":"),
+)
+
+
+def roc_png(views: Sequence[View], run: str) -> bytes:
+    """Draw the ROC curves of the pooled views, one panel each."""
+    shown = _pooled(views)
+    figure, axes = panels(len(shown), 5.2, 5.0)
+    for axis, view in zip(axes, shown, strict=True):
+        axis.plot([0, 1], [0, 1], color="0.7", lw=1)
+        for method, colour, style in CURVES:
+            auroc = view.methods[method]
+            if auroc.value is None:
+                continue
+            y, scores = _labels_and(view.items, method)
+            false, true = roc_points(y, scores)
+            name = f"{METHODS[method]}  {with_interval(auroc, '{:.2f}')}"
+            width = 2.2 if method == "spike_score" else 1.5
+            axis.plot(false, true, style, color=colour, lw=width, label=name)
+        axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+        axis.set_xlabel("false-positive rate (consistent answers flagged)")
+        axis.set_ylabel("true-positive rate (hallucinations flagged)")
+        axis.set_title(_panel_title(view), fontsize=10)
+        _legend_or_note(axis, view, loc="lower right", title="AUROC [95% interval]")
+    return png(figure, f"ROC: {run}")
+
+
+def histogram_png(views: Sequence[View], run: str) -> bytes:
+    """Draw SpikeScore's distribution by class in the pooled views, one panel each."""
+    shown = _pooled(views)
+    figure, axes = panels(len(shown), 5.6, 4.2)
+    for axis, view in zip(axes, shown, strict=True):
+        top = max(item.spike_score for item in view.items) or 1.0
+        bins = np.linspace(0, top, 25)
+        for y, name, colour in CLASSES:
+            values = [item.spike_score for item in view.items if item.y == y]
+            if values:
+                share = np.full(len(values), 100 / len(values))
+                label = f"{name}, n={len(values)}, median {np.median(values):.2f}"
+                axis.hist(values, bins, weights=share, color=colour, alpha=0.35)
+                axis.hist(
+                    values, bins, weights=share, color=colour, histtype="step", lw=1.6, label=label
+                )
+        if view.flags:
+            threshold = view.flags["threshold"]
+            axis.axvline(threshold, color="0.2", ls="--", label=f"lambda {threshold:.2f}")
+        axis.set_xlabel("SpikeScore (largest absolute second difference of probe scores)")
+        axis.set_ylabel("share of the class (%)")
+        auroc = with_interval(view.methods["spike_score"], "{:.2f}")
+        axis.set_title(_panel_title(view), fontsize=10)
+        options = {"loc": "upper right", "fontsize": 8, "title_fontsize": 8, "framealpha": 1}
+        axis.legend(title=f"AUROC {auroc}", **options)
+        axis.set_ylim(0, axis.get_ylim()[1] * 1.3)
+    return png(figure, f"SpikeScore by class: {run}")
+
+
+def trajectories_png(views: Sequence[View], run: str) -> bytes:
+    """Draw the mean probe score of every turn by class, a panel per domain.
+
+    The band is the mean's 95% interval (1.96 standard errors). A turn reached by fewer than two
+    dialogues of a class has no band and is not drawn.
+    """
+    shown = [view for view in views if view.kind == "domain"]
+    figure, axes = panels(len(shown), 4.4, 3.6, sharey=True)
+    for place, (axis, view) in enumerate(zip(axes, shown, strict=True)):
+        for y, name, colour in CLASSES:
+            rows = [item.scores for item in view.items if item.y == y]
+            if len(rows) < 2:
+                continue
+            turns, mean, error = _mean_by_turn(rows)
+            axis.fill_between(
+                turns, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0
+            )
+            axis.plot(turns, mean, color=colour, marker="o", ms=3, label=f"{name}, n={len(rows)}")
+        axis.set_xlabel("turn (1 = the first answer)")
+        if place % 3 == 0:
+            axis.set_ylabel("mean probe score")
+        longest = max(len(item.scores) for item in view.items)
+        axis.set_xticks([1, *range(5, longest + 1, 5)] if longest >= 5 else range(1, longest + 1))
+        axis.set_title(view.title, fontsize=10)
+        axis.margins(y=0.15)
+        _legend_or_note(axis, view, loc="best")
+    return png(figure, f"Mean probe score per turn, 95% band of the mean: {run}")
+
+
+def _mean_by_turn(rows: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Turn numbers, means and 1.96 standard errors over the dialogues that reach each turn."""
+    turns, means, errors = [], [], []
+    for turn, column in enumerate(zip_longest(*rows), start=1):
+        values = np.array([value for value in column if value is not None])
+        if values.size >= 2:
+            turns.append(turn)
+            means.append(values.mean())
+            errors.append(1.96 * values.std(ddof=1) / np.sqrt(values.size))
+    return np.array(turns), np.array(means), np.array(errors)
+
+
+def _pooled(views: Sequence[View]) -> list[View]:
+    return [view for view in views if view.kind in ("in-domain", "pooled")]
+
+
+def _panel_title(view: View) -> str:
+    positive = sum(item.y for item in view.items)
+    return f"{view.title}\n{positive} hallucinated, {len(view.items) - positive} consistent"
+
+
+def _labels_and(items: Sequence[Item], method: str) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [(item.y, getattr(item, method)) for item in items]
+    y, scores = zip(*[pair for pair in pairs if pair[1] is not None], strict=True)
+    return np.array(y), np.array(scores)
+
+
+def _legend_or_note(axis: Axes, view: View, **options: Any) -> None:
+    """Add the legend; a panel with nothing drawn says why instead."""
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=8, title_fontsize=8, **options)
+    else:
+        note = view.methods["spike_score"].note.replace("; ", ";\n").replace(", ", ",\n")
+        axis.text(0.5, 0.5, note, ha="center", va="center", transform=axis.transAxes, fontsize=9)
+
+
+COLOURS = {"trajectory": "#D55E00", "training-free": "#0072B2", "trained": "#009E73",
+           "control": "#777777"}  # fmt: skip
+VIEW_COLOURS = {"macro": "#0072B2", "pooled": "#D55E00"}
+
+
+def forest(comparison: Comparison, entries: Sequence[Entry], title: str) -> bytes:
+    """Draw every method's mean AUROC with its interval, a panel per cross-domain view."""
+    return _forest([(entry.title, comparison, entry) for entry in entries], title)
+
+
+def _forest(rows: Sequence[tuple[str, Comparison, Entry]], title: str) -> bytes:
+    figure, axes = panels(len(CROSS), 4.6, 0.9 + 0.24 * len(rows), sharey=True)
+    places = np.arange(len(rows))[::-1]
+    for axis, view in zip(axes, CROSS, strict=True):
+        axis.axvline(0.5, color="0.6", lw=1)
+        for place, (_, comparison, entry) in zip(places, rows, strict=True):
+            _whisker(axis, place, comparison.mean(entry, view), COLOURS[entry.family])
+        axis.set_yticks(places, [name for name, _, _ in rows], fontsize=8)
+        axis.set_xlabel(f"mean AUROC, {view}, with 95% interval")
+        axis.set_ylim(-0.8, len(rows) - 0.2)
+    return png(figure, title)
+
+
+def _whisker(axis: Axes, place: float, area: Area | None, colour: str) -> None:
+    if area is None or area.value is None:
+        axis.text(0.5, place, "not computable", fontsize=7, va="center", ha="center")
+        return
+    if area.interval:
+        axis.plot(area.interval, [place, place], color=colour, lw=1.6)
+    axis.plot(area.value, place, "o", color=colour, ms=4.5)
+
+
+def forest_of_models(models: Sequence[tuple[str, Comparison, Sequence[Entry]]]) -> bytes:
+    """Draw the main table: one model's methods, or with several models SpikeScore of each beside
+    its first answer and perplexity.
+    """
+    if len(models) == 1:
+        name, comparison, entries = models[0]
+        return forest(comparison, entries, f"Cross-domain AUROC, {name}")
+    shown = (SPIKE, "saplma", "perplexity")
+    rows = [
+        (f"{name}: {entry.title}", comparison, entry)
+        for name, comparison, entries in models
+        for entry in entries
+        if entry.name in shown
+    ]
+    return _forest(rows, "Cross-domain AUROC")
+
+
+def matrices(comparison: Comparison, entries: Sequence[Entry], title: str) -> bytes:
+    """Draw training domain x test domain for each score; the diagonal is held out."""
+    figure, axes = panels(len(entries), 4.3, 3.9)
+    names = comparison.book.domain_names()
+    for axis, entry in zip(axes, entries, strict=True):
+        table = comparison.matrix(entry)
+        _heat(axis, table, comparison.training_domains, names)
+        axis.set_xlabel("tested on")
+        axis.set_ylabel("trained on")
+        axis.set_title(entry.title, fontsize=10)
+    return png(figure, title)
+
+
+def turns_curve(points: Sequence[TurnsPoint], title: str) -> bytes:
+    """Draw AUROC over the number of turns, with intervals, beside the cost."""
+    figure, (left, right) = panels(2, 5.0, 3.6)
+    ks = [point.k for point in points]
+    for view in CROSS:
+        known = [point for point in points if point.auroc[view] is not None]
+        if not known:
+            continue
+        at = [point.k for point in known]
+        low, high = zip(*[point.interval[view] for point in known], strict=True)
+        left.fill_between(at, low, high, color=VIEW_COLOURS[view], alpha=0.15, lw=0)
+        left.plot(at, [point.auroc[view] for point in known], color=VIEW_COLOURS[view],
+                  marker="o", ms=3, label=view)  # fmt: skip
+    left.axhline(0.5, color="0.6", lw=1)
+    left.set_xlabel("turns used, K")
+    left.set_ylabel("mean AUROC of SpikeScore")
+    left.legend(fontsize=8)
+    right.plot(ks, [point.tokens for point in points], color="0.2", marker="o", ms=3)
+    right.set_xlabel("turns used, K")
+    right.set_ylabel("answer tokens a dialogue")
+    right.set_ylim(0)
+    for axis in (left, right):
+        axis.set_xticks([ks[0], *(k for k in ks if k % 5 == 0 and k != ks[0])])
+    return png(figure, title)
+
+
+def functional_map(comparison: Comparison, title: str) -> bytes:
+    """Draw the mean macro AUROC of every functional over every base scorer."""
+    book = comparison.book
+    scorers = scorers_of(comparison)
+    table = np.full((len(FUNCTIONALS), len(scorers)), np.nan)
+    for row, name in enumerate(FUNCTIONALS):
+        for column, scorer in enumerate(scorers):
+            entry = trajectory_entry(book, name, scorer)
+            value = comparison.mean(entry, "macro").value if entry else None
+            table[row, column] = np.nan if value is None else value
+    figure, (axis,) = panels(1, 2.8 + 0.95 * len(scorers), 4.2)
+    titles = [functional.title for functional in FUNCTIONALS.values()]
+    _heat(axis, table, titles, [scorer_title(book, scorer) for scorer in scorers])
+    return png(figure, title)
+
+
+def variant_plot(results: Sequence[VariantResult], title: str) -> bytes:
+    """Draw SpikeScore of every run with its interval, a panel per view; the first is the
+    reference.
+    """
+    figure, axes = panels(len(CROSS), 4.6, 1.3 + 0.3 * len(results), sharey=True)
+    places = np.arange(len(results))[::-1]
+    for axis, view in zip(axes, CROSS, strict=True):
+        axis.axvline(0.5, color="0.6", lw=1)
+        reference = results[0].areas[SPIKE, view].value
+        if reference is not None:
+            axis.axvline(reference, color="#D55E00", lw=1, ls="--")
+        for place, result in zip(places, results, strict=True):
+            colour = "#D55E00" if place == places[0] else "#0072B2"
+            _whisker(axis, place, result.areas.get((SPIKE, view)), colour)
+        axis.set_yticks(places, [result.title for result in results], fontsize=8)
+        axis.set_xlabel(f"mean AUROC of SpikeScore, {view}")
+        axis.set_ylim(-0.7, len(results) - 0.3)
+    return png(figure, title)
+
+
+def layer_heat_map(grid: LayerGrid, title: str) -> bytes:
+    """Draw the mean macro AUROC over layer x token, SpikeScore beside the first answer."""
+    width = max(4.4, 0.62 * len(grid.layers) + 1.6)
+    figure, axes = panels(2, width, 2.8)
+    for axis, values, name in zip(
+        axes, (grid.spike, grid.first), ("SpikeScore", "first answer"), strict=True
+    ):
+        labels = [token.removesuffix("_embedding") for token in grid.tokens]
+        _heat(axis, values, labels, list(map(str, grid.layers)))
+        axis.set_xlabel("layer (0 = embedding output)")
+        axis.set_title(name, fontsize=10)
+    return png(figure, title)
+
+
+def _heat(axis: Axes, table: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """Draw a table of AUROCs; 0.5 is white, so that both directions show."""
+    axis.imshow(np.ma.masked_invalid(table), cmap="PuOr_r", vmin=0.2, vmax=0.8, aspect="auto")
+    axis.set_xticks(range(len(columns)), columns, rotation=40, ha="right", fontsize=8)
+    axis.set_yticks(range(len(rows)), rows, fontsize=8)
+    axis.grid(False)
+    for row, cells in enumerate(table):
+        for column, cell in enumerate(cells):
+            text = "n/c" if np.isnan(cell) else f"{cell:.2f}"
+            dark = not np.isnan(cell) and abs(cell - 0.5) > 0.22
+            axis.text(column, row, text, ha="center", va="center", fontsize=7.5,
+                      color="white" if dark else "black")  # fmt: skip

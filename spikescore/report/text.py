@@ -1,0 +1,97 @@
+"""A table of a report as text for other programs: Markdown, CSV, LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from spikescore.report.page import Table
+
+_TEX = {
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "\u2212": "--",
+    **{sign: rf"\ensuremath{{{name}}}" for sign, name in {
+        "\u0394": r"\Delta", "\u03a3": r"\Sigma", "\u03ba": r"\kappa", "\u03bb": r"\lambda",
+        "\u03bc": r"\mu", "\u03c3": r"\sigma", "\u00b2": "^2", "\u00b1": r"\pm",
+        "\u2264": r"\leq", "\u2265": r"\geq", "\u00d7": r"\times",
+    }.items()},
+}  # fmt: skip
+
+
+def markdown_table(table: Table) -> str:
+    """Return the table in Markdown, its note below it; no caption. It ends with an empty line."""
+    lines = [table.header, ["---"] * len(table.header), *table.rows]
+    escaped = [[_one_line(cell).replace("|", "\\|") for cell in line] for line in lines]
+    shown = [f"| {' | '.join(line)} |" for line in escaped]
+    return "\n".join([*shown, *(["", _one_line(table.note)] if table.note else []), ""])
+
+
+def csv_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return header and rows as CSV (RFC 4180, but lines end with a line feed); None is empty."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
+
+
+def tex_table(table: Table) -> str:
+    """Return a LaTeX table; it needs the package booktabs. The caption stands above, as usual."""
+    rows = [_tex_row(row) for row in table.rows]
+    note = [rf"\par\smallskip\footnotesize {_tex(table.note)}"] if table.note else []
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_tex(table.caption)}}}",
+        rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
+        r"\toprule",
+        _tex_row(table.header),
+        r"\midrule",
+        *rows,
+        r"\bottomrule",
+        r"\end{tabular}",
+        *note,
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _tex_row(cells: Sequence[str]) -> str:
+    # {} keeps a cell that begins with "[" from being read as an option of the \\ before it
+    return " & ".join("{}" * cell.startswith("[") + _tex(cell) for cell in cells) + r" \\"
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(sign, sign) for sign in _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def number(value: float | None, form: str = ".3f") -> str:
+    """Return a number as text; empty when there is none."""
+    return "" if value is None else format(value, form)
+
+
+def with_interval(
+    value: float | None, interval: tuple[float, float] | None, form: str = ".3f"
+) -> str:
+    """Return "value [low, high]"; "not computable" without a value."""
+    if value is None:
+        return "not computable"
+    if interval is None:
+        return format(value, form)
+    return f"{value:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"
+
+
+def p_value(p: float | None) -> str:
+    """Return a p value as text: three digits, or "< 0.001"."""
+    if p is None:
+        return ""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,301 @@
+"""Tables about trajectories: functionals, base scorers, number of turns, controls.
+
+All are made from the per-turn scores of the main run; nothing is generated for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from spikescore.detectors.score_book import ScoreBook
+from spikescore.report.comparison import (
+    SPIKE,
+    Comparison,
+    Entry,
+    match_base_rates,
+    scorer_title,
+    trajectories,
+    trajectory_entry,
+    without_turn_means,
+)
+from spikescore.report.main_tables import CROSS, main_entries
+from spikescore.report.page import Table
+from spikescore.report.paper import BASE_SCORER, published_base_scorer
+from spikescore.report.text import number, with_interval
+from spikescore.stats.early_stopping import measure_early_stop
+from spikescore.stats.operating_points import choose_threshold
+from spikescore.stats.theory import theory_report
+from spikescore.stats.trajectory import FUNCTIONALS, MIN_SCORES, apply, truncate
+
+SCORERS = ("saplma", "sep", "perplexity", "reasoning_score", "sharpness")
+"""Base scorers of the paper, in its order; others that were scored per turn follow."""
+
+
+def scorers_of(comparison: Comparison) -> list[str]:
+    """Return the scorers that the book has trajectories of, the paper's first."""
+    held = dict.fromkeys(key[0] for key in comparison.book.turns)
+    return [one for one in SCORERS if one in held] + [one for one in held if one not in SCORERS]
+
+
+def functional_tables(comparison: Comparison) -> list[Table]:
+    """Return functionals (rows) x base scorers (columns), one table per cross-domain view."""
+    scorers = scorers_of(comparison)
+    header = ("functional", *(scorer_title(comparison.book, scorer) for scorer in scorers))
+    tables = []
+    for view in CROSS:
+        rows = []
+        for name, functional in FUNCTIONALS.items():
+            cells = [_mean_cell(comparison, trajectory_entry(comparison.book, name, scorer), view)
+                     for scorer in scorers]  # fmt: skip
+            rows.append((functional.title, *cells))
+        tables.append(Table(
+            f"Functionals over per-turn scores, {view}", header, tuple(rows),
+            "Means over training domains; higher counts as more hallucinated in every cell.",
+        ))  # fmt: skip
+    return tables
+
+
+def base_scorer_table(comparison: Comparison, model: str | None) -> Table:
+    """Return SpikeScore beside the first answer's own score, for every base scorer."""
+    rows = []
+    for scorer in scorers_of(comparison):
+        spike = trajectory_entry(comparison.book, "max_abs_d2", scorer)
+        first = trajectory_entry(comparison.book, "first", scorer)
+        cells = []
+        for view in CROSS:
+            found = comparison.contrast(spike, first, view)
+            interval = None if found.low is None else (found.low, found.high)
+            cells += [_mean_cell(comparison, spike, view), _mean_cell(comparison, first, view)]
+            cells.append(with_interval(found.value, interval, "+.3f"))
+        paper = published_base_scorer(model, scorer)
+        rows.append((scorer_title(comparison.book, scorer), *cells, number(paper, ".4f")))
+    header = ["base scorer"]
+    for view in CROSS:
+        header += [f"{view}: SpikeScore", "first answer", "difference"]
+    return Table("Base scorers under SpikeScore", (*header, "published"), tuple(rows))
+
+
+# --- number of turns --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TurnsPoint:
+    """SpikeScore from the first k turns: mean AUROC per view, and the cost of a dialogue."""
+
+    k: int
+    auroc: dict[str, float | None]
+    interval: dict[str, tuple[float, float] | None]
+    tokens: float
+    seconds: float | None
+
+
+def turns_sweep(comparison: Comparison, seconds_per_token: float | None) -> list[TurnsPoint]:
+    """Return SpikeScore over SAPLMA from the first k turns, k from 3 to all of them.
+
+    `tokens` is the mean number of answer tokens of k turns; `seconds` that times the run's seconds
+    per answer token, None where the run did not keep its time.
+    """
+    found = trajectories(comparison.book, BASE_SCORER)
+    longest = max((turns.shape[1] for rows in found.values() for turns in rows), default=0)
+    points = []
+    for k in range(MIN_SCORES, longest + 1):
+        scores = {
+            domain: np.stack([apply("max_abs_d2", truncate(turns, k)) for turns in rows])
+            for domain, rows in found.items()
+        }
+        areas = {
+            view: comparison.mean(Entry(f"{SPIKE}@{k}", f"K = {k}", "trajectory", scores), view)
+            for view in CROSS
+        }
+        tokens = float(np.mean([sum(item.turn_tokens[:k]) for item in comparison.book.items]))
+        points.append(TurnsPoint(
+            k,
+            {view: area.value for view, area in areas.items()},
+            {view: area.interval for view, area in areas.items()},
+            tokens,
+            tokens * seconds_per_token if seconds_per_token else None,
+        ))  # fmt: skip
+    return points
+
+
+def turns_table(points: Sequence[TurnsPoint]) -> Table:
+    """Return the sweep over K as a table."""
+    rows = [
+        (
+            str(point.k),
+            *(with_interval(point.auroc[view], point.interval[view]) for view in CROSS),
+            f"{point.tokens:.0f}",
+            number(point.seconds, ".3f"),
+        )
+        for point in points
+    ]
+    return Table(
+        "SpikeScore by number of turns",
+        ("K", *CROSS, "answer tokens a dialogue", "seconds a dialogue"),
+        tuple(rows),
+        "Seconds: share of the run's wall-clock time, dialogues being generated in batches.",
+    )
+
+
+def stopping_table(comparison: Comparison) -> Table:
+    """Return what stopping a dialogue at λ saves, pooled over the other domains, probe seed 0."""
+    book = comparison.book
+    rows, notes = [], []
+    for domain, (turns, *_) in trajectories(book, BASE_SCORER).items():
+        spikes = apply("max_abs_d2", turns)
+        val = (book.splits[domain] == "val") & np.isfinite(spikes)
+        if not 0 < book.y[val].sum() < val.sum():
+            notes.append(f"{domain}: one class only in the validation split, so there is no λ")
+            continue
+        threshold, _ = choose_threshold(book.y[val], spikes[val])
+        whole = (book.domains != domain) & np.isfinite(turns).all(axis=1)
+        if not whole.any():
+            notes.append(f"{domain}: no dialogue has all turns")
+            continue
+        found = measure_early_stop(
+            book.y[whole],
+            turns[whole],
+            threshold,
+            tokens=_turn_tokens(book, turns.shape[1], whole),
+            groups=book.groups[whole],
+            draws=len(comparison.resampler.weights),
+        )
+        change = found.change
+        interval = None if change.low is None else (change.low, change.high)
+        rows.append((
+            domain, str(found.n), f"{threshold:.3f}", f"{found.stopped:.0%}", f"{found.turns:.1f}",
+            number(found.tokens_saved, ".0%"), number(found.auroc_all_turns.value),
+            number(found.auroc.value), with_interval(change.value, interval, "+.3f"),
+            number(found.f1.value),
+        ))  # fmt: skip
+    return Table(
+        "Stopping a dialogue once its running SpikeScore reaches λ",
+        (
+            "trained on", "n", "λ", "stopped early", "mean turns", "tokens saved",
+            "AUROC, all turns", "AUROC, with the rule", "difference", "F1 at λ",
+        ),
+        tuple(rows),
+        "The running maximum only grows, so the rule flags exactly the dialogues that all turns "
+        "would flag; what it can lose is their order. " + "; ".join(notes),
+    )  # fmt: skip
+
+
+def _turn_tokens(book: ScoreBook, n_turns: int, kept: np.ndarray) -> np.ndarray | None:
+    """Return the answer lengths [n, K] of the kept items, None where one is not known."""
+    rows = [item.turn_tokens[:n_turns] for item, keep in zip(book.items, kept, strict=True) if keep]
+    return np.array(rows, dtype=np.float64) if all(len(row) == n_turns for row in rows) else None
+
+
+def theory_table(y: np.ndarray, spike_scores: np.ndarray, domains: np.ndarray) -> Table:
+    """Return moments, conditions and bounds of SpikeScore per domain, beside what is observed."""
+    rows = []
+    for found in theory_report(y, spike_scores, domains):
+        counts = f"{found.n_h} / {found.n_t}"
+        if found.note:
+            rows.append((str(found.domain), counts, found.note, *[""] * 9))
+            continue
+        bound = number(found.paper_bound)
+        if not found.paper_bound_applies:
+            bound = f"{bound} (conditions fail)" if bound else ""
+        rows.append((
+            str(found.domain),
+            counts,
+            f"{found.mean_h:.3f} ± {found.std_h:.3f}",
+            f"{found.mean_t:.3f} ± {found.std_t:.3f}",
+            f"{number(found.mean_ratio, '.2f')} {_yes(found.gap_holds)}",
+            f"{number(found.std_ratio, '.2f')} {_yes(found.spread_holds)}",
+            number(found.cv_t, ".2f"),
+            number(found.t, ".1f"),
+            bound,
+            number(found.cantelli) or "none: mean H ≤ mean T",
+            number(found.p_greater),
+            number(found.auroc),
+        ))  # fmt: skip
+    return Table(
+        "Moments of SpikeScore, the paper's conditions and bounds",
+        (
+            "domain", "H / T items", "mean ± std, H", "mean ± std, T", "(i) mean ratio > 2",
+            "(ii) std ratio in 1 to 2.5", "CV of T", "(iii) smallest t", "paper's bound",
+            "Cantelli bound", "P(H > T)", "AUROC",
+        ),
+        tuple(rows),
+        "H: hallucinated, T: consistent (truthful). The paper's bound is 1 / (1 + 0.0725 t²) with "
+        "the smallest t that satisfies (iii); Cantelli's is μ² / (μ² + σ_H² + σ_T²) with μ the "
+        "difference of the means. P(H > T) leaves ties out, the AUROC counts them half.",
+    )  # fmt: skip
+
+
+def _yes(holds: bool | None) -> str:
+    return "" if holds is None else "(yes)" if holds else "(no)"
+
+
+# --- controls ---------------------------------------------------------------------------------
+
+CONTROLS = (
+    "domain_identity", "answer_length", "dialogue_length", "dialogue_length_std", "tfidf_answer",
+    "tfidf_dialogue", "label_shuffle", "random_projection",
+)  # fmt: skip
+
+
+def control_entries(comparison: Comparison, entries: Sequence[Entry]) -> list[Entry]:
+    """Return SpikeScore, then what it must beat to mean anything, those that the book has."""
+    book = comparison.book
+    by_name = {entry.name: entry for entry in entries}
+    shown = [by_name[name] for name in (SPIKE, "perplexity", *CONTROLS) if name in by_name]
+    others = (
+        trajectory_entry(book, "first", BASE_SCORER),
+        trajectory_entry(book, "mean", BASE_SCORER),
+        trajectory_entry(book, "spike_without_first", BASE_SCORER),
+        without_turn_means(book),
+        trajectory_entry(book, "max_abs_d2", "random_projection"),
+        trajectory_entry(book, "max_abs_d2", "all_turn_probe"),
+    )
+    return shown + [entry for entry in others if entry]
+
+
+def control_table(comparison: Comparison, controls: Sequence[Entry]) -> Table:
+    """Return the `control_entries` as a table."""
+    rows = [
+        (entry.title, *(_mean_cell(comparison, entry, view) for view in CROSS))
+        for entry in controls
+    ]
+    return Table(
+        "Controls",
+        ("score", *CROSS),
+        tuple(rows),
+        "Domain identity is an oracle that knows each domain's hallucination rate and nothing of "
+        "the item; a pooled figure below it says nothing about dialogues. Label shuffle must be "
+        "near .5. A random projection in place of the probe shows what any readout of the states "
+        "would give.",
+    )
+
+
+def matched_table(comparison: Comparison, *, draws: int) -> Table:
+    """Return the main scores on items with as many hallucinated as consistent ones per domain."""
+    book = comparison.book
+    kept = match_base_rates(book.y, book.domains, seed=0)
+    matched = Comparison(book.subset(kept), draws=draws)
+    wanted = (SPIKE, "saplma", "perplexity", "domain_identity")
+    entries = [{entry.name: entry for entry in main_entries(one)} for one in (comparison, matched)]
+    rows = []
+    for name in (name for name in wanted if name in entries[0]):
+        pairs = zip((comparison, matched), entries, strict=True)
+        cells = [_mean_cell(one, own[name], "pooled") for one, own in pairs]
+        rows.append((entries[0][name].title, *cells))
+    return Table(
+        "Matched base rates, pooled",
+        ("score", "all items", "as many hallucinated as consistent in every domain"),
+        tuple(rows),
+        f"{int(kept.sum())} of {kept.size} items are kept; a score that knows only the domain is "
+        "then at .5.",
+    )
+
+
+def _mean_cell(comparison: Comparison, entry: Entry | None, view: str) -> str:
+    if entry is None:
+        return ""
+    area = comparison.mean(entry, view)
+    return with_interval(area.value, area.interval)

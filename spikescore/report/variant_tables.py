@@ -1,0 +1,188 @@
+"""Tables about runs beside the main one: prompts, temperature, the release's choices, judges.
+
+A generated variant has fewer questions than the main run, a part of the same ones, and is scored by
+what was learnt from the main run. So its reference is the main run on the same questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from spikescore.detectors.score_book import ScoreBook
+from spikescore.report.comparison import SPIKE, Comparison, Entry, static_entries, trajectory_entry
+from spikescore.report.experiment import Variant
+from spikescore.report.main_tables import CROSS
+from spikescore.report.page import Table
+from spikescore.report.paper import BASE_SCORER
+from spikescore.report.text import number, with_interval
+from spikescore.stats.agreement import agree
+from spikescore.stats.bootstrap import Area
+
+SHOWN = (SPIKE, f"first:{BASE_SCORER}", "perplexity")
+SHOWN_TITLES = ("SpikeScore", "first-answer probe", "perplexity")
+CAPTIONS = {
+    "schedules": ("Prompt schedules", "schedule"),
+    "order": ("Order of the prompts", "order"),
+    "temperature": ("Temperature", "temperature"),
+    "release": ("The public release's choices, one at a time", "choice"),
+    "judges": ("Judges", "judge"),
+}
+
+
+@dataclass(frozen=True)
+class VariantResult:
+    """A row of a variants' table: mean areas by (score, view), n and rate of the items."""
+
+    title: str
+    areas: dict[tuple[str, str], Area]
+    n: int
+    rate: float
+
+
+def measure_variant(title: str, comparison: Comparison) -> VariantResult:
+    """Return the row of one run."""
+    book = comparison.book
+    entries = variant_entries(book)
+    areas = {
+        (name, view): comparison.mean(entries[name], view)
+        for name in SHOWN
+        for view in CROSS
+        if name in entries
+    }
+    return VariantResult(title, areas, book.y.size, float(book.y.mean()))
+
+
+def variant_entries(book: ScoreBook) -> dict[str, Entry]:
+    """Return the scores that variants are compared by, those that the book has."""
+    spike = trajectory_entry(book, "max_abs_d2", BASE_SCORER)
+    first = trajectory_entry(book, "first", BASE_SCORER)
+    perplexity = static_entries(book).get("perplexity")
+    return {entry.name: entry for entry in (spike, first, perplexity) if entry}
+
+
+def same_questions(main: ScoreBook, variant: ScoreBook) -> np.ndarray:
+    """Return the mask [n] of the main run's items that the variant asked too."""
+    asked = {(item.domain, item.id) for item in variant.items}
+    return np.array([(item.domain, item.id) in asked for item in main.items], dtype=bool)
+
+
+def variant_table(kind: str, results: Sequence[VariantResult], note: str = "") -> Table:
+    """Return the runs of one kind as rows, the reference first."""
+    caption, column = CAPTIONS[kind]
+    rows = []
+    for result in results:
+        cells = []
+        for view in CROSS:
+            for name in SHOWN:
+                area = result.areas.get((name, view))
+                cells.append(with_interval(area.value, area.interval) if area else "")
+        rows.append((result.title, f"{result.n}, {result.rate:.0%}", *cells))
+    header = [column, "n, hallucinated"]
+    for view in CROSS:
+        header += [f"{view}: {SHOWN_TITLES[0]}", *SHOWN_TITLES[1:]]
+    return Table(caption, tuple(header), tuple(rows), note)
+
+
+def order_spread(results: Sequence[VariantResult]) -> str:
+    """Return how far SpikeScore moves over the shuffled orders, as one sentence."""
+    told = []
+    for view in CROSS:
+        found = [result.areas[SPIKE, view].value for result in results]
+        values = [value for value in found if value is not None]
+        if len(values) > 1:
+            spread = float(np.std(values, ddof=1))
+            told.append(f"{view} {np.mean(values):.3f}, standard deviation {spread:.3f}")
+    return f"SpikeScore over {len(results)} orders: {'; '.join(told)}." if told else ""
+
+
+def release_results(
+    reference: Comparison, generated: Sequence[VariantResult], title: str
+) -> list[VariantResult]:
+    """Return ours, the release's generated choices, its score and its sign, one at a time."""
+    book = reference.book
+    rows = [measure_variant(title, reference), *generated]
+    for label, scores in (
+        ("variance + Σ|Δ²| in place of max|Δ²|", trajectory_entry(book, "release", BASE_SCORER)),
+        ("correct answers as the positive class", _inverted(book)),
+    ):
+        if scores:
+            areas = {(SPIKE, view): reference.mean(scores, view) for view in CROSS}
+            rows.append(VariantResult(label, areas, book.y.size, float(book.y.mean())))
+    return rows
+
+
+def _inverted(book: ScoreBook) -> Entry | None:
+    spike = trajectory_entry(book, "max_abs_d2", BASE_SCORER)
+    if not spike:
+        return None
+    scores = {domain: -rows for domain, rows in spike.scores.items()}
+    return Entry("inverted", "inverted", "control", scores)
+
+
+def judge_note(main: ScoreBook, judged: ScoreBook, variant: Variant) -> str:
+    """Return how far another judge's labels agree with the main run's, as one sentence."""
+    labels = {(item.domain, item.id): item.y for item in judged.items}
+    pairs = [
+        (1 - item.y, 1 - labels[item.domain, item.id], item.group)
+        for item in main.items
+        if (item.domain, item.id) in labels
+    ]
+    first, second, groups = zip(*pairs, strict=True)
+    found = agree(first, second, groups=groups)
+    kappa = "not defined, one of them gives every answer the same label"
+    if np.isfinite(found.kappa):
+        kappa = with_interval(
+            found.kappa, found.interval if np.isfinite(found.interval[0]) else None
+        )
+    return f"{variant.title}: agreement with the main labels, Cohen's κ {kappa} (n = {len(pairs)})."
+
+
+# --- layers and tokens ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LayerGrid:
+    """Mean macro AUROC of SpikeScore and of the first answer, [tokens, layers] each."""
+
+    tokens: tuple[str, ...]
+    layers: tuple[int, ...]
+    spike: np.ndarray
+    first: np.ndarray
+
+
+def layer_grid(book: ScoreBook, *, draws: int) -> LayerGrid:
+    """Return the grid from the book that `score_methods.py --layer_grid` writes."""
+    comparison = Comparison(book, draws=draws)
+    cells: dict[tuple[str, str, int], float] = {}
+    for name, entry in static_entries(book).items():
+        what, token, layer = name.split("@")
+        value = comparison.mean(entry, "macro").value
+        cells[what, token, int(layer)] = np.nan if value is None else value
+    tokens = tuple(dict.fromkeys(token for _, token, _ in cells))
+    layers = tuple(sorted({layer for _, _, layer in cells}))
+
+    def table(what: str) -> np.ndarray:
+        return np.array(
+            [[cells.get((what, token, one), np.nan) for one in layers] for token in tokens]
+        )
+
+    return LayerGrid(tokens, layers, table("spike"), table("first"))
+
+
+def layer_table(grid: LayerGrid) -> Table:
+    """Return the grid as a table, SpikeScore above the first answer."""
+    rows = []
+    for what, values in (("SpikeScore", grid.spike), ("first answer", grid.first)):
+        for token, cells in zip(grid.tokens, values, strict=True):
+            shown = [number(None if np.isnan(cell) else float(cell)) for cell in cells]
+            rows.append((f"{what}, {token}", *shown))
+    return Table(
+        "SAPLMA's layer and token",
+        ("score and token", *(f"layer {layer}" for layer in grid.layers)),
+        tuple(rows),
+        "Mean macro AUROC over training domains, one probe seed. The main run chooses its layer on "
+        "each training domain's validation split; nothing is chosen from this table.",
+    )

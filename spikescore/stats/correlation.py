@@ -1,0 +1,89 @@
+"""Pearson and Spearman correlation of two columns, with 95% bootstrap intervals over groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from spikescore.stats.bootstrap import DRAWS
+
+MIN_ITEMS = 10
+"""With fewer items a bootstrap interval promises too much: the figure is not reported."""
+_CELLS_AT_ONCE = 2_000_000
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A correlation with its 95% interval; `value` is None, and `note` says why, if it has none."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    note: str = ""
+
+
+def measure_correlation(
+    x: Sequence[float],
+    y: Sequence[float],
+    *,
+    ranks: bool,
+    groups: Sequence | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Correlation:
+    """Return the Pearson correlation of x and y [n], or with `ranks` Spearman's, by group.
+
+    Spearman's is Pearson's of midranks; each draw ranks its own items. Groups are drawn with
+    replacement, every item its own group unless given. Not computable for fewer than MIN_ITEMS
+    items or a constant column; a draw with a constant column is dropped.
+    """
+    columns = [np.asarray(values, dtype=np.float64) for values in (x, y)]
+    n = columns[0].size
+    if n < MIN_ITEMS:
+        note = f"not computable: {n} items, at least {MIN_ITEMS} needed"
+        return Correlation(None, None, None, n, note)
+    if any(np.ptp(values) == 0 for values in columns):
+        return Correlation(None, None, None, n, "not computable: all values are equal")
+    names = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
+    value = float(_weighted(*columns, np.ones((1, n)), ranks)[0])
+    n_groups = int(names.max()) + 1
+    rng = np.random.default_rng(seed)
+    at_once = max(1, _CELLS_AT_ONCE // n)
+    resampled = []
+    for start in range(0, draws, at_once):
+        counts = rng.multinomial(
+            n_groups, np.full(n_groups, 1 / n_groups), size=min(at_once, draws - start)
+        )
+        resampled.append(_weighted(*columns, counts[:, names].astype(np.float64), ranks))
+    values = np.concatenate(resampled)
+    values = values[np.isfinite(values)]
+    if n_groups == 1 or not values.size:
+        return Correlation(value, None, None, n, "no interval: all items are one group")
+    low, high = np.percentile(values, (2.5, 97.5))
+    return Correlation(value, float(low), float(high), n)
+
+
+def _weighted(x: np.ndarray, y: np.ndarray, weights: np.ndarray, ranks: bool) -> np.ndarray:
+    """Correlation of x and y [n] under each row of weights [draws, n]; NaN for a constant one."""
+    columns = [
+        _midranks(v, weights) if ranks else np.broadcast_to(v, weights.shape) for v in (x, y)
+    ]
+    total = weights.sum(axis=1, keepdims=True)
+    a, b = (v - (weights * v).sum(axis=1, keepdims=True) / total for v in columns)
+    spread = np.sqrt((weights * a * a).sum(axis=1) * (weights * b * b).sum(axis=1))
+    product = (weights * a * b).sum(axis=1)
+    return np.divide(product, spread, out=np.full(len(weights), np.nan), where=spread > 1e-12)
+
+
+def _midranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Midrank of each value among the values repeated as often as each row's weights say."""
+    order = np.argsort(values, kind="stable")
+    ranked = values[order]
+    up_to = np.zeros((len(weights), values.size + 1))
+    np.cumsum(weights[:, order], axis=1, out=up_to[:, 1:])
+    below = up_to[:, np.searchsorted(ranked, values, side="left")]
+    through = up_to[:, np.searchsorted(ranked, values, side="right")]
+    return (below + through + 1) / 2

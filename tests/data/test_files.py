@@ -1,0 +1,261 @@
+"""Files: the same rows in every container, read one at a time, and what breaks off."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from spikescore.data import json_rows as streaming
+from spikescore.data.json_rows import BrokenJson, json_rows
+from spikescore.data.reading import iter_questions, load_questions
+from spikescore.data.selection import sample_questions
+from spikescore.errors import UserError
+from tests.helpers.native_rows import SHAPES
+
+FLAT = {"truthfulqa": SHAPES["truthfulqa"], "belebele": SHAPES["belebele"], "gpqa": SHAPES["gpqa"],
+        "defan": SHAPES["defan"], "true_false": SHAPES["true_false"]}  # fmt: skip
+
+
+def in_container(folder: Path, container: str, rows: list[dict[str, Any]]) -> Path:
+    """Write rows as json, data (an object), lines.json, jsonl, csv or parquet, with .gz or not."""
+    kind, _, zipped = container.partition(".gz")
+    name = {"data": "data.json", "lines": "lines.json"}.get(kind, f"set.{kind}")
+    path = folder / name
+    if kind == "json":
+        text = json.dumps(rows, indent=1)
+    elif kind == "data":
+        text = json.dumps({"version": 1, "data": rows, "more": {"a": [1]}})
+    elif kind in ("jsonl", "lines"):
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows)
+    elif kind == "csv":
+        buffer = io.StringIO()
+        table = csv.DictWriter(buffer, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+        text = buffer.getvalue()
+    if kind == "parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=2)
+    else:
+        path.write_bytes(text.encode())
+    if container.endswith(".gz"):
+        zipped_path = path.with_name(path.name + ".gz")
+        zipped_path.write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+        return zipped_path
+    return path
+
+
+CONTAINERS = ["json", "data", "lines", "jsonl", "csv", "parquet"]
+
+
+@pytest.mark.parametrize("container", CONTAINERS + [f"{name}.gz" for name in CONTAINERS])
+@pytest.mark.parametrize("shape", FLAT)
+def test_every_container_gives_the_same_questions(
+    tmp_path: Path, container: str, shape: str
+) -> None:
+    rows = [{key: str(value) for key, value in FLAT[shape].make(n).items()} for n in range(1, 6)]
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    expected = load_questions(plain).questions
+    assert len(expected) == 5
+    loaded = load_questions(in_container(tmp_path, container, rows))
+    assert loaded.questions == expected and loaded.dataset_format == shape
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_parquet_gives_what_json_gives(tmp_path: Path, shape: str) -> None:
+    rows = [SHAPES[shape].make(n) for n in range(1, 4)]
+    from_json = load_questions(in_container(tmp_path, "jsonl", rows)).questions
+    from_parquet = load_questions(in_container(tmp_path, "parquet", rows)).questions
+    for ours, other in zip(from_json, from_parquet, strict=True):
+        assert (ours.question, ours.context, ours.choices and sorted(ours.choices)) == (
+            other.question, other.context, other.choices and sorted(other.choices),
+        )  # fmt: skip
+        assert ours.history == other.history
+        if not ours.choices:
+            assert ours.gold_answers == other.gold_answers
+
+
+def test_a_folder_of_all_kinds_is_one_set(tmp_path: Path) -> None:
+    rows = [{key: str(value) for key, value in FLAT["gpqa"].make(n).items()} for n in range(1, 7)]
+    for place, container in enumerate(("json", "jsonl.gz", "csv", "parquet")):
+        (tmp_path / container).mkdir()
+        in_container(tmp_path / container, container, [rows[place]])
+    (tmp_path / "SOURCE.json").write_text('{"url": "x"}')
+    (tmp_path / "notes.txt").write_text("not data")
+    (tmp_path / ".hidden.json").write_text("[")
+    loaded = load_questions(tmp_path)
+    assert {q.id for q in loaded.questions} == {f"rec{n}xyz" for n in range(1, 5)}
+    (tmp_path / "csv" / "set.csv").write_text(",".join(rows[0]) + "\n")
+    in_container(tmp_path / "csv", "csv", [{**rows[5], "Question": ""}])
+    where = 'file "csv/set.csv" line 2, field "Question": is empty'
+    with pytest.raises(UserError, match=where):
+        load_questions(tmp_path)
+
+
+def test_a_domain_is_named_after_the_file(tmp_path: Path) -> None:
+    path = in_container(tmp_path, "jsonl.gz", [{"question": "?", "gold_answers": "a"}])
+    assert load_questions(path).questions[0].domain == "set"
+
+
+def test_csv_cells_may_hold_lines_and_a_million_characters(tmp_path: Path) -> None:
+    long = "x" * 1_000_000
+    rows = [{"questions": f"a\nb {n}", "answer": long, "type": "name"} for n in range(2)]
+    path = in_container(tmp_path, "csv", rows + [{"questions": "c", "answer": "d", "type": ""}])
+    with pytest.raises(UserError, match='line 6, field "type": is empty'):
+        load_questions(path)
+    loaded = load_questions(path, on_bad_row="skip")
+    assert loaded.questions[0].gold_answers == (long,)
+    path.write_text('questions,answer,type\nWho?,"Ann,name\nWhat?,Bo,name\n')
+    with pytest.raises(UserError, match="line 2, not valid CSV"):
+        load_questions(path)
+    path.write_text("questions,answer,type\nWho?,Ann,name,extra\n")
+    with pytest.raises(UserError, match="line 2, 4 cells, but the first line names 3 columns"):
+        load_questions(path)
+
+
+# --- big JSON, piece by piece -----------------------------------------------------------------
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=8,
+)
+
+
+@given(values=st.lists(JSON, max_size=6), window=st.integers(1, 40), indent=st.sampled_from([0, 2]))
+def test_a_streamed_list_is_what_json_loads_gives(
+    values: list[Any], window: int, indent: int
+) -> None:
+    text = json.dumps(values, indent=indent or None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streaming, "_WINDOW", window)
+        assert list(json_rows(io.StringIO(text))) == json.loads(text)
+        wrapped = f'{{"v": "1", "data": {text}, "after": 12}}\n'
+        assert list(json_rows(io.StringIO(wrapped))) == values
+
+
+@pytest.mark.parametrize("window", [1, 3, 1000])
+def test_a_list_cut_anywhere_gives_its_whole_rows_and_then_breaks(
+    window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "_WINDOW", window)
+    rows = [{"a": 'x\\"yé'}, {"b": [1, 2.5e3, None]}, {"c": {}}]
+    text = json.dumps({"k": 1, "data": rows})
+    for cut in range(2, len(text)):
+        found = []
+        with pytest.raises(BrokenJson):
+            for row in json_rows(io.StringIO(text[:cut])):
+                found.append(row)
+        assert found == rows[: len(found)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[1 2]", "[1,]", '{"a" 1}', "{1: 2}", '{"data": [1]', "[1] x", '{"a": tru}', "[1}", "nul"],
+)
+def test_what_is_no_json_breaks(text: str) -> None:
+    with pytest.raises(BrokenJson):
+        list(json_rows(io.StringIO(text)))
+
+
+class Counting(io.StringIO):
+    """Text that counts the characters read."""
+
+    taken = 0
+
+    def read(self, size: int | None = -1) -> str:
+        chunk = super().read(size)
+        self.taken += len(chunk)
+        return chunk
+
+
+def test_a_big_list_is_not_read_ahead() -> None:
+    file = Counting(json.dumps([{"text": "y" * 1000}] * 5000))
+    rows = json_rows(file)
+    next(rows)
+    assert file.taken <= 1 << 16
+    assert sum(1 for _ in rows) == 4999 and file.taken > 5_000_000
+
+
+@pytest.mark.parametrize("container", ["json", "jsonl", "csv", "parquet", "jsonl.gz"])
+def test_random_sampling_from_a_stream_is_that_from_the_list(
+    tmp_path: Path, container: str
+) -> None:
+    rows = [{key: str(value) for key, value in FLAT["gpqa"].make(n).items()} for n in range(50)]
+    path = in_container(tmp_path, container, rows)
+    for strategy in ("random", "sequential", "balanced"):
+        streamed = sample_questions(iter_questions(path), strategy=strategy, n=7, seed=5)
+        listed = sample_questions(load_questions(path).questions, strategy=strategy, n=7, seed=5)
+        assert streamed == listed and len(streamed) == 7
+
+
+# --- what breaks off --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("container", ["json", "jsonl", "csv", "json.gz", "csv.gz"])
+def test_a_cut_file_names_the_row_and_the_rows_before_can_be_used(
+    tmp_path: Path, container: str
+) -> None:
+    rows = [
+        {key: str(value) for key, value in FLAT["belebele"].make(n).items()} for n in range(400)
+    ]
+    path = in_container(tmp_path, container, rows)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.7)])
+    with pytest.raises(UserError, match=r"set\..*, (after )?(row|line) \d+, ") as caught:
+        load_questions(path)
+    assert "row" in str(caught.value)
+    loaded = load_questions(path, on_bad_row="skip")
+    assert 10 < len(loaded.questions) < 400 and len(loaded.skipped) == 1
+    contexts = [row["flores_passage"] for row in rows]
+    assert [q.context for q in loaded.questions] == contexts[: len(loaded.questions)]
+
+
+def test_broken_parquet(tmp_path: Path) -> None:
+    rows = [SHAPES["gsm8k"].make(n) for n in range(50)]
+    path = in_container(tmp_path, "parquet", rows)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(UserError, match="set.parquet.* is not valid Parquet"):
+        load_questions(path)
+    text = pyarrow.array([b"fine?", b"\xff\xfe?"]).cast(pyarrow.binary())
+    broken = pyarrow.StringArray.from_buffers(2, text.buffers()[1], text.buffers()[2])
+    answers = pyarrow.array(["#### 1", "#### 2"])
+    parquet.write_table(pyarrow.table({"question": broken, "answer": answers}), path)
+    with pytest.raises(UserError, match='row 2, field "question": cannot be read'):
+        load_questions(path)
+    loaded = load_questions(path, on_bad_row="skip")
+    assert [q.question for q in loaded.questions] == ["fine?"] and len(loaded.skipped) == 1
+
+
+def test_bytes_that_are_not_utf_8_name_row_and_field(tmp_path: Path) -> None:
+    row = {"question": "Café?", "answer": "#### 7"}
+    line = json.dumps(row, ensure_ascii=False)
+    good = json.dumps({"question": "Who?", "answer": "#### 8"})
+    message = 'field "question": holds broken Unicode .bytes that are not UTF-8'
+    for name, text, where in (
+        ("a.jsonl", f"{good}\n{line}\n", "line 2"),
+        ("a.json", f"[{good},\n{line}]", "row 2"),
+        ("a.csv", "question,answer\nWho?,#### 8\nCafé?,#### 7\n", "line 3"),
+    ):
+        path = tmp_path / name
+        path.write_bytes(text.encode("latin-1"))
+        with pytest.raises(UserError, match=f"{where}, {message}"):
+            load_questions(path)
+        assert len(load_questions(path, on_bad_row="skip").questions) == 1
+    for encoding in ("utf-16", "utf-16-le", "utf-32"):
+        path.write_bytes(text.encode(encoding))
+        with pytest.raises(UserError, match="is not UTF-8 text"):
+            load_questions(path)
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert len(load_questions(path).questions) == 2

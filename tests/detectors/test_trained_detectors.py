@@ -1,0 +1,727 @@
+"""Trained detectors: independent values, directions, seeds, and what a fit may not see."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from spikescore.detectors import controls, linear, networks, unsupervised
+from spikescore.detectors.answers import Answers, read_answers
+from spikescore.detectors.base import StateDetector
+from spikescore.detectors.lesson import choose, lesson, present
+from spikescore.errors import UserError
+from spikescore.pairs import read_states, write_pair
+from spikescore.probes.data import split_by_group
+from spikescore.probes.linear import fit_logistic
+from tests.helpers.factories import make_pairs, make_record
+
+KEY = "last_token_embedding"
+MODULES = (linear, networks, unsupervised, controls, controls)
+DETECTORS = [detector for module in MODULES for detector in module.DETECTORS]
+ON_DISK = linear.AllTurnProbe  # reads later turns from the PKLs
+FAST = [detector for detector in DETECTORS if detector is not ON_DISK]
+LEARN_DIRECTION = [
+    detector
+    for detector in FAST
+    if detector.family == "trained" and detector is not networks.SemanticEntropyProbe
+] + list(controls.DETECTORS)
+N_LAYERS, WIDTH, SIGNAL_LAYER = 3, 8, 2
+AXIS = np.random.default_rng(5).standard_normal(2 * WIDTH)
+AXIS /= np.linalg.norm(AXIS)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As score_methods.py does it: on so small arrays several threads only wait for each other."""
+    import torch  # noqa: F401 -- limits reach only libraries that are loaded
+
+    with threadpool_limits(1):
+        yield
+
+
+def answers(states: np.ndarray, y: np.ndarray, records=None, measures=None, domain="a") -> Answers:
+    """Answers in memory, with their first states [n, L+1, H] as if read."""
+    n = len(y)
+    made = [
+        make_record(f"{domain}-{i}", y=int(y[i]), turns=3, domain=domain, model="m")
+        for i in range(n)
+    ]
+    items = Answers(
+        paths=tuple(Path(f"{domain}-{i}.json") for i in range(n)),
+        records=tuple(records or made),
+        y=np.asarray(y),
+        domains=np.array([domain] * n),
+        groups=np.array([f"{domain}-{i}" for i in range(n)]),
+        model="m",
+        token_key=KEY,
+        left_out={},
+    )
+    items.__dict__["first_states"] = states.astype(np.float16)
+    items.__dict__["measures"] = measures or [{} for _ in range(n)]
+    return items
+
+
+def planted(domain: str, *, n: int = 60, signal: float = 14.0, mirrored: bool = False) -> Answers:
+    """A third of the items are marked along one axis in everything a detector may read.
+
+    The marked ones are hallucinated, or with `mirrored` all others are. The mark is one-sided, so
+    that the marked ones lie further from the mean of all.
+    """
+    rng = np.random.default_rng(len(domain) + ord(domain[0]))
+    marked = np.arange(n) % 3 == 0
+    y = (marked ^ mirrored).astype(np.int64)
+
+    def noise(*shape: int, along: float = 1.0) -> np.ndarray:
+        drawn = rng.standard_normal((n, *shape))
+        axis = AXIS[: shape[-1]] / np.linalg.norm(AXIS[: shape[-1]])
+        place = drawn[:, SIGNAL_LAYER] if len(shape) == 2 else drawn
+        place += along * signal * marked[:, None] * axis
+        return drawn.astype(np.float16 if len(shape) == 2 else np.float32)
+
+    shape = (N_LAYERS + 1, WIDTH)
+    states, truth = noise(*shape), noise(*shape)
+    yes, no = noise(*shape, along=-0.5), noise(*shape, along=0.5)
+    icr, mind = noise(N_LAYERS), noise(2 * WIDTH)
+    measures, records = [], []
+    for i in range(n):
+        first = {"icr": icr[i], "mind": mind[i], "truth_state": truth[i]}
+        first |= {"truth_state_yes": yes[i], "truth_state_no": no[i]}
+        clusters = list(range(5)) if marked[i] else [0] * 5
+        measures.append({"first": first, "samples": {"clusters": clusters}})
+        record = make_record(f"{domain}-{i}", y=int(y[i]), turns=3, domain=domain, model="m")
+        for step in record["cot_steps"]:
+            step["response"] = f"{domain} {'crimson' if marked[i] else 'teal'} {step['turn']}"
+        records.append(record)
+    return answers(states, y, records, measures, domain)
+
+
+def halves(items: Answers) -> tuple[Answers, Answers]:
+    """Two thirds to learn from, a third to choose by, each with both classes."""
+    late = np.arange(len(items)) >= 2 * len(items) // 3
+    return items.select(~late), items.select(late)
+
+
+def fitted(detector, items: Answers, seed: int = 0):
+    made = detector()
+    made.fit(*halves(items), seed=seed)
+    return made
+
+
+# --- directions ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "detector", [*LEARN_DIRECTION, networks.SemanticEntropyProbe], ids=lambda d: d.name
+)
+def test_planted_signal_is_found_in_another_domain(detector):
+    other = planted("b")
+    scores = fitted(detector, planted("a")).score(other)
+    assert scores.dtype == np.float64 and scores.shape == (len(other),)
+    assert roc_auc_score(other.y, scores) == 1.0
+
+
+@pytest.mark.parametrize("detector", LEARN_DIRECTION, ids=lambda d: d.name)
+def test_mirrored_training_labels_turn_the_score_round(detector):
+    other = planted("b")
+    scores = fitted(detector, planted("a", mirrored=True)).score(other)
+    assert roc_auc_score(other.y, scores) == 0.0
+
+
+def test_sep_takes_its_direction_from_entropy_not_from_labels():
+    other, mirror = planted("b"), planted("a", mirrored=True)
+    scores = fitted(networks.SemanticEntropyProbe, mirror).score(other)
+    assert roc_auc_score(other.y, scores) == 1.0
+    for found in mirror.measures:
+        found["samples"]["clusters"] = (
+            [0] * 5 if len(set(found["samples"]["clusters"])) > 1 else (list(range(5)))
+        )
+    scores = fitted(networks.SemanticEntropyProbe, mirror).score(other)
+    assert roc_auc_score(other.y, scores) == 0.0
+
+
+def test_all_turn_probe_finds_a_signal(tmp_path):
+    both = []
+    for domain in "ab":
+        make_pairs(tmp_path / domain, n=40, turns=3, layers=2, domain=domain)
+        both.append(read_answers(tmp_path / domain, token_key=KEY))
+    made = fitted(ON_DISK, both[0])
+    assert roc_auc_score(both[1].y, made.score(both[1])) == 1.0
+    flipped = both[0].select(np.arange(40))
+    flipped.y[:] = 1 - flipped.y
+    assert roc_auc_score(both[1].y, fitted(ON_DISK, flipped).score(both[1])) == 0.0
+
+
+def test_all_turn_probe_is_not_moved_by_the_prompt_of_later_turns(tmp_path):
+    """Every state of turns 2 and 3 is shifted along an axis that partly tells the label."""
+    rng = np.random.default_rng(0)
+    shift = np.array([4.0, 4.0, 0, 0])
+    turns = {}
+    for place in range(80):
+        y = place % 2
+        record = make_record(f"i-{place:02d}", y=y, turns=3, domain="d", model="m")
+        states = {}
+        for turn in (1, 2, 3):
+            state = rng.standard_normal((2, 4)) + np.array([1.5, 0, 0, 0]) * (2 * y - 1)
+            states[turn] = {KEY: (state + shift * (turn > 1)).astype(np.float16)}
+        write_pair(tmp_path, record, states, model="m")
+        turns[record["id"]] = states
+    items = read_answers(tmp_path, token_key=KEY)
+    every = np.stack([np.stack([turns[r["id"]][t][KEY] for t in (1, 2, 3)]) for r in items.records])
+
+    def moved(made) -> float:
+        """Shift of the mean logit from turn 1 to later ones, per distance of the classes (4 / 3 by
+        a probe that reads the first axis alone, 0 by one that reads the difference of the two)."""
+        scores = made.score_states(every.reshape(-1, 2, 4)).reshape(-1, 3)
+        logits = np.log(scores / (1 - scores))
+        classes = logits[items.y == 1].mean() - logits[items.y == 0].mean()
+        return abs(logits[:, 1:].mean() - logits[:, 0].mean()) / classes
+
+    assert moved(fitted(linear.LinearProbe, items)) > 0.8
+    assert moved(fitted(ON_DISK, items)) < 0.3
+
+
+# --- independent values -------------------------------------------------------------------------
+
+
+def noisy(seed: int, n: int = 60, width: int = WIDTH) -> Answers:
+    """A weak signal of varying strength by layer, so that the layers' AUROCs differ."""
+    rng = np.random.default_rng(seed)
+    y = rng.permutation(np.arange(n) % 2)
+    states = rng.standard_normal((n, N_LAYERS + 1, width))
+    states += 0.4 * y[:, None, None] * rng.uniform(-1, 1, (N_LAYERS + 1, width))
+    return answers(states, y)
+
+
+def best_by_hand(scores_by_layer: list[np.ndarray], y: np.ndarray) -> int:
+    return 1 + int(np.argmax([roc_auc_score(y, scores) for scores in scores_by_layer]))
+
+
+def test_mass_mean_is_the_difference_of_class_means():
+    train, val = noisy(0), noisy(1)
+    made = linear.MassMean()
+    made.fit(train, val, seed=0)
+
+    def by_hand(x: np.ndarray, layer: int) -> np.ndarray:
+        states = train.first_states[:, layer].astype(np.float64)
+        m0, m1 = states[train.y == 0].mean(0), states[train.y == 1].mean(0)
+        return (x[:, layer].astype(np.float64) - m0) @ (m1 - m0) / np.sum((m1 - m0) ** 2)
+
+    layers = [by_hand(val.first_states, layer) for layer in range(1, N_LAYERS + 1)]
+    layer = best_by_hand(layers, val.y)
+    assert made.chosen["layer"] == layer
+    assert made.chosen["val_auroc_by_layer"] == pytest.approx(
+        [roc_auc_score(val.y, row) for row in layers]
+    )
+    np.testing.assert_allclose(
+        made.score(val), by_hand(val.first_states, layer), rtol=1e-4, atol=1e-5
+    )
+    ends = by_hand(train.first_states, layer)  # 0 at the consistent mean, 1 at the other
+    assert ends[train.y == 0].mean() == pytest.approx(0, abs=1e-6)
+    assert ends[train.y == 1].mean() == pytest.approx(1, abs=1e-6)
+
+
+def test_mass_mean_of_equal_means_scores_nothing():
+    states = np.ones((4, 2), np.float16)
+    assert linear.mass_mean(states, np.array([0, 1, 0, 1])).score(states).tolist() == [0] * 4
+
+
+def sklearn_probability(train_x, train_y, x):
+    scaler = StandardScaler().fit(train_x.astype(np.float64))
+    model = LogisticRegression(C=1.0, tol=1e-10, max_iter=5000)
+    model.fit(scaler.transform(train_x.astype(np.float64)), train_y)
+    return model.predict_proba(scaler.transform(x.astype(np.float64)))[:, 1]
+
+
+def test_linear_probe_is_scikit_learns_logistic_regression():
+    train, val = noisy(2), noisy(3)
+    made = linear.LinearProbe()
+    made.fit(train, val, seed=0)
+    layers = [
+        sklearn_probability(train.first_states[:, layer], train.y, val.first_states[:, layer])
+        for layer in range(1, N_LAYERS + 1)
+    ]
+    layer = best_by_hand(layers, val.y)
+    assert made.chosen["layer"] == layer
+    np.testing.assert_allclose(made.score(val), layers[layer - 1], atol=1e-5)
+
+
+def test_all_turn_probe_is_scikit_learns_logistic_regression_on_all_turns(tmp_path):
+    make_pairs(tmp_path, n=40, turns=3, layers=2, signal=0.4)
+    items = read_answers(tmp_path, token_key=KEY)
+    train, val = halves(items)
+    made = linear.AllTurnProbe()
+    made.fit(train, val, seed=0)
+    first = linear.LinearProbe()
+    first.fit(train, val, seed=0)
+    layer = first.chosen["layer"]
+    assert made.chosen["layer"] == layer
+    turns, labels = [], []
+    for path, y in zip(train.paths, train.y, strict=True):
+        states = read_states(path.with_suffix(".pkl"))
+        turns += [states[turn][KEY][layer] for turn in (1, 2, 3)]
+        labels += [y] * 3
+    expected = sklearn_probability(np.array(turns), labels, items.first_states[:, layer])
+    np.testing.assert_allclose(made.score(items), expected, atol=1e-5)
+    assert made.chosen["val_auroc"] == pytest.approx(
+        roc_auc_score(val.y, expected[-len(val) :]), abs=1e-12
+    )
+
+
+def test_saplma_is_the_probe_that_the_trainer_makes(tmp_path):
+    from spikescore.probes.training import Settings, train_probe
+
+    make_pairs(tmp_path, n=60, turns=3, layers=3, signal=0.5)
+    items = read_answers(tmp_path, token_key=KEY)
+    splits = split_by_group(
+        items.groups, strata=items.domains, y=items.y, fractions=(0.2, 0.2), seed=7
+    )
+    made = networks.Saplma()
+    made.fit(items.select(splits == "train"), items.select(splits == "val"), seed=7)
+    settings = Settings(probe="saplma", seed=7, epochs=48)  # 2 steps an epoch make 96 >= 95
+    probe, _ = train_probe([tmp_path], settings)
+    assert made.chosen["layer"] == probe.layer_range[0]
+    assert made.chosen["epoch"] == probe.metrics["epoch"]
+    expected = probe.score(probe.features(items.first_states))
+    np.testing.assert_array_equal(made.score(items), expected.astype(np.float64))
+
+
+def test_epochs_follow_the_number_of_items():
+    assert networks.epochs_for(600) == 5  # 19 steps an epoch: the source's own 5 epochs
+    assert networks.epochs_for(75) == 32  # 3 steps: 96 in all
+    assert networks.epochs_for(20_000) == 5
+    assert networks.epochs_for(600, least=20) == 20
+
+
+def test_sep_is_logistic_regression_of_high_entropy():
+    rng = np.random.default_rng(4)
+    train, val = noisy(5), noisy(6)
+    for items in (train, val):
+        for place, found in enumerate(items.measures):
+            size = 1 + (rng.random() < 0.2 + 0.6 * items.y[place]) * rng.integers(1, 5)
+            found["samples"] = {"clusters": [i % size for i in range(6)]}
+    train.measures[0]["samples"] = {"clusters": None}
+
+    def entropy(items):
+        rows = [found["samples"]["clusters"] for found in items.measures]
+        return np.array(
+            [
+                math.nan
+                if ids is None
+                else sum(-c / 6 * math.log(c / 6) for c in Counter(ids).values())
+                for ids in rows
+            ]
+        )
+
+    known = entropy(train)[1:]
+
+    def error(cut):
+        parts = known[known > cut], known[known <= cut]
+        return sum(((part - part.mean()) ** 2).sum() for part in parts)
+
+    levels = np.unique(known.round(9))
+    gamma = min((levels[1:] + levels[:-1]) / 2, key=error)
+    layers = [
+        sklearn_probability(
+            train.first_states[1:, layer], known > gamma, val.first_states[:, layer]
+        )
+        for layer in range(1, N_LAYERS + 1)
+    ]
+    made = networks.SemanticEntropyProbe()
+    made.fit(train, val, seed=0)
+    assert made.chosen["gamma"] == pytest.approx(gamma)
+    assert made.chosen["n_train"] == len(train) - 1
+    assert made.chosen["layer"] == best_by_hand(layers, entropy(val) > gamma)
+    np.testing.assert_allclose(made.score(val), layers[made.chosen["layer"] - 1], atol=1e-5)
+
+
+def test_prism_is_saplma_on_the_states_of_its_question():
+    items = planted("a", signal=1.0)
+    prism = fitted(networks.Prism, items, seed=3)
+    truth = np.stack([found["first"]["truth_state"] for found in items.measures])
+    saplma = fitted(networks.Saplma, answers(truth, items.y), seed=3)
+    assert prism.chosen == saplma.chosen
+    np.testing.assert_array_equal(prism.score(items), saplma.score_states(truth))
+
+
+@pytest.mark.parametrize("detector", [networks.IcrProbe, networks.Mind])
+def test_networks_on_vectors_against_numpy_and_scikit_learn(detector):
+    items = planted("a", signal=1.5)
+    train, val = halves(items)
+    made = fitted(detector, items)
+    name = made.name.removesuffix("_probe")
+    rows = [np.stack(part.measured_arrays(name)).astype(np.float64) for part in (train, val)]
+    x = StandardScaler().fit(rows[0]).transform(rows[1])
+    weights = {k: v.double().numpy() for k, v in made._fit.network.state_dict().items()}
+    widths = {"icr_probe": (3, 128, 64, 32, 1), "mind": (16, 256, 128, 64, 1)}[made.name]
+    shapes = [w.shape for k, w in weights.items() if w.ndim == 2]
+    assert shapes == list(zip(widths[1:], widths, strict=False))
+    linears = [k.removesuffix(".weight") for k, w in weights.items() if w.ndim == 2]
+    norms = [k.removesuffix(".running_mean") for k in weights if k.endswith("running_mean")]
+    assert len(norms) == (3 if made.name == "icr_probe" else 0)
+    for place, key in enumerate(linears):
+        x = x @ weights[f"{key}.weight"].T + weights[f"{key}.bias"]
+        if norms and place < 3:
+            mean, var = (weights[f"{norms[place]}.running_{k}"] for k in ("mean", "var"))
+            x = (x - mean) / np.sqrt(var + 1e-5)
+            x = x * weights[f"{norms[place]}.weight"] + weights[f"{norms[place]}.bias"]
+        if place < 3:
+            x = np.where(x > 0, x, (0.01 if norms else 0.0) * x)
+    expected = 1 / (1 + np.exp(-x[:, 0]))
+    np.testing.assert_allclose(made.score(val), expected, atol=1e-4)
+    assert made.chosen["val_auroc"] == pytest.approx(roc_auc_score(val.y, made.score(val)))
+    assert -made._fit.rank[1] == pytest.approx(log_loss(val.y, made.score(val)), abs=1e-5)
+
+
+def test_networks_keep_their_best_epoch():
+    """Nothing can be learnt, so that epochs differ by chance; a longer run begins as a shorter."""
+    from spikescore.probes.network import fit_network
+
+    rng = np.random.default_rng(1)
+    x, y = rng.standard_normal((60, 4)), np.arange(60) % 2
+    material = lesson(x[:40], x[40:], y[:40], y[40:])
+    recipe = networks.IcrProbe.recipe()
+    runs = [
+        fit_network(x, material.examples(), recipe, epochs=epochs, seed=0) for epochs in range(1, 9)
+    ]
+    ranks = [run.rank for run in runs]
+    assert ranks == sorted(ranks) and len(set(ranks)) > 1
+    best = runs[-1].epoch
+    assert best < 8
+    np.testing.assert_array_equal(runs[-1].score(x), runs[best - 1].score(x))
+    assert runs[-1].rank[0] == pytest.approx(roc_auc_score(y[40:], runs[-1].score(x[40:])))
+
+
+def test_ccs_loss_of_a_worked_example():
+    p_yes, p_no = np.array([[0.9], [0.2]]), np.array([[0.2], [0.7]])
+    # (0.1^2 + 0.2^2 + 0.1^2 + 0.2^2) / 2
+    assert unsupervised.ccs_loss(p_yes, p_no) == pytest.approx([0.05])
+
+
+def test_ccs_steps_are_those_of_torchs_adamw(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(unsupervised, "EPOCHS", 25)
+    rng = np.random.default_rng(0)
+    yes, no = rng.standard_normal((2, 2, 30, 5)).astype(np.float32)
+    start = unsupervised._starts(range(2), 5, seed=1)
+    w, b = (torch.tensor(x, requires_grad=True) for x in start)
+    optimiser = torch.optim.AdamW([w, b], lr=1e-3, weight_decay=0.01)
+
+    def loss_of():
+        p = [torch.sigmoid(torch.tensor(x) @ w + b) for x in (yes, no)]
+        return ((p[0] - (1 - p[1])) ** 2 + torch.minimum(*p) ** 2).mean(dim=1)
+
+    for _ in range(25):
+        optimiser.zero_grad()
+        loss_of().sum().backward()
+        optimiser.step()
+    found_w, found_b, losses = unsupervised._minimise(yes, no, tuple(map(np.copy, start)))
+    np.testing.assert_allclose(found_w, w.detach().numpy(), atol=2e-6)
+    np.testing.assert_allclose(found_b, b.detach().numpy(), atol=2e-6)
+    np.testing.assert_allclose(losses, loss_of().detach().numpy(), atol=1e-6)
+
+
+def test_ccs_keeps_the_start_of_lowest_loss_and_scores_by_hand(monkeypatch):
+    monkeypatch.setattr(unsupervised, "EPOCHS", 40)
+    items = planted("a", signal=1.0)
+    _, pairs = unsupervised.contrast_pairs(items)
+    together = unsupervised.search(pairs[:, 1:], seed=2)
+    monkeypatch.setattr(unsupervised, "CELLS_AT_ONCE", 1)
+    alone = unsupervised.search(pairs[:, 1:], seed=2)
+    scaled = [StandardScaler().fit_transform(pairs[:, 2, side].astype(float)) for side in (0, 1)]
+    y_logit, n_logit = (rows @ together[1].weight + together[1].bias for rows in scaled)
+    p_yes, p_no = 1 / (1 + np.exp(-y_logit)), 1 / (1 + np.exp(-n_logit))
+    by_hand = np.mean((p_yes - (1 - p_no)) ** 2 + np.minimum(p_yes, p_no) ** 2)
+    assert together[1].loss == pytest.approx(by_hand, abs=1e-5)
+    expected = 1 - (p_yes + 1 - p_no) / 2
+    np.testing.assert_allclose(together[1].score(pairs[:, 2]), expected, atol=1e-5)
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(one.weight, other.weight)
+    yes, no = (rows.astype(np.float32)[None] for rows in scaled)
+    *_, losses = unsupervised._minimise(yes, no, unsupervised._starts(range(1, 2), WIDTH, 2))
+    assert len(set(losses[0].tolist())) == 10
+    assert together[1].loss == pytest.approx(losses.min(), abs=1e-6)
+
+
+def test_ccs_direction_comes_from_training_labels_alone():
+    train, _ = halves(planted("a"))
+    _, pairs = unsupervised.contrast_pairs(train)
+    (probe,) = unsupervised.search(pairs[:, [SIGNAL_LAYER]], seed=0)
+    other = planted("b")
+    _, other_pairs = unsupervised.contrast_pairs(other)
+    for y, expected in ((train.y, 1.0), (1 - train.y, 0.0)):
+        turned = unsupervised._oriented(probe, pairs[:, SIGNAL_LAYER], y)
+        assert roc_auc_score(other.y, turned.score(other_pairs[:, SIGNAL_LAYER])) == expected
+
+
+def test_haloscope_zeta_against_the_covariance_matrix_and_by_hand():
+    states = noisy(7).first_states[:, 1]
+    new = noisy(8).first_states[:, 1].astype(np.float64)
+    x = states.astype(np.float64)
+    mean = x.mean(axis=0)
+    eigenvalues, vectors = np.linalg.eigh((x - mean).T @ (x - mean))
+    order = np.argsort(-eigenvalues)
+    zeta = unsupervised.Subspace.of(states).zeta(new)
+    assert zeta.shape == (60, WIDTH)
+    for k in (1, 3, WIDTH):
+        expected = sum(
+            math.sqrt(eigenvalues[j]) * ((new - mean) @ vectors[:, j]) ** 2 for j in order[:k]
+        )
+        np.testing.assert_allclose(zeta[:, k - 1], expected / k, rtol=1e-8)
+    # states (2, 0), (-2, 0), (0, 1), (0, -1): singular values sqrt(8) and sqrt(2) along the axes
+    cross = np.array([[2, 0], [-2, 0], [0, 1], [0, -1]], np.float16)
+    zeta = unsupervised.Subspace.of(cross).zeta(np.array([[3, 1]], np.float16))
+    np.testing.assert_allclose(zeta, [[9 * 8**0.5, (9 * 8**0.5 + 2**0.5) / 2]])
+
+
+@pytest.mark.parametrize("shape", [(12, 40), (40, 12), (5, 40)])
+def test_haloscope_zeta_against_the_singular_value_decomposition(shape):
+    states = np.random.default_rng(0).standard_normal(shape).astype(np.float16)
+    x = states.astype(np.float64)
+    centred = x - x.mean(axis=0)
+    _, values, vectors = np.linalg.svd(centred, full_matrices=False)
+    zeta = unsupervised.Subspace.of(states).zeta(states)
+    assert zeta.shape[1] == min(10, shape[0] - 1, shape[1])  # centred rows add up to nothing
+    for k in range(1, zeta.shape[1] + 1):
+        expected = ((centred @ vectors[:k].T) ** 2 @ values[:k]) / k
+        np.testing.assert_allclose(zeta[:, k - 1], expected, rtol=1e-8)
+
+
+def test_haloscope_chooses_the_best_subspace_of_all():
+    items = noisy(9)
+    train, val = halves(items)
+    made = fitted(unsupervised.HaloScope, items)
+    best = 0.0
+    for layer in range(1, N_LAYERS + 1):
+        zetas = unsupervised.Subspace.of(train.first_states[:, layer]).zeta(
+            val.first_states[:, layer]
+        )
+        areas = [roc_auc_score(val.y, zeta) for zeta in zetas.T]
+        best = max(best, *areas, *(1 - area for area in areas))
+    assert made.chosen["val_auroc_zeta"] == pytest.approx(best)
+    assert made.chosen["val_auroc"] == pytest.approx(roc_auc_score(val.y, made.score(val)))
+
+
+def test_haloscope_refuses_states_that_do_not_differ():
+    items = planted("a", n=12)
+    items.first_states[:] = 1
+    with pytest.raises(UserError, match="do not differ"):
+        fitted(unsupervised.HaloScope, items)
+
+
+def test_haloscope_uses_no_training_label():
+    items = planted("a", signal=2.0)
+    train, val = halves(items)
+    before = unsupervised.HaloScope()
+    before.fit(train, val, seed=0)
+    train.y[:] = np.random.default_rng(0).permutation(train.y)
+    after = unsupervised.HaloScope()
+    after.fit(train, val, seed=0)
+    np.testing.assert_array_equal(before.score(items), after.score(items))
+
+
+def test_tfidf_against_counted_words_and_another_solver():
+    train = planted("a", n=30)
+    rng = np.random.default_rng(0)
+    words = np.array("red green blue grey".split())
+    for record, y in zip(train.records, train.y, strict=True):
+        record["question"] = " ".join(rng.choice(words, 3))
+        record["cot_steps"][0]["response"] = " ".join(rng.choice(words[y:], 4))
+    made = controls.TfidfAnswer()
+    made.fit(train, train, seed=0)
+    documents = []
+    for record in train.records:
+        said = f"{record['question']} {record['cot_steps'][0]['response']}".split()
+        documents.append(Counter(said + list(zip(said, said[1:], strict=False))))
+    terms = sorted({term for counts in documents for term in counts}, key=str)
+    n = len(documents)
+    weight = {
+        term: math.log((1 + n) / (1 + sum(term in counts for counts in documents))) + 1
+        for term in terms
+    }
+    x = np.array([[counts[term] * weight[term] for term in terms] for counts in documents])
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    w, b = fit_logistic(x, train.y)
+    assert made.chosen["n_terms"] == len(terms)
+    np.testing.assert_allclose(made.score(train), 1 / (1 + np.exp(-(x @ w + b))), atol=2e-3)
+
+
+def test_tfidf_reads_what_its_name_says():
+    items = planted("a", n=6)
+    record = items.records[0]
+    assert controls.TfidfAnswer.text_of(record) == "What is a-0?\na crimson 1"
+    assert controls.TfidfDialogue.text_of(record) == "a crimson 1\na crimson 2\na crimson 3"
+
+
+# --- controls -----------------------------------------------------------------------------------
+
+
+def test_shuffled_labels_leave_nothing_to_learn():
+    items, other = planted("a"), planted("b")
+    areas = [
+        roc_auc_score(other.y, fitted(controls.LabelShuffle, items, seed).score(other))
+        for seed in range(10)
+    ]
+    assert abs(np.mean(areas) - 0.5) < 0.2  # one such AUROC is anywhere from 0 to 1
+    assert min(areas) < 0.3 and max(areas) > 0.7
+
+
+def test_labels_are_shuffled_in_both_splits(monkeypatch):
+    seen = []
+
+    def record(material, seed):
+        seen.append(material.labels)
+        return fit_saplma(material, seed)
+
+    fit_saplma = networks.fit_saplma
+    monkeypatch.setattr(controls, "fit_saplma", record)
+    items = planted("a", n=30)
+    for seed in range(2):
+        fitted(controls.LabelShuffle, items, seed)
+    assert (seen[0] != seen[1]).any()
+    for labels in seen:
+        for part in (slice(0, 20), slice(20, 30)):
+            assert sorted(labels[part]) == sorted(items.y[part])
+            assert (labels[part] != items.y[part]).any()
+
+
+def test_random_projection_is_linear_random_and_knows_no_label():
+    items = noisy(10, n=200)
+    made = fitted(controls.RandomProjection, items, seed=1)
+    assert made.chosen == {"layer": N_LAYERS // 2}
+    flipped = answers(items.first_states, 1 - items.y)
+    np.testing.assert_array_equal(
+        made.score(items), fitted(controls.RandomProjection, flipped, seed=1).score(items)
+    )
+    train, _ = halves(items)
+    z = StandardScaler().fit_transform(train.first_states[:, 1].astype(np.float64))
+    logits = np.log(made.score(train) / (1 - made.score(train)))
+    weight, *_ = np.linalg.lstsq(z, logits, rcond=None)
+    np.testing.assert_allclose(z @ weight, logits, atol=1e-5)
+    drawn = np.concatenate(
+        [
+            fitted(controls.RandomProjection, items, seed)._network.weights[0][1][0]
+            for seed in range(50)
+        ]
+    )
+    assert drawn.mean() == pytest.approx(0, abs=0.06)
+    assert drawn.var() == pytest.approx(1 / WIDTH, rel=0.2)
+
+
+# --- what holds for all -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("detector", FAST, ids=lambda d: d.name)
+def test_same_seed_same_scores_and_no_trace_in_global_random_state(detector):
+    import torch
+
+    items = planted("a", n=30, signal=1.0)
+    state = torch.get_rng_state()
+    first, again, other = (fitted(detector, items, seed) for seed in (4, 4, 5))
+    assert torch.equal(state, torch.get_rng_state())
+    np.testing.assert_array_equal(first.score(items), again.score(items))
+    assert first.chosen == again.chosen == json.loads(json.dumps(first.chosen))
+    assert (first.score(items) == other.score(items)).all() == (not detector.seeded)
+
+
+@pytest.mark.parametrize("detector", DETECTORS, ids=lambda d: d.name)
+def test_what_is_tested_on_never_changes_a_fit(detector, tmp_path):
+    """Fitted on the same splits of two pools that differ in all that is in neither split."""
+    if detector is ON_DISK:
+        make_pairs(tmp_path, n=45, turns=3, layers=2)
+        pools = [read_answers(tmp_path, token_key=KEY) for _ in range(2)]
+        _ = [pool.first_states for pool in pools]
+    else:
+        pools = [planted("a", n=45, signal=1.0) for _ in range(2)]
+    test = np.arange(45) % 5 == 0
+    pools[1].y[test] = 1 - pools[1].y[test]
+    pools[1].first_states[test] = 9
+    for place in np.flatnonzero(test):
+        pools[1].records[place]["cot_steps"][0]["response"] = "crimson teal"
+        pools[1].measures[place].clear()
+    fits = []
+    for pool in pools:
+        made = detector()
+        train, val = halves(pool.select(~test))
+        made.fit(train, val, seed=0)
+        fits.append((made.score(train), made.chosen))
+    np.testing.assert_array_equal(fits[0][0], fits[1][0])
+    assert fits[0][1] == fits[1][1]
+
+
+@pytest.mark.parametrize(
+    "detector", [d for d in FAST if issubclass(d, StateDetector)], ids=lambda d: d.name
+)
+def test_state_detectors_score_any_state(detector):
+    items = planted("a", n=30)
+    made = fitted(detector, items)
+    states = items.first_states
+    np.testing.assert_allclose(made.score_states(states[7:9]), made.score(items)[7:9], atol=1e-6)
+    assert made.score_states(np.zeros((1, *states.shape[1:]), np.float16)).shape == (1,)
+
+
+@pytest.mark.parametrize(
+    "detector", [networks.Prism, networks.IcrProbe, networks.Mind, unsupervised.Ccs]
+)
+def test_items_without_a_measure_have_no_score(detector):
+    items = planted("a", n=30)
+    items.measures[3] = {}
+    items.measures[4] = {"first": {}}
+    for array in items.measures[5]["first"].values():
+        array[...] = np.nan
+    made = fitted(detector, items)
+    assert np.flatnonzero(np.isnan(made.score(items))).tolist() == [3, 4, 5]
+    with pytest.raises(UserError, match="measure_answers.py"):
+        fitted(detector, answers(items.first_states, items.y))
+
+
+def test_sep_without_samples_says_what_to_do():
+    items = planted("a", n=30)
+    with pytest.raises(UserError, match="no entropies"):
+        fitted(networks.SemanticEntropyProbe, answers(items.first_states, items.y))
+
+
+def test_texts_without_words_and_a_single_class_are_refused():
+    items = planted("a", n=12)
+    for record in items.records:
+        record["question"] = record["cot_steps"][0]["response"] = "?"
+    with pytest.raises(UserError, match="no words"):
+        fitted(controls.TfidfAnswer, items)
+    items.y[:] = 1
+    for detector in (controls.TfidfAnswer, linear.MassMean, networks.Saplma):
+        with pytest.raises(UserError, match="both classes"):
+            fitted(detector, items)
+
+
+# --- choosing -----------------------------------------------------------------------------------
+
+
+def test_choose_takes_auroc_then_loss_then_the_first():
+    y = np.array([0, 0, 1, 1])
+    good, bad = np.array([1, 2, 3, 4]), np.array([4, 3, 2, 1])
+    assert choose(y, [bad, good], [0.0, 9.0]).place == 1
+    assert choose(y, [good, good], [2.0, 1.0]).place == 1
+    found = choose(y, [bad, good, good], [0.0, 1.0, 1.0])
+    assert (found.place, found.auroc, found.aurocs) == (1, 1.0, [0.0, 1.0, 1.0])
+
+
+def test_lesson_counts_the_classes_it_lacks():
+    x = np.zeros((3, 2))
+    with pytest.raises(UserError, match=r"validation split .* hallucinated / consistent: 3 / 0"):
+        lesson(x, x, np.array([0, 1, 0]), np.array([1, 1, 1]))
+
+
+def test_present_leaves_out_absent_and_unfinite_arrays():
+    there, stacked = present([np.ones(2), None, np.array([1, np.inf]), np.zeros(2)])
+    assert there.tolist() == [True, False, False, True]
+    assert stacked.tolist() == [[1, 1], [0, 0]]
+    assert present([None])[0].tolist() == [False]

@@ -1,0 +1,77 @@
+"""Rendering a conversation piece by piece against rendering it whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from spikescore.model.chat import ChatFormat
+
+DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+DROPPING_TEMPLATE = (  # keeps only the last answer, as templates that strip thinking do in part
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m.role != 'assistant' or loop.last %}<|{{ m.role }}|>{{ m.content }}</s>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def sentencepiece_like(**space) -> PreTrainedTokenizerFast:
+    """A tokenizer whose spaces are marks before words, so that a start of text is special."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    if space.pop("normalizer", False):
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(**space)
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<unk>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>"]
+    text = ["the answer is forty two because the river is long", "let me look again at it"]
+    tokenizer.train_from_iterator(
+        text * 20, trainers.BpeTrainer(vocab_size=120, special_tokens=special)
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=special[3:],
+    )
+
+
+def make_chat(kind: str, template: str) -> ChatFormat:
+    if kind == "demo":
+        tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    elif kind == "normalizer":
+        tokenizer = sentencepiece_like(normalizer=True)
+    else:
+        tokenizer = sentencepiece_like(prepend_scheme=kind)
+    if kind != "demo":
+        tokenizer.chat_template = template
+    return ChatFormat(tokenizer, enable_thinking=False)
+
+
+@pytest.mark.parametrize("kind", ["demo", "always", "first", "never", "normalizer"])
+@pytest.mark.parametrize("template", [TEMPLATE, DROPPING_TEMPLATE])
+def test_going_on_from_an_earlier_rendering_gives_the_ids_of_the_whole(kind, template):
+    chat = make_chat(kind, template)
+    messages = [{"role": "system", "content": "the answer"}, {"role": "user", "content": " is it "}]
+    said = ["forty two", " the river ", "", "is </s> long", "it<|user|>is", "because  the river\n"]
+    before = None
+    for answer in said:
+        before = chat.rendering(messages, before)
+        assert before.ids == chat.render(messages)
+        messages += [
+            {"role": "assistant", "content": answer},
+            {"role": "user", "content": f"let me look again {answer}"},
+        ]
+    if template == TEMPLATE:
+        kept, _ = chat._shared(before, chat.rendering(messages).text)
+        assert kept > len(before.ids) // 2  # most is not tokenised again

@@ -1,0 +1,436 @@
+"""The engine against a plain teacher-forced forward pass, and against itself in other batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from spikescore.errors import UserError
+from spikescore.model.attention import keys_read
+from spikescore.model.engine import PREFILL_TOKENS, DraftTable, Engine
+from spikescore.model.sampling import Sampling, choose_tokens, turn_uniforms
+from spikescore.model.turns import Limits, Turn, common_prefix
+from spikescore.pairs import TOKEN_KEYS
+from tests.helpers.oracles import states_at
+
+SHAPE = {
+    "vocab_size": 120,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 2048,
+}
+WINDOW = 20  # shorter than the dialogues, so that sliding attention is really used
+STOP_IDS = [2, 3, 4]
+
+
+def make_model(kind: str, *, vocab_size: int = SHAPE["vocab_size"], seed: int = 0):
+    """A small model of an architecture, with random weights."""
+    shape = {**SHAPE, "vocab_size": vocab_size}
+    torch.manual_seed(seed)
+    if kind == "llama":
+        return LlamaForCausalLM(LlamaConfig(**shape)).eval()
+    if kind == "qwen3":
+        return Qwen3ForCausalLM(Qwen3Config(**shape)).eval()
+    if kind == "mistral":
+        return MistralForCausalLM(MistralConfig(sliding_window=WINDOW, **shape)).eval()
+    config = Gemma2Config(sliding_window=WINDOW, attn_implementation="eager", **shape)
+    return Gemma2ForCausalLM(config).eval()
+
+
+class Script:
+    """A conversation of 3 to 5 turns over random ids, a fixed function of its number.
+
+    With `rewrite` each prompt drops half of the answer before it, as templates that strip an
+    earlier thinking block do.
+    """
+
+    def __init__(self, number: int, rewrite: bool = False) -> None:
+        rng = np.random.default_rng(number)
+        self.item_id = f"q{number}"
+        self.number = number
+        self.rewrite = rewrite
+        self.first = rng.integers(5, 110, rng.integers(3, 40)).tolist()
+        self.n_turns = int(rng.integers(3, 6))
+
+    def next_prompt(self, last: Turn | None) -> list[int] | None:
+        if last is None:
+            return self.first
+        if last.number == self.n_turns:
+            return None
+        rng = np.random.default_rng([last.number, self.number])
+        kept = last.answer_ids[len(last.answer_ids) // 2 :] if self.rewrite else last.answer_ids
+        return last.prompt_ids + kept + [2] + rng.integers(5, 110, rng.integers(2, 9)).tolist()
+
+
+def run(model, batch_size, numbers, *, rewrite=False, sampling=None, limits=None):
+    engine = Engine(
+        model,
+        stop_ids=STOP_IDS,
+        sampling=sampling or Sampling(temperature=1.0, top_p=0.9, seed=7),
+        limits=limits or Limits(max_new_tokens=12, max_context=600),
+        batch_size=batch_size,
+    )
+    finished = {f.conversation.item_id: f for f in engine.run(Script(n, rewrite) for n in numbers)}
+    assert not [f.error for f in finished.values() if f.error]
+    return finished, engine
+
+
+def assert_states_equal_a_plain_pass(model, turn: Turn) -> None:
+    """Each of the three states against a teacher-forced forward pass over the turn's ids."""
+    ids = turn.prompt_ids + turn.answer_ids
+    last, before = len(ids) - 1, len(turn.prompt_ids) - 1
+    second = last - 1 if len(turn.answer_ids) > 1 else last
+    oracle = states_at(model, ids, [last, second, before], dtype=torch.float32)
+    for key, expected in zip(TOKEN_KEYS, oracle, strict=True):
+        # what FP16 rounding of the same number may differ by, plus float32 noise
+        allowed = np.abs(expected) * 2.0**-11 + 1e-4 * np.linalg.norm(
+            expected, axis=1, keepdims=True
+        )
+        assert turn.states[key].dtype == np.float16
+        assert (np.abs(turn.states[key] - expected) <= allowed).all()
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral", "gemma2"])
+@pytest.mark.parametrize("rewrite", [False, True])
+def test_states_equal_a_teacher_forced_pass(kind, rewrite):
+    model = make_model(kind)
+    finished, _ = run(model, 32, range(40), rewrite=rewrite)
+    reasons = set()
+    for dialogue in finished.values():
+        for turn in dialogue.turns:
+            reasons.add(turn.finish_reason if turn.answer_ids else "empty")
+            assert_states_equal_a_plain_pass(model, turn)
+    assert {"stop", "length"} <= reasons
+
+
+@pytest.mark.parametrize("rewrite", [False, True])
+def test_any_batch_gives_the_same_bits(rewrite):
+    model = make_model("llama")
+    reference, engine = run(model, 32, range(40), rewrite=rewrite)
+    assert engine.stats["reused_tokens"] > engine.stats["encoded_tokens"]
+    for batch_size, numbers in [(1, range(12)), (7, range(40)), (32, reversed(range(40)))]:
+        other, _ = run(model, batch_size, numbers, rewrite=rewrite)
+        for item_id, dialogue in other.items():
+            assert len(dialogue.turns) == len(reference[item_id].turns)
+            for one, two in zip(dialogue.turns, reference[item_id].turns, strict=True):
+                assert one.answer_ids == two.answer_ids
+                assert one.logprobs == two.logprobs
+                assert all(np.array_equal(one.states[k], two.states[k]) for k in TOKEN_KEYS)
+
+
+def test_greedy_equals_transformers_generate():
+    model = make_model("llama")
+    finished, _ = run(model, 8, range(8), sampling=Sampling(temperature=0, top_p=1, seed=0))
+    for dialogue in finished.values():
+        for turn in dialogue.turns:
+            output = model.generate(
+                torch.tensor([turn.prompt_ids]),
+                max_new_tokens=12,
+                do_sample=False,
+                eos_token_id=STOP_IDS,
+                pad_token_id=0,
+            )[0].tolist()
+            expected = output[len(turn.prompt_ids) :]
+            if expected[-1] in STOP_IDS:
+                expected = expected[:-1]
+            assert turn.answer_ids == expected
+
+
+def test_log_probabilities_are_raw():
+    model = make_model("llama")
+    cold = Sampling(temperature=0.2, top_p=0.7, seed=1)
+    finished, _ = run(model, 8, range(4), sampling=cold)
+    for dialogue in finished.values():
+        for turn in dialogue.turns:
+            if not turn.answer_ids:
+                continue
+            ids = torch.tensor([turn.prompt_ids + turn.answer_ids])
+            with torch.no_grad():
+                raw = torch.log_softmax(model(ids).logits[0].double(), dim=-1)
+            at = torch.arange(len(turn.prompt_ids) - 1, ids.shape[1] - 1)
+            expected = raw[at, ids[0, at + 1]]
+            assert turn.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+            assert turn.perplexity == pytest.approx(float(torch.exp(-expected.mean())), rel=1e-3)
+            entropy = -(raw[at].exp() * raw[at]).sum(-1)
+            assert turn.entropies == pytest.approx(entropy.tolist(), abs=1e-3)
+            top = float(raw[at[0]].exp().max())
+            assert turn.first_token_confidence == pytest.approx(top, rel=1e-3)
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.3, 0.7, 0.95, 1.0])
+@pytest.mark.parametrize("sharp", [0.3, 5.0])
+def test_nucleus_and_frequencies_are_those_of_transformers(top_p, sharp):
+    torch.manual_seed(3)
+    logits = torch.randn(6, 300) * sharp
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(0.8), TopPLogitsWarper(top_p)])
+    expected = torch.softmax(warpers(None, logits.clone()), dim=-1)
+    n = 4000
+    grid = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    sampling = Sampling(0.8, top_p, 0)
+    for row in range(6):
+        drawn = choose_tokens(logits[row].expand(n, -1), grid, sampling)
+        frequency = torch.bincount(drawn, minlength=300) / n
+        # a uniform grid through an inverse CDF reproduces each probability within one step
+        assert (frequency - expected[row]).abs().max() <= 1.5 / n
+        assert set(drawn.tolist()) <= set(expected[row].nonzero()[:, 0].tolist())
+
+
+def test_uniforms_depend_on_names_only():
+    sampling = Sampling(0.2, 0.7, 42)
+    one = turn_uniforms(sampling, "a", 3, 50)
+    assert np.array_equal(one[:10], turn_uniforms(sampling, "a", 3, 10))
+    assert not np.array_equal(one, turn_uniforms(sampling, "a", 4, 50))
+    assert not np.array_equal(one, turn_uniforms(Sampling(0.2, 0.7, 43), "a", 3, 50))
+    assert 0 <= one.min() and one.max() < 1
+
+
+def test_long_prompts_are_encoded_in_parts(monkeypatch):
+    monkeypatch.setitem(PREFILL_TOKENS, "cpu", 48)
+    model = make_model("mistral")
+    monkeypatch.setattr(Script, "next_prompt", lambda self, last: None if last else [7, 8, 9] * 70)
+    finished, _ = run(model, 4, range(3))
+    turn = finished["q0"].turns[0]
+    ids = turn.prompt_ids + turn.answer_ids
+    oracle = states_at(model, ids, [len(turn.prompt_ids) - 1], dtype=torch.float32, chunk=7)[0]
+    assert np.abs(turn.states[TOKEN_KEYS[2]] - oracle).max() < 5e-3
+
+
+def test_context_budget_ends_the_dialogue():
+    model = make_model("llama")
+    finished, _ = run(model, 4, [1], limits=Limits(max_new_tokens=12, max_context=60))
+    dialogue = finished["q1"]
+    assert dialogue.reason == "context"
+    assert 1 <= len(dialogue.turns) < Script(1).n_turns
+    for turn in dialogue.turns:
+        assert len(turn.prompt_ids) + len(turn.answer_ids) <= 60
+
+
+def test_a_prompt_beyond_the_context_is_an_error_of_that_item_alone():
+    model = make_model("llama")
+    engine = Engine(
+        model,
+        stop_ids=STOP_IDS,
+        sampling=Sampling(1, 0.9, 7),
+        limits=Limits(max_new_tokens=4, max_context=30),
+        batch_size=4,
+    )
+    finished = {f.conversation.item_id: f for f in engine.run(Script(n) for n in range(12))}
+    assert len(finished) == 12
+    for number in range(12):
+        too_long = len(Script(number).first) + 1 > 30
+        assert bool(finished[f"q{number}"].error) == too_long
+
+
+def test_timeout_keeps_what_was_generated_and_its_states():
+    model = make_model("llama")
+    limits = Limits(max_new_tokens=12, max_context=600, item_seconds=0.0)
+    finished, _ = run(model, 4, range(6), limits=limits)
+    for dialogue in finished.values():
+        turn = dialogue.turns[-1]
+        if turn.finish_reason != "timeout":  # it stopped by itself at its very first token
+            continue
+        assert dialogue.reason == "timeout" and len(turn.answer_ids) == 1
+        oracle = states_at(model, turn.prompt_ids + turn.answer_ids, [len(turn.prompt_ids)])[0]
+        assert np.allclose(turn.states[TOKEN_KEYS[0]], oracle, atol=5e-3)
+    assert any(d.reason == "timeout" for d in finished.values())
+
+
+def test_out_of_memory_halves_the_batch_and_redoes_the_turn(monkeypatch, caplog):
+    model = make_model("llama")
+    reference, _ = run(model, 32, range(20))
+    true_forward = model.forward
+    calls = {"n": 0}
+
+    def failing(*args, **kwargs):
+        calls["n"] += 1
+        if calls["n"] in (9, 30):
+            raise torch.OutOfMemoryError("made up")
+        return true_forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", failing)
+    finished, engine = run(model, 32, range(20))
+    assert engine.batch_size == 8
+    assert "batch size 16" in caplog.text
+    for item_id, dialogue in reference.items():
+        ours = [turn.answer_ids for turn in finished[item_id].turns]
+        assert ours == [turn.answer_ids for turn in dialogue.turns]
+
+
+def test_out_of_memory_with_one_dialogue_is_an_error(monkeypatch):
+    model = make_model("llama")
+
+    def failing(*args, **kwargs):
+        raise torch.OutOfMemoryError("made up")
+
+    monkeypatch.setattr(model, "forward", failing)
+    with pytest.raises(UserError, match="max_new_tokens"):
+        run(model, 1, range(2))
+
+
+def test_common_prefix():
+    assert common_prefix([], [1]) == 0
+    assert common_prefix([1, 2, 3], [1, 2]) == 2
+    assert common_prefix([1, 2, 3], [1, 5, 3]) == 1
+
+
+def test_processors_of_the_generation_config_equal_transformers():
+    model = make_model("llama")
+    processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.7), TopKLogitsWarper(5)])
+    greedy = Sampling(temperature=0, top_p=1, seed=0, processors=processors)
+    finished, _ = run(model, 4, range(4), sampling=greedy)
+    plain, _ = run(model, 4, range(4), sampling=Sampling(temperature=0, top_p=1, seed=0))
+    differs = False
+    for item_id, dialogue in finished.items():
+        for turn in dialogue.turns:
+            output = model.generate(
+                torch.tensor([turn.prompt_ids]),
+                max_new_tokens=12,
+                do_sample=False,
+                repetition_penalty=1.7,
+                eos_token_id=STOP_IDS,
+                pad_token_id=0,
+            )[0].tolist()
+            expected = output[len(turn.prompt_ids) :]
+            assert turn.answer_ids == (expected[:-1] if expected[-1] in STOP_IDS else expected)
+        differs |= dialogue.turns[0].answer_ids != plain[item_id].turns[0].answer_ids
+    assert differs
+
+
+def test_guesses_change_how_fast_an_answer_comes_and_nothing_else():
+    model = make_model("llama")
+    reference = None
+    for draft_tokens in (0, 3, 6):
+        engine = Engine(
+            model,
+            stop_ids=STOP_IDS,
+            sampling=Sampling(temperature=0.01, top_p=0.9, seed=7),  # runs in circles
+            limits=Limits(max_new_tokens=40, max_context=600),
+            batch_size=8,
+            draft_tokens=draft_tokens,
+        )
+        finished = {f.conversation.item_id: f.turns for f in engine.run(map(Script, range(16)))}
+        if reference is None:
+            reference = finished
+            assert engine.stats["advances"] >= engine.stats["new_tokens"]
+            continue
+        assert engine.stats["advances"] < 0.9 * engine.stats["new_tokens"]
+        for item_id, turns in reference.items():
+            for one, two in zip(turns, finished[item_id], strict=True):
+                assert (one.answer_ids, one.finish_reason) == (two.answer_ids, two.finish_reason)
+                assert one.logprobs == two.logprobs and one.entropies == two.entropies
+                assert all(np.array_equal(one.states[k], two.states[k]) for k in TOKEN_KEYS)
+
+
+def test_states_are_right_where_an_answer_ends_on_a_guess():
+    model = make_model("llama")
+    limits = Limits(max_new_tokens=9, max_context=600)
+    cold = Sampling(temperature=0, top_p=1, seed=0)  # greedy random weights soon run in circles
+    finished, engine = run(model, 8, range(12), sampling=cold, limits=limits)
+    assert engine.stats["advances"] < engine.stats["new_tokens"]
+    for dialogue in finished.values():
+        for turn in dialogue.turns:
+            assert_states_equal_a_plain_pass(model, turn)
+
+
+def test_a_draft_follows_the_longest_known_context():
+    drafts = DraftTable(stop_ids={9})
+    drafts.learn([1, 2, 3, 4, 5, 6, 7], 0)
+    drafts.learn([8, 4, 5, 2, 9], 0)
+    assert drafts.guess([3, 4, 5], 2) == [6, 7]  # three tokens of context go before two
+    assert drafts.guess([0, 4, 5], 4) == [2]  # then an end is expected
+    assert drafts.guess([1, 1], 3) == []
+    assert drafts.guess([], 3) == []
+
+
+@pytest.mark.parametrize("rows", [16, 32, 80])
+def test_the_number_of_keys_read_changes_no_bit(rows):
+    """What batches are made equal by: masked keys beyond a row's own, in allowed numbers."""
+    torch.manual_seed(0)
+    keys, values = torch.randn(2, 3, 2, 1536, 32)
+    query = torch.randn(3, 2, rows, 32)
+    for needed in (1, 100, 128, 129, 300, 384, 385, 512, 600, 700, 900, 1100):
+
+        def attend(view, needed=needed):
+            mask = torch.zeros(3, 1, rows, view)
+            mask[..., needed:] = torch.finfo(torch.float32).min
+            return torch.nn.functional.scaled_dot_product_attention(
+                query, keys[:, :, :view], values[:, :, :view], attn_mask=mask
+            )
+
+        for more in (0, 64, 200):
+            assert torch.equal(attend(keys_read(needed + more, on_cpu=True)), attend(1536))
+
+
+def test_other_attention_is_refused():
+    model = make_model("llama")
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(UserError, match='"sdpa"'):
+        run(model, 1, range(1))
+
+
+class Sample:
+    """One answer to a prompt of a common beginning and a question, at a temperature of its own."""
+
+    def __init__(self, question: int, number: int) -> None:
+        self.item_id = f"q{question}#{number}"
+        self.sampling = Sampling(0.1 if number == 0 else 1.0, 0.9, 3)
+        few_shot = np.random.default_rng(0).integers(5, 110, 150).tolist()
+        asked = np.random.default_rng([1, question]).integers(5, 110, 90 + question).tolist()
+        self.prompt = few_shot + asked
+
+    def next_prompt(self, last: Turn | None) -> list[int] | None:
+        return self.prompt if last is None else None
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 40])
+def test_a_common_beginning_is_encoded_once_and_changes_nothing(batch_size, monkeypatch):
+    model = make_model("llama")
+    samples = [Sample(question, number) for question in range(4) for number in range(6)]
+    results = {}
+    for shared_tokens in (64, 10**9):
+        monkeypatch.setattr("spikescore.model.engine.SHARED_TOKENS", shared_tokens)
+        engine = Engine(
+            model,
+            stop_ids=STOP_IDS,
+            sampling=Sampling(0, 1, 0),
+            limits=Limits(max_new_tokens=12, max_context=600),
+            batch_size=batch_size,
+        )
+        results[shared_tokens] = {f.conversation.item_id: f for f in engine.run(samples)}
+        if shared_tokens == 64:
+            distinct = 150 + sum(90 + question for question in range(4))
+            # all samples of a question but the first feed the prompt's last token again
+            assert engine.stats["encoded_tokens"] == distinct + len(samples) - 4
+            total = sum(len(sample.prompt) for sample in samples)
+            assert engine.stats["encoded_tokens"] + engine.stats["reused_tokens"] == total
+    for item_id, one in results[64].items():
+        two = results[10**9][item_id]
+        assert one.turns[0].answer_ids == two.turns[0].answer_ids
+        assert one.turns[0].logprobs == two.turns[0].logprobs
+        assert all(
+            np.array_equal(one.turns[0].states[k], two.turns[0].states[k]) for k in TOKEN_KEYS
+        )
+    texts = {tuple(results[64][f"q0#{number}"].turns[0].answer_ids) for number in range(6)}
+    assert len(texts) > 1

@@ -1,0 +1,136 @@
+"""Cells of the tables against scikit-learn on the very items that a cell is about."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from spikescore.report.comparison import (
+    Comparison,
+    Entry,
+    match_base_rates,
+    seed_means,
+    static_entries,
+    trajectory_entry,
+    without_turn_means,
+)
+from spikescore.stats.trajectory import spike_score
+from tests.helpers.books import make_book
+
+
+@pytest.fixture(scope="module")
+def book():
+    return make_book()
+
+
+@pytest.fixture(scope="module")
+def comparison(book):
+    return Comparison(book, draws=100)
+
+
+def spikes(book, domain):
+    """SpikeScore of every item under each seed's probe of a domain, one item at a time."""
+    return [
+        np.array([spike_score(row) for row in book.turns["saplma", domain, seed]])
+        for seed in (0, 1)
+    ]
+
+
+def mean_auroc(book, items, rows):
+    return np.mean([roc_auc_score(book.y[items], row[items]) for row in rows])
+
+
+def test_the_pooled_cell_is_the_auroc_of_all_other_domains_together(book, comparison):
+    entry = trajectory_entry(book, "max_abs_d2", "saplma")
+    cell = comparison.cell(entry, "pooled", "d1")
+    others = book.domains != "d1"
+    assert cell.value == pytest.approx(mean_auroc(book, others, spikes(book, "d1")))
+    assert cell.n == others.sum() and cell.n_positive == book.y[others].sum()
+
+
+def test_the_macro_cell_is_the_mean_of_the_other_domains_aurocs(book, comparison):
+    entry = trajectory_entry(book, "max_abs_d2", "saplma")
+    cell = comparison.cell(entry, "macro", "d1")
+    each = [mean_auroc(book, book.domains == name, spikes(book, "d1")) for name in ("d0", "d2")]
+    assert cell.value == pytest.approx(np.mean(each))
+
+
+def test_the_in_domain_cell_is_of_the_held_out_split_alone(book, comparison):
+    entry = trajectory_entry(book, "max_abs_d2", "saplma")
+    held_out = (book.domains == "d2") & (book.splits["d2"] == "test")
+    cell = comparison.cell(entry, "in-domain", "d2")
+    assert cell.value == pytest.approx(mean_auroc(book, held_out, spikes(book, "d2")))
+    assert cell.n == held_out.sum() == 32
+
+
+def test_a_method_that_learns_nothing_has_cells_for_every_training_domain(book, comparison):
+    perplexity = static_entries(book)["perplexity"]
+    cells = [comparison.cell(perplexity, "pooled", name) for name in ("d0", "d1", "d2")]
+    for name, cell in zip(("d0", "d1", "d2"), cells, strict=True):
+        others = book.domains != name
+        row = book.scores["perplexity", "", 0]
+        assert cell.value == pytest.approx(roc_auc_score(book.y[others], row[others]))
+    mean = comparison.mean(perplexity, "pooled")
+    assert mean.value == pytest.approx(np.mean([cell.value for cell in cells]))
+
+
+def test_the_matrix_has_training_domains_as_rows_and_held_out_items_on_its_diagonal(
+    book, comparison
+):
+    entry = static_entries(book)["saplma"]
+    matrix = comparison.matrix(entry)
+    rows = [book.scores["saplma", "d0", seed] for seed in (0, 1)]
+    assert matrix[0, 2] == pytest.approx(mean_auroc(book, book.domains == "d2", rows))
+    assert matrix[0, 0] == pytest.approx(comparison.cell(entry, "in-domain", "d0").value)
+
+
+def test_domain_identity_wins_in_the_pool_and_is_worth_nothing_within_domains(book, comparison):
+    oracle = static_entries(book)["domain_identity"]
+    assert comparison.mean(oracle, "macro").value == pytest.approx(0.5)
+    assert comparison.mean(oracle, "pooled").value > 0.52
+
+
+def test_matched_base_rates_take_the_oracles_advantage_away(book):
+    only = match_base_rates(book.y, book.domains, seed=1)
+    for name in book.domain_names():
+        kept = book.y[only & (book.domains == name)]
+        assert kept.mean() == 0.5 and kept.size == 2 * min(
+            np.bincount(book.y[book.domains == name])
+        )
+    matched = Comparison(book.subset(only), draws=20)
+    oracle = static_entries(matched.book)["domain_identity"]
+    assert matched.mean(oracle, "pooled").value == pytest.approx(0.5)
+
+
+def test_a_difference_is_taken_on_the_items_that_both_score(book, comparison):
+    spike = trajectory_entry(book, "max_abs_d2", "saplma")
+    row = book.scores["perplexity", "", 0].copy()
+    row[::4] = np.nan
+    partial = Entry("partial", "", "training-free", {name: row[None] for name in book.splits})
+    found = comparison.contrast(spike, partial, "pooled")
+    expected = []
+    for name in book.splits:
+        items = (book.domains != name) & np.isfinite(row)
+        ours = mean_auroc(book, items, spikes(book, name))
+        expected.append(ours - roc_auc_score(book.y[items], row[items]))
+    assert found.value == pytest.approx(np.mean(expected))
+
+
+def test_seeds_are_averaged_and_can_be_told_apart(book, comparison):
+    entry = static_entries(book)["saplma"]
+    each = seed_means(comparison, entry, "pooled")
+    assert len(each) == 2 and each[0] != each[1]
+    assert np.mean(each) == pytest.approx(comparison.mean(entry, "pooled").value)
+
+
+def test_turn_means_are_those_of_the_train_split(book):
+    shifted = make_book()
+    bump = np.linspace(0, 3, 8) ** 2  # the same for every item: a prompt's doing
+    for key in list(shifted.turns):
+        if key[0] == "saplma":
+            shifted.turns[key] = shifted.turns[key] + bump
+    plain, moved = (without_turn_means(one).scores["d0"] for one in (book, shifted))
+    assert np.allclose(plain, moved, atol=1e-4)
+    raw = trajectory_entry(shifted, "max_abs_d2", "saplma").scores["d0"]
+    assert not np.allclose(raw, trajectory_entry(book, "max_abs_d2", "saplma").scores["d0"])

@@ -1,0 +1,241 @@
+"""The experiment's tables: their cells against the areas they show, their files, their notes."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spikescore.detectors.score_book import load_score_book
+from spikescore.report import plots
+from spikescore.report.comparison import SPIKE, Comparison
+from spikescore.report.experiment import Variant
+from spikescore.report.main_tables import (
+    MAIN_HEADER,
+    main_entries,
+    main_rows,
+    main_tables,
+    operating_table,
+    paired_table,
+    seed_table,
+)
+from spikescore.report.text import csv_table, markdown_table, tex_table
+from spikescore.report.trajectory_tables import (
+    base_scorer_table,
+    control_entries,
+    control_table,
+    functional_tables,
+    matched_table,
+    stopping_table,
+    theory_table,
+    turns_sweep,
+    turns_table,
+)
+from spikescore.report.variant_tables import (
+    judge_note,
+    measure_variant,
+    order_spread,
+    release_results,
+    same_questions,
+    variant_table,
+)
+from tests.helpers.books import make_book
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    return Comparison(make_book(), draws=60)
+
+
+@pytest.fixture(scope="module")
+def entries(comparison):
+    return main_entries(comparison)
+
+
+def value_of(cell: str) -> float:
+    return float(cell.split(" [")[0])
+
+
+def test_the_main_table_shows_every_cell_with_interval_size_and_the_published_figure(
+    comparison, entries
+):
+    macro, pooled, inside = main_tables(comparison, entries, "Qwen3-8B")
+    assert macro.header == (
+        "method", "mean over training domains", "published", "difference", "d0", "d1", "d2",
+    )  # fmt: skip
+    sizes, spike = macro.rows[0], macro.rows[1]
+    others = comparison.domains != "d0"
+    assert sizes[4] == f"160, {comparison.y[others].mean():.0%}"
+    area = comparison.cell(entries[0], "macro", "d0")
+    assert spike[0] == "SpikeScore"
+    assert spike[4] == f"{area.value:.3f} [{area.interval[0]:.3f}, {area.interval[1]:.3f}]"
+    mean = comparison.mean(entries[0], "macro").value
+    assert spike[2:4] == ("0.7473", f"{mean - 0.7473:+.3f}")
+    assert inside.header == ("method", "mean over training domains", "d0", "d1", "d2")
+    assert pooled.rows[1][2] == "0.7473"  # which of the two the paper's are is not known
+    families = [entry.family for entry in entries]
+    assert families == ["trajectory", "training-free", "trained", "control"]
+
+
+def test_the_csv_has_the_same_cells_as_numbers(comparison, entries):
+    rows = main_rows(comparison, entries, "m", None)
+    assert len(rows) == 3 * 4 * (3 + 1)  # views, methods, training domains and their mean
+    found = {row[1:4]: dict(zip(MAIN_HEADER, row, strict=True)) for row in rows}
+    cell = found["pooled", "d1", "perplexity"]
+    perplexity = next(entry for entry in entries if entry.name == "perplexity")
+    area = comparison.cell(perplexity, "pooled", "d1")
+    assert cell["auroc"] == area.value and cell["n"] == 160
+    assert cell["hallucination_rate"] == pytest.approx(area.n_positive / 160)
+    assert cell["low"] <= cell["auroc"] <= cell["high"]
+
+
+def test_planted_spikes_beat_the_first_answer_in_the_paired_table(comparison, entries):
+    table = paired_table(comparison, entries)
+    row = next(row for row in table.rows if row[0] == "SAPLMA")
+    assert value_of(row[1]) > 0.3 and row[4] == "< 0.001"
+    # Holm's correction never makes a p value smaller
+    for row in table.rows:
+        for plain, corrected in ((row[3], row[4]), (row[7], row[8])):
+            assert float(corrected.strip("< ")) >= float(plain.strip("< "))
+
+
+def test_seeds_show_their_spread(comparison, entries):
+    table = seed_table(comparison, entries)
+    assert [row[0] for row in table.rows] == ["SpikeScore", "SAPLMA"]
+    assert all(row[1] == "2" for row in table.rows)
+    low, high = table.rows[0][4].split(" to ")
+    assert float(low) <= float(table.rows[0][2]) <= float(high)
+
+
+def test_operating_points_carry_the_threshold_over(comparison, entries):
+    table = operating_table(comparison, entries, "pooled")
+    spike = table.rows[0]
+    auprc, fpr, f1, accuracy = (float(cell.split(" ")[0]) for cell in spike[1:5])
+    assert auprc > 0.9 and fpr < 0.5 and f1 > 0.8 and accuracy > 0.8
+
+
+def test_functionals_and_base_scorers_have_a_cell_each(comparison):
+    macro, _ = functional_tables(comparison)
+    assert macro.header == ("functional", "SAPLMA", "perplexity")
+    by_title = {row[0]: row for row in macro.rows}
+    assert value_of(by_title["SpikeScore, max|Δ²|"][1]) > 0.9
+    assert abs(value_of(by_title["first answer"][1]) - 0.5) < 0.12
+    base = base_scorer_table(comparison, "Llama-3.1-8B-Instruct")
+    assert [(row[0], row[-1]) for row in base.rows] == [
+        ("SAPLMA", "0.7860"),
+        ("perplexity", "0.7160"),
+    ]
+
+
+def test_more_turns_cost_more_and_the_last_k_is_spikescore(comparison, entries):
+    points = turns_sweep(comparison, 0.5)
+    assert [point.k for point in points] == [3, 4, 5, 6, 7, 8]
+    tokens = [sum(item.turn_tokens[:3]) for item in comparison.book.items]
+    assert points[0].tokens == pytest.approx(np.mean(tokens))
+    assert points[0].seconds == pytest.approx(np.mean(tokens) * 0.5)
+    assert points[-1].auroc["macro"] == comparison.mean(entries[0], "macro").value
+    assert len(turns_table(points).rows) == 6
+
+
+def test_stopping_early_flags_the_same_and_saves_tokens(comparison):
+    for row in stopping_table(comparison).rows:
+        assert int(row[3].rstrip("%")) > 10 and int(row[5].rstrip("%")) > 0
+
+
+def test_controls_stand_beside_spikescore(comparison, entries):
+    table = control_table(comparison, control_entries(comparison, entries))
+    by_title = {row[0]: row for row in table.rows}
+    assert value_of(by_title["domain identity (oracle)"][1]) == 0.5
+    assert value_of(by_title["domain identity (oracle)"][2]) > 0.5
+    assert value_of(by_title["SpikeScore, each turn's training mean removed"][1]) > 0.9
+    matched = {row[0]: row for row in matched_table(comparison, draws=20).rows}
+    assert value_of(matched["domain identity (oracle)"][2]) == 0.5
+
+
+def test_the_theory_table_has_a_row_per_domain_and_one_for_the_pool(comparison, entries):
+    book = comparison.book
+    scores = entries[0].scores["d0"][0]
+    table = theory_table(book.y, scores, book.domains)
+    assert [row[0] for row in table.rows] == ["d0", "d1", "d2", "pooled"]
+    for row in table.rows:
+        assert float(row[9]) <= float(row[10])  # Cantelli's bound holds
+
+
+# --- variants ---------------------------------------------------------------------------------
+
+
+def test_a_variants_reference_is_the_main_run_on_the_same_questions(comparison):
+    main, part = comparison.book, make_book(n=40, seed=5)
+    only = same_questions(main, part)
+    assert only.sum() == 120 and all(int(item.id[1:]) < 40 for item, keep in
+                                     zip(main.items, only, strict=True) if keep)  # fmt: skip
+    reference = Comparison(main.subset(only), draws=40)
+    runs = [measure_variant("another", Comparison(part, draws=40))]
+    table = variant_table("schedules", [measure_variant("main", reference), *runs])
+    assert [row[0] for row in table.rows] == ["main", "another"]
+    assert table.rows[0][1] == f"120, {main.y[only].mean():.0%}"
+
+
+def test_the_releases_score_and_sign_are_rows_of_their_own(comparison):
+    results = release_results(comparison, [], "as here")
+    ours, score, sign = results
+    assert sign.areas[SPIKE, "macro"].value == pytest.approx(1 - ours.areas[SPIKE, "macro"].value)
+    assert score.areas[SPIKE, "macro"].value != ours.areas[SPIKE, "macro"].value
+
+
+def test_orders_are_told_by_their_spread(comparison):
+    books = [make_book(seed=seed) for seed in (1, 2)]
+    runs = [measure_variant(str(n), Comparison(book, draws=10)) for n, book in enumerate(books)]
+    values = [run.areas[SPIKE, "macro"].value for run in runs]
+    told = order_spread(runs)
+    assert told.startswith("SpikeScore over 2 orders: macro")
+    assert f"{np.mean(values):.3f}, standard deviation {np.std(values, ddof=1):.3f}" in told
+
+
+def test_judges_are_told_by_their_agreement():
+    book = make_book()
+    same = judge_note(book, book, Variant("judge_x", "x", "judges", judge="x"))
+    assert "Cohen's κ 1.000" in same and "n = 240" in same
+
+
+def test_plots_of_one_model_and_of_several_are_pictures(comparison, entries):
+    one, other = ("one", comparison, entries), ("other", comparison, entries)
+    points = turns_sweep(comparison, None)
+    results = release_results(comparison, [], "as here")
+    for data in (
+        plots.forest_of_models([one]),
+        plots.forest_of_models([one, other]),
+        plots.matrices(comparison, entries[:2], "matrices"),
+        plots.turns_curve(points, "turns"),
+        plots.functional_map(comparison, "functionals"),
+        plots.variant_plot(results, "release"),
+    ):
+        assert Image.open(io.BytesIO(data)).size[0] > 500
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def test_tables_go_to_files_unharmed(comparison, entries):
+    table = functional_tables(comparison)[0]
+    rows = list(csv.reader(io.StringIO(csv_table(table.header, table.rows))))
+    assert [tuple(row) for row in rows] == [table.header, *table.rows]
+    assert "SpikeScore, max\\|Δ²\\|" in markdown_table(table)
+    latex = tex_table(table)
+    assert "\\toprule" in latex and not any(sign in latex for sign in "ΔΣ²λ")
+
+
+def test_a_score_book_is_read_back_as_it_was_written(tmp_path):
+    book = make_book(n=12)
+    book.chosen["saplma/d0/0"] = {"layer": 3}
+    book.save(tmp_path / "scores.pkl")
+    again = load_score_book(tmp_path / "scores.pkl")
+    assert again.items == book.items and again.chosen == book.chosen
+    assert again.methods == book.methods
+    for held, read in ((book.scores, again.scores), (book.turns, again.turns)):
+        assert held.keys() == read.keys()
+        assert all(np.array_equal(held[key], read[key]) for key in held)
+    assert all(np.array_equal(book.splits[name], again.splits[name]) for name in book.splits)

@@ -1,0 +1,467 @@
+"""Stage 3 as its user runs it: a subprocess on small synthetic trees of dialogue files."""
+
+import base64
+import copy
+import csv
+import gzip
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score, roc_auc_score
+
+from spikescore.report.evaluation import build_views, read_item
+
+ROOT = Path(__file__).resolve().parents[2]
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def dialogue(item_id, y, scores, *, domain="trivia", split="unseen", threshold=0.5, **fields):
+    steps = [
+        {
+            "turn": turn,
+            "prompt_type": "question" if turn == 1 else "critical",
+            "prompt": f"prompt {turn}",
+            "response": f"answer {turn} é",
+            "n_response_tokens": 3 + turn,
+            "perplexity": 1.5 + y + turn / 100 if y is not None else None,
+            "metrics": {"probe_pred": score} if score is not None else {},
+        }
+        for turn, score in enumerate(scores, start=1)
+    ]
+    probe = {"path": "saplma.pkl", "kind": "saplma", "spike_threshold": threshold}
+    return {
+        "id": item_id,
+        "question": "Which river?",
+        "gold_answers": ["Ouse", "the Ouse"],
+        "domain": domain,
+        "group": None,
+        "model": "demo",
+        "nil_label": None if y is None else 1 - y,
+        "metrics": {"probe_pred": list(scores), "probe": probe, "probe_split": split},
+        "complete": True,
+        "cot_steps": steps,
+        **fields,
+    }
+
+
+def write(folder, records):
+    folder.mkdir(parents=True, exist_ok=True)
+    for record in records:
+        (folder / f"{record['id']}.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+def make_domain(domain, n, rng, *, split=lambda place: "unseen", gap=0.2):
+    """Every other item is hallucinated; its spike is higher by `gap` plus noise."""
+    records = []
+    for place in range(n):
+        y = place % 2
+        scores = np.full(8, 0.4)
+        scores[3] += 0.2 + gap * y + 0.1 * rng.random()
+        name, part = f"{domain}_{place}", split(place)
+        records.append(dialogue(name, y, scores.tolist(), domain=domain, split=part))
+    return records
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "eval_probe.py"), *map(str, arguments)],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def evaluate(data, report, *options):
+    done = run("--data_dir", data, "--report_dir", report, "--draws", 50, *options)
+    assert done.returncode == 0, done.stderr
+    return done, json.loads((report / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """One in-domain folder (30 of 60 items are the probe's own), two others, and odd items."""
+    data = tmp_path_factory.mktemp("tree") / "outputs"
+    rng = np.random.default_rng(0)
+
+    def split(place):
+        return "train" if place < 20 else "val" if place < 30 else "test"
+
+    write(data / "a" / "trivia", make_domain("trivia", 60, rng, split=split))
+    write(data / "b" / "math", make_domain("math", 40, rng, gap=0.05))
+    coqa = make_domain("coqa", 40, rng, gap=0.05)
+    for place, record in enumerate(coqa):
+        record["group"] = f"story {place // 4}"
+        record["cot_steps"][0]["perplexity"] = None if place < 6 else 2.0 + place % 2
+    odd = [
+        dialogue("unlabelled", None, [0.1, 0.9, 0.1], domain="coqa"),
+        dialogue("unscored", 1, [None] * 4, domain="coqa"),
+        dialogue("short", 1, [0.1, 0.9], domain="coqa"),
+        dialogue("gap", 0, [0.1, None, 0.9, 0.2], domain="coqa"),
+        dialogue("unfinished", 0, [0.1, 0.2, 0.9], domain="coqa", complete=False),
+    ]
+    write(data / "coqa", coqa + odd)
+    (data / "coqa" / "run.json").write_text("[1, 2]")
+    (data / "coqa" / "other.json").write_text('{"not": "a dialogue"}')
+    (data / "coqa" / "coqa_99.error.json").write_text('{"id": "coqa_99"}')
+    (data / "coqa" / "coqa_0.pkl").write_bytes(b"never opened")
+    before = {path: json.loads(path.read_text()) for path in data.rglob("*.json")}
+    report = data.parent / "report"
+    done, summary = evaluate(data, report)
+    return data, report, done, summary, before
+
+
+def view_of(summary, kind, domain=None):
+    (view,) = [
+        view
+        for view in summary["views"]
+        if view["kind"] == kind and (domain is None or view["domains"] == [domain])
+    ]
+    return view
+
+
+def scores_of(records):
+    y = [1 - record["nil_label"] for record in records]
+    peaks = []
+    for record in records:
+        s = [step["metrics"]["probe_pred"] for step in record["cot_steps"]]
+        peaks.append(max(abs(s[k + 1] - 2 * s[k] + s[k - 1]) for k in range(1, len(s) - 1)))
+    return np.array(y), np.array(peaks)
+
+
+def records_of(before, domain):
+    return [
+        record
+        for path, record in before.items()
+        if path.stem.startswith(f"{domain}_") and "cot_steps" in record
+    ]
+
+
+def test_coverage_counts_every_item(tree):
+    _, _, done, summary, _ = tree
+    assert summary["coverage"] == {
+        "found": 145, "labelled": 144, "unlabelled": 1, "unfinished": 1, "unscored": 1,
+        "scored_with_gaps": 1, "fewer_than_3_scores": 1, "excluded_probe_training": 30,
+        "evaluated": 110,
+    }  # fmt: skip
+    assert "145 found" in done.stdout and "30 excluded probe training" in done.stdout
+    assert "scored at some turns only" in done.stderr
+
+
+def test_three_views_are_separate_and_right(tree):
+    _, _, done, summary, before = tree
+    trivia, math, coqa = (records_of(before, name) for name in ("trivia", "math", "coqa"))
+    unseen = [record for record in trivia if record["metrics"]["probe_split"] == "test"]
+
+    def value(view, method="spike_score"):
+        return view["auroc"][method]["value"]
+
+    inside, pool = view_of(summary, "in-domain"), view_of(summary, "pooled")
+    macro = view_of(summary, "macro")
+    assert inside["domains"] == ["trivia"] and inside["n"] == 30 and inside["in_domain"]
+    assert value(inside) == pytest.approx(roc_auc_score(*scores_of(unseen)))
+    assert pool["domains"] == ["coqa", "math"] and pool["n"] == 80
+    assert value(pool) == pytest.approx(roc_auc_score(*scores_of(math + coqa)))
+    each = [roc_auc_score(*scores_of(records)) for records in (math, coqa)]
+    assert value(macro) == pytest.approx(np.mean(each))
+    assert value(view_of(summary, "domain", "math")) == pytest.approx(each[0])
+    assert pool["hallucination_rate"] == 0.5
+    figure = pool["auroc"]["spike_score"]
+    assert figure["low"] <= figure["value"] <= figure["high"]
+    line = f"SpikeScore AUROC {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+    assert f"{line} n=80 hallucinated 50% (cross-domain, pooled over 2)" in done.stdout
+
+
+def test_controls_and_own_n(tree):
+    _, _, _, summary, _ = tree
+    pool = view_of(summary, "pooled")["auroc"]
+    assert pool["first_score"]["value"] == 0.5  # every first score is 0.4: all ties
+    assert pool["dialogue_tokens"]["value"] == 0.5
+    assert pool["perplexity"]["value"] == 1.0 and pool["perplexity"]["n"] == 74
+    assert pool["domain_identity"]["value"] == 0.5  # both domains have one rate
+    assert "domain_identity" not in view_of(summary, "macro")["auroc"]
+    assert "domain_identity" not in view_of(summary, "in-domain")["auroc"]
+    minus = view_of(summary, "pooled")["spike_score_minus"]
+    own = pool["spike_score"]["value"]
+    assert minus["first_score"]["value"] == pytest.approx(own - 0.5)
+    assert minus["perplexity"]["n"] == 74
+
+
+def test_threshold_is_carried_over(tree):
+    _, _, done, summary, before = tree
+    y, peaks = scores_of(records_of(before, "math") + records_of(before, "coqa"))
+    found = view_of(summary, "pooled")["at_threshold"]
+    assert found["threshold"] == 0.5
+    assert found["f1"] == pytest.approx(f1_score(y, peaks >= 0.5))
+    assert found["tpr"] == pytest.approx((peaks >= 0.5)[y == 1].mean())
+    assert "lambda 0.500" in done.stdout
+
+
+def test_json_gains_spike_score_and_nothing_else_changes(tree):
+    data, _, _, _, before = tree
+    for path, old in before.items():
+        now = json.loads(path.read_text(encoding="utf-8"))
+        if "cot_steps" not in old:
+            assert now == old
+            continue
+        added = {key: now["metrics"].pop(key, None) for key in ("spike_score", "spike_turn")}
+        assert now == old
+        if path.stem.split("_")[0] in ("trivia", "math", "coqa"):
+            assert added["spike_score"] == pytest.approx(scores_of([old])[1][0], abs=1e-12)
+            assert added["spike_turn"] == 4
+    unlabelled = json.loads((data / "coqa" / "unlabelled.json").read_text())["metrics"]
+    assert unlabelled["spike_score"] == pytest.approx(1.6)
+    for name in ("unscored", "short", "gap", "unfinished"):
+        metrics = json.loads((data / "coqa" / f"{name}.json").read_text())["metrics"]
+        assert "spike_score" not in metrics
+
+
+def test_report_files(tree):
+    data, report, done, summary, before = tree
+    for name in ("roc.png", "histogram.png", "trajectories.png"):
+        assert (report / name).read_bytes().startswith(PNG)
+        assert f"wrote {report / name}" in done.stdout
+    rows = list(csv.DictReader((report / "scores.csv").open()))
+    assert len(rows) == 145
+    by_id = {row["id"]: row for row in rows}
+    row = by_id["math_1"]
+    assert (row["path"], row["domain"], row["y"]) == ("b/math/math_1.json", "math", "1")
+    assert (row["n_turns"], row["answer_tokens"], row["dialogue_tokens"]) == ("8", "4.0", "60.0")
+    old = before[data / "b" / "math" / "math_1.json"]
+    assert [float(row[f"s_{k}"]) for k in range(1, 9)] == old["metrics"]["probe_pred"]
+    assert by_id["gap"]["spike_score"] == by_id["unscored"]["s_1"] == ""
+    markdown = (report / "summary.md").read_text()
+    assert "## Cross-domain, macro over 2" in markdown and "## In-domain, held-out" in markdown
+    assert summary["command"].startswith("python ") and "--data_dir" in summary["command"]
+
+
+def test_report_page_holds_tables_plots_and_every_dialogue(tree):
+    data, report, _, summary, before = tree
+    text = (report / "report.html").read_text(encoding="utf-8")
+    pool = view_of(summary, "pooled")["auroc"]
+    for method in ("spike_score", "perplexity", "dialogue_tokens", "domain_identity"):
+        figure = pool[method]
+        assert f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]" in text
+    assert text.count('src="data:image/png;base64,') == 3
+    for name in ("roc.png", "histogram.png", "trajectories.png"):
+        assert base64.b64encode((report / name).read_bytes()).decode() in text
+    index = json.loads(re.search(r'id="index">(.*?)</script>', text)[1])
+    chunks = re.findall(r'id="chunk-\d+">(.*?)</script>', text)
+    texts = [one for part in chunks for one in json.loads(gzip.decompress(base64.b64decode(part)))]
+    assert len(index["id"]) == len(texts) == 145
+    place = index["id"].index("math_1")
+    old = before[data / "b" / "math" / "math_1.json"]
+    assert index["scores"][place] == [round(s, 4) for s in old["metrics"]["probe_pred"]]
+    assert (index["y"][place], index["turn"][place]) == (1, 4)
+    gold, turns = texts[place]
+    assert gold == "Ouse; the Ouse" and turns[7] == ["critical", "prompt 8", "answer 8 é"]
+    gap = index["id"].index("gap")
+    assert index["scores"][gap] == [] and index["spike"][gap] is None and len(texts[gap][1]) == 4
+
+
+def test_main_table_files_agree_with_the_summary(tree):
+    _, report, _, summary, _ = tree
+    rows = list(csv.DictReader((report / "table_main.csv").open()))
+    found = {(row["view"], row["method"]): row for row in rows}
+    assert len(found) == len(rows) == sum(len(view["auroc"]) for view in summary["views"])
+    for view in summary["views"]:
+        for method, figure in view["auroc"].items():
+            row = found[view["title"], method]
+            assert [float(row[key]) for key in ("auroc", "low", "high")] == [
+                figure[key] for key in ("value", "low", "high")
+            ]
+            assert int(row["n"]) == figure["n"]
+    pool = view_of(summary, "pooled")["auroc"]
+    cells = [
+        f"{pool[m]['value']:.3f} [{pool[m]['low']:.3f}, " for m in ("spike_score", "perplexity")
+    ]
+    for name in ("table_main.md", "table_main.tex"):
+        text = (report / name).read_text()
+        assert all(cell in text for cell in cells) and "(n=74)" in text
+
+
+def test_spiky_dialogue_is_the_largest_and_readable(tree):
+    _, report, _, _, before = tree
+    evaluated = [
+        record
+        for name in ("trivia", "math", "coqa")
+        for record in records_of(before, name)
+        if record["metrics"]["probe_split"] not in ("train", "val")
+    ]
+    spikiest = evaluated[int(scores_of(evaluated)[1].argmax())]
+    text = (report / "spiky_dialogue.md").read_text()
+    assert spikiest["id"] in text.splitlines()[0]
+    for expected in ("Which river?", "Ouse; the Ouse", "> prompt 8", "answer 8 é"):
+        assert expected in text
+    assert text.count("(the spike)") == 1 and "## Turn 4, critical" in text
+
+
+def test_second_run_changes_no_file_and_include_train_keeps_them(tree, tmp_path):
+    data, _, _, _, _ = tree
+    times = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
+    done, summary = evaluate(data, tmp_path / "again", "--include_train")
+    assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == times
+    inside = view_of(summary, "in-domain")
+    assert inside["n"] == 60 and "training items included" in inside["title"]
+    assert "30 items that the probe was trained on are included" in done.stderr
+
+
+def test_one_class_only_goes_on(tmp_path):
+    records = [dialogue(f"x{place}", 1, [0.1, 0.2, 0.1 * place]) for place in range(12)]
+    write(tmp_path / "data", records)
+    done, summary = evaluate(tmp_path / "data", tmp_path / "report")
+    assert "not computable: 12 hallucinated and 0 consistent" in done.stdout
+    assert "no evaluated item is consistent" in done.stderr
+    assert view_of(summary, "pooled")["auroc"]["spike_score"]["value"] is None
+    assert (tmp_path / "report" / "roc.png").read_bytes().startswith(PNG)
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "not computable: 12 hallucinated and 0 consistent" in page and ">n/c<" in page
+
+
+def test_older_public_form_is_evaluated_and_never_written(tmp_path):
+    data, rng = tmp_path / "popqa", np.random.default_rng(1)
+    modern = make_domain("any", 40, rng)
+    for record in modern:
+        older = {"id": record["id"], "question": "q", "nli_label": record["nil_label"]}
+        older["reasoning_chain"] = [
+            {"step": place, "prompt": "p", "response": "r", "metrics": copy.copy(step["metrics"])}
+            for place, step in enumerate(record["cot_steps"])
+        ]
+        write(data, [older])
+    (data / "progress.json").write_text("{}")
+    before = {path: path.read_bytes() for path in data.iterdir()}
+    done, summary = evaluate(data, tmp_path / "report")
+    assert {path: path.read_bytes() for path in data.iterdir()} == before
+    view = view_of(summary, "pooled")
+    assert view["domains"] == ["popqa"] and view["n"] == 40
+    assert view["auroc"]["spike_score"]["value"] == pytest.approx(roc_auc_score(*scores_of(modern)))
+    assert view["auroc"]["perplexity"]["value"] is None and view["auroc"]["perplexity"]["n"] == 0
+    assert "carry no probe_split" in done.stderr and view["at_threshold"] is None
+
+
+def bad_score(value):
+    def build(folder):
+        write(folder, [dialogue("ok", 1, [0.1, 0.2, 0.3]), dialogue("bad", 0, [0.1, value, 0.3])])
+
+    return build
+
+
+def bad_label(folder):
+    write(folder, [dialogue("bad", 1, [0.1, 0.2, 0.3], nil_label="yes")])
+
+
+def all_training(folder):
+    write(folder, [dialogue(f"x{k}", k % 2, [0.1, 0.2, 0.3], split="train") for k in range(30)])
+
+
+def broken_json(folder):
+    folder.mkdir()
+    (folder / "cut.json").write_text('{"id": ')
+
+
+BAD = {
+    "missing folder": (lambda folder: None, ["does not exist"]),
+    "a file": (lambda folder: folder.write_text("x"), ["is not a folder"]),
+    "empty folder": (lambda folder: folder.mkdir(), ["no dialogue", "reasoning_lite.py"]),
+    "no scores": (
+        lambda folder: write(folder, [dialogue("x", 1, [None] * 5)]),
+        ["has probe scores", "metrics_probe.py"],
+    ),
+    "no labels": (
+        lambda folder: write(folder, [dialogue("x", None, [0.1, 0.2, 0.3])]),
+        ["labelled", "python utils.py --relabel"],
+    ),
+    "NaN": (bad_score(float("nan")), ["bad.json", "turn 2", "nan", "metrics_probe.py"]),
+    "string": (bad_score("0.2"), ["bad.json", "turn 2", "'0.2'"]),
+    "true": (bad_score(True), ["bad.json", "turn 2", "True"]),
+    "label": (bad_label, ["bad.json", "'yes'"]),
+    "only training items": (all_training, ["30 excluded", "--include_train"]),
+    "broken JSON": (broken_json, ["cut.json", "not valid JSON"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_mistake_gives_one_message_and_status_2(case, tmp_path):
+    build, expected = BAD[case]
+    build(tmp_path / "data")
+    done = run("--data_dir", tmp_path / "data", "--report_dir", tmp_path / "report")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    for words in expected:
+        assert words in done.stderr
+    assert not (tmp_path / "report").exists()
+
+
+def test_report_dir_that_is_a_file_is_named(tmp_path):
+    records = [dialogue(f"x{k}", k % 2, [0.1, 0.2 * k, 0.3]) for k in range(4)]
+    write(tmp_path / "data", records)
+    (tmp_path / "report").write_text("in the way")
+    done = run("--data_dir", tmp_path / "data", "--report_dir", tmp_path / "report")
+    assert done.returncode == 2 and "choose another --report_dir" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_is_documentation_and_arguments_are_required():
+    shown = run("--help")
+    assert shown.returncode == 0
+    for words in ("--data_dir", "--report_dir", "scores.csv", "spiky_dialogue.md", "y = 1"):
+        assert words in shown.stdout
+    missing = run("--data_dir", "x")
+    assert missing.returncode == 2 and "--report_dir" in missing.stderr
+
+
+def views_of(records, **options):
+    items = [
+        read_item(record, Path(record["domain"]) / f"{record['id']}.json") for record in records
+    ]
+    return build_views(items, items, **{"draws": 200, "seed": 0, **options})
+
+
+def test_spike_score_without_the_first_answer():
+    item = read_item(dialogue("x", 1, [1.0, 0.0, 0.25, 0.25, 0.5]), Path("x.json"))
+    assert (item.spike_score, item.spike_turn) == (1.25, 2)
+    assert item.spike_score_without_first == 0.25
+    short = read_item(dialogue("x", 1, [1.0, 0.0, 0.25]), Path("x.json"))
+    assert (short.spike_score, short.spike_score_without_first) == (1.25, None)
+
+
+def test_domain_identity_uses_each_domains_own_rate():
+    """Rates 1/4 and 3/4 of 40 items each: pairs won 30*30, tied 2*30*10, lost 10*10 of 40*40."""
+    records = []
+    for domain, positive in (("low", 10), ("high", 30)):
+        for place in range(40):
+            record = dialogue(f"{domain}{place}", int(place < positive), [0.1, 0.2, 0.3])
+            records.append({**record, "domain": domain})
+    (pool, macro, *domains) = views_of(records)
+    assert (pool.kind, macro.kind, len(domains)) == ("pooled", "macro", 2)
+    expected = (30 * 30 + 0.5 * 2 * 30 * 10) / 1600
+    assert pool.methods["domain_identity"].value == pytest.approx(expected)
+    assert macro.methods["spike_score"].value == 0.5
+
+
+def test_questions_of_one_story_are_resampled_together():
+    stories = make_domain("coqa", 200, np.random.default_rng(2))
+    for place, record in enumerate(stories):
+        # a story is one pair of dialogues, told ten times
+        source = make_domain("coqa", 2, np.random.default_rng(place // 20), gap=0.03)[place % 2]
+        record["cot_steps"], record["group"] = source["cot_steps"], f"story {place // 20}"
+    ungrouped = [{**record, "group": None} for record in stories]
+    wide, narrow = (views_of(records)[0].methods["spike_score"] for records in (stories, ungrouped))
+    assert wide.value == narrow.value
+    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+
+
+def test_a_domain_met_in_training_is_in_domain_in_every_folder():
+    records = [dialogue(f"x{k}", k % 2, [0.1, 0.2, 0.3], split="test") for k in range(4)]
+    others = [dialogue(f"y{k}", k % 2, [0.1, 0.2, 0.3]) for k in range(4)]
+    items = [read_item(record, Path("one") / f"{record['id']}.json") for record in records]
+    items += [read_item(record, Path("two") / f"{record['id']}.json") for record in others]
+    views = build_views(items, items, draws=10, seed=0)
+    assert [view.kind for view in views] == ["in-domain", "domain", "domain"]
+    assert [view.title for view in views[1:]] == [
+        "trivia (one), in-domain",
+        "trivia (two), in-domain",
+    ]

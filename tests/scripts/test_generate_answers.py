@@ -1,0 +1,305 @@
+"""The probe-training section of the guide, command by command, with a real judge on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from packaging.requirements import Requirement
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from spikescore.data.reading import load_questions
+from spikescore.labels.entailment import ExactEntailment, entailment_messages
+from spikescore.labels.judges import judge_messages
+from spikescore.measures.clustering import cluster_many
+from spikescore.measures.formulas import cluster_assignment_entropy
+from spikescore.measures.run_folder import read_run
+from spikescore.measures.samples import BRIEF, AnswerPrompt
+from spikescore.measures.self_questions import next_token_log_probabilities
+from spikescore.model.chat import ChatFormat
+from spikescore.pickles import load_pickle
+from tests.helpers.oracles import states_at
+from tests.helpers.real_server import serve
+from tests.helpers.running import ROOT, run_script, start_script
+
+DEMO = ROOT / "models" / "demo"
+TRIVIA = ROOT / "datasets" / "demo" / "trivia.json"
+SEP = "semantic-entropy-probes"
+GENERATE = f"{SEP}/semantic_uncertainty/generate_answers.py"
+COMPUTE = f"{SEP}/semantic_uncertainty/compute_uncertainty_measures.py"
+OFFLINE = ["--metric=auto", "--entailment_model=exact", "--no-wandb"]
+
+
+def generate(folder, *flags, model=DEMO, **options):
+    command = [GENERATE, f"--model_name={model}", f"--output_dir={folder}"]
+    return run_script(*command, "--model_max_new_tokens=24", *flags, **options)
+
+
+# --- the whole chain --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def judge_model(tmp_path_factory):
+    """A judge trained here to reply in form: every answer is right, no two answers are alike.
+
+    Wise it is not, but it is a real chat model, and its verdicts are known. A verdict is one token
+    of its tokenizer, which makes it quick to learn.
+    """
+    folder = tmp_path_factory.mktemp("judge")
+    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    verdicts = ["VERDICT: CONSISTENT", "VERDICT: NEUTRAL"]
+    tokenizer.add_tokens(verdicts)
+    questions = load_questions(TRIVIA).questions[:30]
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=4096,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=0,
+    )
+    model = LlamaForCausalLM(config)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    losses = [1.0]
+    while max(losses[-20:]) > 0.01 and len(losses) < 300:
+        n = len(losses) // 2
+        question, other = questions[n % 30], questions[(n + 7) % 30]
+        one, two = (
+            f"{'It may be so. ' * (n % 7)}The answer is {q.gold_answers[0]}."
+            for q in (question, other)
+        )
+        if len(losses) % 2:
+            messages = judge_messages(question=question, answer=one)
+        else:
+            messages = entailment_messages((question.question, one, two))
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        reply = f"{verdicts[1 - len(losses) % 2]}{tokenizer.eos_token}"
+        known, said = (
+            tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, reply)
+        )
+        labels = torch.tensor([[-100] * len(known) + said])
+        loss = model(input_ids=torch.tensor([known + said]), labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_generate_measure_train_score_evaluate(judge_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chain")
+    run, probe, outputs = folder / "run", folder / "probe.pkl", folder / "outputs"
+    with serve(judge_model, folder) as url:
+        judge = f"llm_{judge_model}"
+        env = {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": "none"}
+        # the guide's flags, its numbers made small
+        generated = generate(
+            run, "--dataset=trivia", "--num_samples=30", "--random_seed=42", "--no-compute_p_ik",
+            "--no-compute_p_ik_answerable", "--p_true_num_fewshot=10", "--num_generations=4",
+            "--num_few_shot=0", "--brief_prompt=chat", "--no-get_training_set_generations",
+            f"--metric={judge}", f"--entailment_model={judge}", "--max_workers_for_entailment=8",
+            env={**env, "WANDB_API_KEY": "", "HOME": str(folder)},
+        )  # fmt: skip
+    assert generated.returncode == 0, generated.stderr
+    assert list((run / "wandb").glob("offline-run-*"))  # no key: logged offline
+    found = read_run(run)
+    assert len(found.validation) == 30 and not found.measures["failed"]
+    entropies = found.measures["uncertainty_measures"]["cluster_assignment_entropy"]
+    for entry, entropy in zip(found.validation.values(), entropies, strict=True):
+        assert entry["most_likely_answer"]["accuracy"] == 1.0  # the judge's verdict
+        # no two different answers mean the same to it
+        texts = [re.sub(r"[\s.]+$", "", text).casefold() for text, *_ in entry["responses"]]
+        shares = np.array([texts.count(text) for text in set(texts)]) / 4
+        assert entropy == pytest.approx(-(shares * np.log(shares)).sum(), abs=1e-9)
+    assert max(entropies) > min(entropies)
+
+    trained = run_script(f"{SEP}/probes_trainer.py", "--data_dirs", run, "--save_path", probe)
+    assert trained.returncode == 0, trained.stderr
+    settings = {
+        "model_path": str(DEMO), "dataset_path": str(TRIVIA), "output_dir": str(outputs),
+        "sampling": {"strategy": "random", "n": 12, "seed": 1}, "max_steps": 4,
+        "max_new_tokens": 24,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(settings))
+    for command in (
+        ["reasoning_lite.py", "--config", folder / "config.json"],
+        ["metrics_probe.py", "--json_dir", outputs, "--pkl_dir", outputs, "--probe_path", probe],
+        ["eval_probe.py", "--data_dir", outputs, "--report_dir", folder / "report"],
+    ):
+        done = run_script(*command)
+        assert done.returncode == 0, done.stderr
+    assert (folder / "report" / "summary.md").exists()
+    scored = [json.loads(path.read_text()) for path in outputs.glob("trivia-*.json")]
+    assert len(scored) == 12 and all(len(r["metrics"]["probe_pred"]) == 4 for r in scored)
+
+
+# --- what the run folder holds ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small") / "run"
+    flags = ["--dataset", TRIVIA, "--num_samples=14", "--num_generations=3", "--num_few_shot=2"]
+    done = generate(folder, *flags, "--compute_p_true", "--p_true_num_fewshot=3", *OFFLINE)
+    assert done.returncode == 0, done.stderr
+    return folder, flags
+
+
+def test_positions_and_likelihoods_are_those_of_a_plain_pass(small_run):
+    folder, _ = small_run
+    found = read_run(folder)
+    model = LlamaForCausalLM.from_pretrained(DEMO, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    questions = {question.id: question for question in load_questions(TRIVIA).questions}
+    examples = tuple(questions[i] for i in found.details["few_shot"])
+    prompt = AnswerPrompt(ChatFormat(tokenizer, enable_thinking=False), BRIEF["default"], examples)
+    for question_id, entry in list(found.validation.items())[:5]:
+        answer = entry["most_likely_answer"]
+        before = prompt.ids(questions[question_id])
+        ids = before + tokenizer(answer["response"], add_special_tokens=False)["input_ids"]
+        n = len(answer["token_log_likelihoods"])
+        if len(ids) - len(before) != n:  # the tokenizer would have cut the answer otherwise
+            continue
+        states = states_at(model, ids, [len(before) - 1, len(ids) - 1], dtype=torch.float32)
+        for name, expected in zip(
+            ("emb_last_tok_before_gen", "emb_tok_before_eos"), states, strict=True
+        ):
+            assert answer[name].shape == (7, 1, 256)
+            assert np.abs(answer[name][:, 0] - expected).max() < 0.02
+        with torch.no_grad():
+            raw = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), dim=-1)
+        at = torch.arange(len(before) - 1, len(ids) - 1)
+        expected = raw[at, torch.tensor(ids)[at + 1]]
+        assert answer["token_log_likelihoods"] == pytest.approx(expected.tolist(), abs=1e-3)
+
+
+def test_few_shot_examples_are_asked_in_neither_split(small_run):
+    found = read_run(small_run[0])
+    used = {*found.details["few_shot"], *found.details["p_true_examples"]}
+    assert len(used) == 5
+    assert not used & (found.train.keys() | found.validation.keys())
+    assert not found.train.keys() & found.validation.keys()
+
+
+def test_measures_are_those_of_the_answers(small_run):
+    found = read_run(small_run[0])
+    answers = [[text for text, *_ in entry["responses"]] for entry in found.validation.values()]
+    ids = cluster_many([(None, texts) for texts in answers], ExactEntailment(), strict=True)
+    measures = found.measures["uncertainty_measures"]
+    assert found.measures["semantic_ids"] == ids
+    expected = [cluster_assignment_entropy(one) for one in ids]
+    assert measures["cluster_assignment_entropy"] == pytest.approx(expected)
+    assert all(0 <= value <= 1 for value in measures["p_true"])
+    assert len(found.measures["train_ids"]) == len(found.train)
+
+
+def test_p_true_is_the_next_token_probability():
+    model = LlamaForCausalLM.from_pretrained(DEMO, dtype=torch.float32).eval()
+    prompts = [[1, 7, 8, 9, 10] * 30 + [n, 5] for n in range(20, 24)] + [[1, 4]]
+    found = next_token_log_probabilities(model, prompts, 77)
+    for ids, value in zip(prompts, found, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, -1].double()
+        assert value == pytest.approx(float(torch.log_softmax(logits, dim=-1)[77]), abs=1e-4)
+
+
+# --- going on, other settings, mistakes -------------------------------------------------------
+
+
+def test_killed_and_run_again_gives_the_same_measures(small_run, tmp_path):
+    folder, flags = small_run
+    again = tmp_path / "again"
+    command = [
+        GENERATE, f"--model_name={DEMO}", f"--output_dir={again}", "--model_max_new_tokens=24",
+        *flags, "--compute_p_true", "--p_true_num_fewshot=3", *OFFLINE, "--batch_size=2",
+    ]  # fmt: skip
+    process = start_script(*command)
+    deadline = time.monotonic() + 60
+    while not list(again.glob("parts/validation-*.pkl")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (again / "uncertainty_measures.pkl").exists()
+    done = run_script(*command)
+    assert done.returncode == 0, done.stderr
+    one, two = (load_pickle(place / "uncertainty_measures.pkl") for place in (folder, again))
+    assert one["ids"] == two["ids"] and one["semantic_ids"] == two["semantic_ids"]
+    for name, values in one["uncertainty_measures"].items():
+        assert two["uncertainty_measures"][name] == pytest.approx(values, nan_ok=True), name
+    assert not list((again / "parts").glob("validation-*"))
+
+
+def test_other_settings_are_refused_and_measures_can_be_made_anew(small_run, tmp_path):
+    folder, flags = small_run
+    other = generate(folder, *flags, "--temperature=0.5", *OFFLINE)
+    assert other.returncode == 2 and "temperature: 1.0 there, 0.5 now" in other.stderr
+    before = load_pickle(folder / "uncertainty_measures.pkl")
+    (folder / "uncertainty_measures.pkl").unlink()
+    done = run_script(COMPUTE, "--data_dir", folder, "--entailment_model=exact", "--no-wandb")
+    assert done.returncode == 0, done.stderr
+    after = load_pickle(folder / "uncertainty_measures.pkl")
+    assert before["uncertainty_measures"].keys() == after["uncertainty_measures"].keys()
+    assert before["semantic_ids"] == after["semantic_ids"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--dataset=trivai", *OFFLINE], "did you mean trivia"),
+        (["--dataset=trivia", *OFFLINE, "--metric=best"], 'metric "best"'),
+        (["--dataset=trivia", *OFFLINE, "--entailment_model=best"], 'entailment model "best"'),
+        (["--dataset=trivia", *OFFLINE, "--metric=llm_x"], "OPENAI_API_KEY"),
+        (["--dataset=trivia", *OFFLINE, "--num_few_shot=500"], "are needed as examples"),
+        (["--dataset=trivia", *OFFLINE, "--num_samples=0"], "must be 1 or more"),
+        (["--dataset=trivia", *OFFLINE, "--batch_size=many"], "--batch_size"),
+        (["--dataset=trivia", *OFFLINE, "--dtype=float8"], "float32"),
+    ],
+)
+def test_a_mistake_is_named_and_leaves_nothing_behind(flags, words, tmp_path):
+    done = generate(tmp_path / "run", *flags, env={"OPENAI_API_KEY": ""})
+    assert done.returncode == 2 and words in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.pkl"))
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    for folder, words in ((tmp_path, "generate_answers.py"), (tmp_path / "no", "does not exist")):
+        done = run_script(COMPUTE, "--data_dir", folder, "--entailment_model=exact", "--no-wandb")
+        assert done.returncode == 2 and words in done.stderr
+
+
+def test_a_plain_prompt_ends_an_answer_with_its_line():
+    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    chat = ChatFormat(tokenizer, enable_thinking=False)
+    question = load_questions(TRIVIA).questions[0]
+    prompt = AnswerPrompt(chat, "Be brief.", use_template=False)
+    assert prompt.text(question) == f"Be brief.\n\nQuestion: {question.question}\nAnswer:"
+    ends = prompt.stop_ids()
+    assert all("\n" in tokenizer.decode([token]) for token in ends)
+    line_end = tokenizer("a\n", add_special_tokens=False)["input_ids"][-1]
+    assert line_end in ends
+
+
+def test_the_conda_environment_is_that_of_requirements_txt():
+    text = (ROOT / SEP / "sep_enviroment.yaml").read_text()
+    environment = yaml.safe_load(text)
+    assert environment["name"] == "se_probes"
+    (pip,) = [part["pip"] for part in environment["dependencies"] if isinstance(part, dict)]
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pinned = [line for line in lines if line and not line.startswith("#")]
+    assert sorted(pip) == sorted(pinned)
+    assert all(len(Requirement(line).specifier) == 1 for line in pip)

@@ -1,0 +1,285 @@
+"""measure_answers.py from end to end: what a file holds, going on after a kill, refusals."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import utils
+from scripts import measure_answers
+from spikescore.data.question import Question
+from spikescore.dialogues.config import Config
+from spikescore.dialogues.dialogue import Dialogue, dialogue_record
+from spikescore.errors import UserError
+from spikescore.files import write_json
+from spikescore.labels.entailment import make_entailment
+from spikescore.measures.clustering import cluster_many
+from spikescore.measures.file import measures_path, not_computed, read_measures
+from spikescore.model.chat import ChatFormat
+from spikescore.model.engine import Engine
+from spikescore.model.sampling import Sampling
+from spikescore.model.turns import Limits, token_sequences
+from spikescore.pairs import file_id, read_record, write_pair
+from spikescore.pickles import load_pickle
+from tests.helpers.running import run_script
+from tests.labels.test_entailment import LABELS, save_bert
+
+N_ITEMS, TURNS, N_LAYERS, HIDDEN = 4, 4, 3, 64
+
+
+@pytest.fixture(scope="module")
+def made_pairs(tiny_model, tmp_path_factory) -> Path:
+    """Four finished pairs of four turns in two folders, and one unfinished dialogue."""
+    folder = tmp_path_factory.mktemp("pairs")
+    chat = ChatFormat(AutoTokenizer.from_pretrained(tiny_model), enable_thinking=False)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    config = Config(model_path=str(tiny_model), max_steps=TURNS, max_new_tokens=6)
+    engine = Engine(
+        model, stop_ids=[2], sampling=Sampling(1.0, 1.0, 3), limits=Limits(6, 2000), batch_size=4
+    )
+    questions = [
+        Question(id=f"q{n}", domain="d", question=f"Is it {n}?", gold_answers=("yes",))
+        for n in range(N_ITEMS)
+    ]
+    for done in engine.run(Dialogue(question, config, chat) for question in questions):
+        record = dialogue_record(done, done.conversation, config, chat)
+        place = folder / ("one" if record["id"] < "q2" else "two")
+        states = {turn.number: turn.states for turn in done.turns}
+        write_pair(place, record, states, model=config.model_path)
+    write_json(folder / "one" / "q9.json", {**record, "id": "q9", "complete": False})
+    return folder
+
+
+@pytest.fixture
+def pairs(made_pairs, tmp_path) -> Path:
+    """A copy of the pairs, unmeasured."""
+    return Path(shutil.copytree(made_pairs, tmp_path / "pairs"))
+
+
+@pytest.fixture
+def measure(monkeypatch, capsys):
+    """Run the script's main in this process; return its status and what it printed."""
+
+    def run(folder: Path, *flags: str) -> tuple[int, str]:
+        arguments = [
+            "scripts/measure_answers.py",
+            "--data_dir",
+            str(folder),
+            "--n_samples",
+            "3",
+            *flags,
+        ]
+        monkeypatch.setattr(sys, "argv", arguments)
+        monkeypatch.setattr(utils, "configure_logging", lambda: None)  # it would hide the log
+        status = measure_answers.main()
+        return status, capsys.readouterr().out
+
+    return run
+
+
+def files(folder: Path) -> dict[str, dict]:
+    return {path.name[:2]: load_pickle(path) for path in sorted(folder.rglob("*.measures.pkl"))}
+
+
+def test_the_command_measures_every_finished_pair(pairs):
+    done = run_script(
+        "scripts/measure_answers.py", "--data_dir", pairs, "--n_samples", "3", "--batch_size", "5"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "4 items (lens, attention, samples, questions): 4 measured, 0 skipped" in done.stdout
+    assert "1 unfinished" in done.stdout
+    assert "selfcheck_nli in 4 of 4 items (needs an NLI model" in done.stdout
+    held = files(pairs)
+    assert list(held) == ["q0", "q1", "q2", "q3"]
+    for path in pairs.rglob("q?.json"):
+        if path.stem == "q9":
+            continue
+        record, found = read_record(path), read_measures(measures_path(path))
+        assert found["format"] == 1 and found["model"] == record["model"]
+        assert len(found["texts"]) == 12 and list(found["settings"]) == [
+            "lens", "attention", "samples", "questions",
+        ]  # fmt: skip
+        assert set(found["turns"]) == {"reasoning_score", "sharpness"}
+        for values in found["turns"].values():
+            assert values.dtype == np.float32 and values.shape == (TURNS,)
+            empty = [not answer for _, answer in token_sequences(record)]
+            assert np.isnan(values).tolist() == empty
+        first, samples = found["first"], found["samples"]
+        assert first["icr"].dtype == np.float32 and first["icr"].shape == (N_LAYERS,)
+        assert first["mind"].shape == (2 * HIDDEN,)
+        for name in ("truth_state", "truth_state_yes", "truth_state_no"):
+            assert first[name].shape == (N_LAYERS + 1, HIDDEN)
+            assert first[name].dtype == np.float16
+        assert 0 < first["p_true"] < 1 and 0 < first["selfcheck_prompt"] < 1
+        assert np.isnan(first["selfcheck_nli"]) and "selfcheck_nli" in not_computed(found)
+        assert len(samples["texts"]) == len(samples["n_tokens"]) == len(samples["clusters"]) == 3
+        assert samples["states"].shape == (3, HIDDEN) and samples["states"].dtype == np.float16
+        assert samples["logliks"].dtype == np.float64 and (samples["logliks"] <= 0).all()
+        assert samples["entailment"] == "exact"
+        judged = cluster_many([(None, samples["texts"])], make_entailment("exact"), strict=True)
+        assert samples["clusters"] == judged[0]
+
+
+def test_a_killed_run_goes_on_where_it_stopped(pairs, measure, monkeypatch):
+    whole = Path(shutil.copytree(pairs, pairs.parent / "whole"))
+    assert measure(whole)[0] == 0
+    from spikescore.measures import file
+
+    true_write, written = file.write_measures, []
+
+    def write_two(path, content):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path)
+        true_write(path, content)
+
+    monkeypatch.setattr(measure_answers, "BLOCK", 1)
+    monkeypatch.setattr(file, "write_measures", write_two)
+    with pytest.raises(KeyboardInterrupt):
+        measure(pairs)
+    times = {path: path.stat().st_mtime_ns for path in pairs.rglob("*.measures.pkl")}
+    assert len(times) == 2
+    monkeypatch.setattr(file, "write_measures", true_write)
+    status, out = measure(pairs)
+    assert status == 0 and "2 measured, 2 skipped" in out
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    for name, expected in files(whole).items():
+        found = files(pairs)[name]
+        np.testing.assert_equal(found["samples"]["texts"], expected["samples"]["texts"])
+        for section in ("turns", "first"):
+            for key, value in expected[section].items():
+                np.testing.assert_allclose(found[section][key], value, rtol=1e-3, atol=1e-5)
+    assert "0 measured, 4 skipped" in measure(pairs)[1]
+
+
+def test_groups_are_added_to_what_is_there(pairs, measure):
+    with pytest.raises(UserError, match="has no samples, which the questions are about"):
+        measure(pairs, "--groups", "questions")
+    assert measure(pairs, "--groups", "lens")[0] == 0
+    first = files(pairs)
+    assert all(set(held["first"]) == {"mind"} and "samples" not in held for held in first.values())
+    assert "4 measured" in measure(pairs, "--groups", "lens,samples")[1]
+    held = files(pairs)
+    for name, content in held.items():
+        assert set(content["first"]) == {"mind", "selfcheck_nli"}
+        np.testing.assert_array_equal(content["first"]["mind"], first[name]["first"]["mind"])
+    with pytest.raises(UserError, match=r"samples were drawn under other settings \(seed: 42 -> 1"):
+        measure(pairs, "--groups", "questions", "--seed", "1")
+    measure(pairs, "--groups", "questions")
+    after = files(pairs)
+    for name, content in after.items():
+        assert "p_true" in content["first"]
+        assert content["samples"]["texts"] == held[name]["samples"]["texts"]
+
+
+def test_other_settings_are_refused_unless_redone(pairs, measure):
+    measure(pairs, "--groups", "samples,questions")
+    before = files(pairs)
+    with pytest.raises(UserError, match=r"temperature: 1.0 -> 0.5.*--redo"):
+        measure(pairs, "--groups", "samples", "--temperature", "0.5")
+    assert "4 measured" in measure(pairs, "--groups", "samples", "--seed", "7", "--redo")[1]
+    for name, content in files(pairs).items():
+        assert content["settings"]["samples"]["seed"] == 7
+        assert content["samples"]["texts"] != before[name]["samples"]["texts"]
+        # what was asked about the old samples is gone with them
+        assert set(content["first"]) == {"selfcheck_nli"}
+        assert list(content["settings"]) == ["samples"]
+
+
+def test_another_dialogue_or_model_is_refused(pairs, measure, tiny_model):
+    measure(pairs, "--groups", "attention")
+    path = pairs / "one" / "q0.json"
+    kept = path.read_bytes()
+    record = read_record(path)
+    record["cot_steps"][0]["response"] = "something else"
+    write_json(path, record)
+    with pytest.raises(UserError, match="q0.measures.pkl.*another dialogue.*--redo"):
+        measure(pairs, "--groups", "attention")
+    path.write_bytes(kept)
+    with pytest.raises(UserError, match="made with the model .*tiny_model.*uses ./models/demo"):
+        measure(pairs, "--groups", "attention", "--model_path", "./models/demo")
+    with pytest.raises(UserError, match="no finished pairs"):
+        measure(tiny_model)
+    record = read_record(path)
+    write_json(path, {**record, "config": {**record["config"], "max_new_tokens": 9}})
+    with pytest.raises(UserError, match="max_new_tokens 9"):
+        measure(pairs, "--groups", "attention")
+
+
+def test_an_item_that_fails_is_counted_and_the_others_are_measured(pairs, measure, caplog):
+    path = pairs / "two" / "q3.json"
+    record = read_record(path)
+    record["cot_steps"][0]["response_ids"] = [10**6]
+    write_json(path, record)
+    other = pairs / "one" / "q1.json"
+    record = read_record(other)
+    del record["cot_steps"][1]["prompt_ids"]
+    write_json(other, record)
+    status, out = measure(pairs, "--groups", "lens,attention")
+    assert status == 1 and "2 measured, 0 skipped" in out and "2 failed" in out
+    assert list(files(pairs)) == ["q0", "q2"]
+    assert "another model's" in caplog.text and "keeps no token ids" in caplog.text
+
+
+def test_an_nli_model_clusters_and_finds_contradictions(pairs, measure, tmp_path):
+    nli = save_bert(tmp_path / "nli", LABELS)
+    status, _ = measure(pairs, "--groups", "samples", "--entailment", str(nli))
+    assert status == 0
+    judge = make_entailment(str(nli))
+    for path in sorted(pairs.rglob("q[0-3].json")):
+        found = load_pickle(measures_path(path))
+        record, texts = read_record(path), found["samples"]["texts"]
+        (expected,) = cluster_many([(record["question"], texts)], judge, strict=True)
+        assert found["samples"]["clusters"] == expected
+        assert 0 <= found["first"]["selfcheck_nli"] <= 1
+
+
+def test_failed_judgements_are_made_again_on_the_same_samples(pairs, measure, monkeypatch):
+    class Failing:
+        name = "exact"
+
+        def entail_many(self, pairs):
+            return [None] * len(pairs)
+
+    from spikescore.labels import entailment
+
+    true_make = entailment.make_entailment
+    monkeypatch.setattr(entailment, "make_entailment", lambda *_, **__: Failing())
+    status, out = measure(pairs, "--groups", "samples")
+    failed = files(pairs)
+    assert status == 1 and "clusters in" in out
+    assert any(held["samples"]["clusters"] is None for held in failed.values())
+    monkeypatch.setattr(entailment, "make_entailment", true_make)
+    assert measure(pairs, "--groups", "samples")[0] == 0
+    for name, held in files(pairs).items():
+        assert held["samples"]["clusters"] is not None
+        assert held["samples"]["texts"] == failed[name]["samples"]["texts"]
+
+
+def test_a_file_of_something_else_is_refused(pairs, measure):
+    target = pairs / "one" / "q0.measures.pkl"
+    shutil.copy(pairs / "one" / "q0.pkl", target)
+    with pytest.raises(UserError, match="q0.measures.pkl.*holds no measures"):
+        measure(pairs, "--groups", "attention")
+    assert measure(pairs, "--groups", "attention", "--redo")[0] == 0
+
+
+def test_no_pair_may_take_the_name_of_anothers_measures():
+    assert measures_path(Path("out/q1.json")) == Path("out/q1.measures.pkl")
+    assert file_id("q1.measures", "text") != "q1.measures" and file_id("q1", "text") == "q1"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--groups", "lens,icr"], ["--groups", ""], ["--n_samples", "0"], ["--temperature", "-1"]],
+)
+def test_mistakes_in_the_command(flags, capsys):
+    with pytest.raises(SystemExit) as ended:
+        measure_answers.parse_arguments(["--data_dir", "x", *flags])
+    assert ended.value.code == 2 and flags[0] in capsys.readouterr().err
