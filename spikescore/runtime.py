@@ -1,18 +1,22 @@
-"""Which process of a launch this is, and its share of the work.
+"""What a run stands on: processes and their shares, threads, seeds, and calls to servers.
 
 `accelerate launch` and `torchrun` start the same script several times and number the copies in the
 environment. The copies need not talk to each other: each takes every n-th question, and the pairs
 on disk say what is left after a failure, whatever the number of processes then.
+
+Everything that waits for a server does so on an `EventLoop`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
@@ -82,3 +86,58 @@ def derived_seed(*parts: object) -> int:
     """Return a 63-bit seed, a fixed function of the parts on every machine and in every run."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+class EventLoop:
+    """An event loop on a thread of its own, for calls to servers; works below any other loop.
+
+    Used as a context manager. Leaving it, after Ctrl-C or an error too, cancels what is still under
+    way and then closes what was opened on it.
+    """
+
+    def __enter__(self) -> EventLoop:
+        self._loop = asyncio.new_event_loop()
+        self._opened = AsyncExitStack()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        return self
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine to its end; return what it returns, or raise what it raises."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def start(self, work: Coroutine[Any, Any, T], report: Callable[[T | Exception], None]) -> None:
+        """Run a coroutine beside others; `report` gets its result, or the exception it died of."""
+
+        async def reported() -> None:
+            try:
+                result = await work
+            except Exception as error:  # handed over: the caller's thread raises it
+                result = error
+            report(result)
+
+        asyncio.run_coroutine_threadsafe(reported(), self._loop)
+
+    def open(self, resource: AbstractAsyncContextManager[T]) -> T:
+        """Enter an asynchronous context, a client for instance, until the loop is left."""
+        return self.run(self._opened.enter_async_context(resource))
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.run(self._wind_up())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _wind_up(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._opened.aclose()
+
+
+def brief(error: Exception) -> str:
+    """One line: what kind of error, and the server's own words where it said some."""
+    response = getattr(error, "response", None)
+    text = f"status {response.status_code}: {response.text}" if response is not None else str(error)
+    return f"{type(error).__name__}: {' '.join(text.split())[:300]}"

@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import queue
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,7 +28,7 @@ from spikescore.model.chat import ChatFormat, Message
 from spikescore.model.reading import Exchange, Transcript
 from spikescore.model.sampling import Sampling
 from spikescore.model.turns import Limits
-from spikescore.runtime import derived_seed
+from spikescore.runtime import EventLoop, brief, derived_seed
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -80,16 +79,17 @@ class ServedGenerator:
         """Ask for one token; UserError when the server is not there, or refuses the model or the
         key.
         """
-        asyncio.run(self._check())
+        with EventLoop() as loop:
+            client = loop.open(self.server.client_factory(timeout=PROBE_SECONDS, max_retries=1))
+            loop.run(self._check(client))
 
-    async def _check(self) -> None:
+    async def _check(self, client: AsyncOpenAI) -> None:
         import openai
 
         where = f'server "{self.server.url}"'
         messages = [{"role": "user", "content": "Hello"}]
         try:
-            async with self.server.client_factory(timeout=PROBE_SECONDS, max_retries=1) as client:
-                _read(await self._request(client, messages, max_tokens=1, seed=0))
+            _read(await self._request(client, messages, max_tokens=1, seed=0))
         except openai.APITimeoutError as error:
             raise UserError(f"{where} gave no answer within {PROBE_SECONDS} s") from error
         except openai.APIConnectionError as error:
@@ -98,16 +98,16 @@ class ServedGenerator:
                 "server_url (or the environment's OPENAI_BASE_URL) to where it listens"
             ) from error
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise UserError(f"{where} refused the key: {_brief(error)}") from error
+            raise UserError(f"{where} refused the key: {brief(error)}") from error
         except openai.APIStatusError as error:
             hint = "; server_url usually ends in /v1" if error.status_code == 404 else ""
             raise UserError(
                 f'{where} refused a first request for server_model "{self.server.model}": '
-                f"{_brief(error)}{hint}"
+                f"{brief(error)}{hint}"
             ) from error
         except (openai.OpenAIError, ValueError) as error:
             raise UserError(
-                f"{where} does not answer as a chat server does ({_brief(error)}); "
+                f"{where} does not answer as a chat server does ({brief(error)}); "
                 "server_url usually ends in /v1"
             ) from error
 
@@ -122,10 +122,12 @@ class ServedGenerator:
         """
         waiting = iter(conversations)
         done: queue.SimpleQueue[Transcript | BaseException] = queue.SimpleQueue()
-        client = self.server.client_factory(
-            timeout=limits.item_seconds or DEFAULT_SECONDS, max_retries=MAX_RETRIES
-        )
-        with _LoopThread(client) as loop:
+        with EventLoop() as loop:
+            client = loop.open(
+                self.server.client_factory(
+                    timeout=limits.item_seconds or DEFAULT_SECONDS, max_retries=MAX_RETRIES
+                )
+            )
 
             def fill() -> None:
                 room = self.server.max_in_flight - self.in_flight
@@ -186,12 +188,12 @@ class ServedGenerator:
                 )
                 answer, ending = _read(response)
             except openai.BadRequestError as error:
-                if number > 1 and "context" in _brief(error).lower():
+                if number > 1 and "context" in brief(error).lower():
                     transcript.reason = "context"  # the server's context is smaller than ours
                     return
-                raise UserError(f"turn {number}: the server refused it: {_brief(error)}") from error
+                raise UserError(f"turn {number}: the server refused it: {brief(error)}") from error
             except (openai.OpenAIError, ValueError) as error:
-                raise UserError(f"turn {number}: {_brief(error)}") from error
+                raise UserError(f"turn {number}: {brief(error)}") from error
             transcript.exchanges.append(Exchange(messages, answer, ending))
             tokens = self.chat.tokenizer(answer, add_special_tokens=False)["input_ids"]
             more = conversation.answered(answer, len(tokens))
@@ -223,48 +225,3 @@ def _read(response: Any) -> tuple[str, str]:
     if not isinstance(answer, str | None):
         raise ValueError(f"the answer is {type(answer).__name__}, not text")
     return (answer or "").strip(), _ENDINGS.get(ending, "stop")
-
-
-def _brief(error: Exception) -> str:
-    """One line: what kind of error, and the server's own words where it said some."""
-    response = getattr(error, "response", None)
-    text = f"status {response.status_code}: {response.text}" if response is not None else str(error)
-    return f"{type(error).__name__}: {' '.join(text.split())[:300]}"
-
-
-class _LoopThread:
-    """An event loop on a thread of its own; it closes the client that was used on it."""
-
-    def __init__(self, client: AsyncOpenAI) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._client = client
-
-    def __enter__(self) -> _LoopThread:
-        self._thread.start()
-        return self
-
-    def start(self, work: Any, report: Callable[[Any], None]) -> None:
-        """Run a coroutine; `report` gets its result, or the exception that it died of."""
-
-        async def run() -> None:
-            try:
-                report(await work)
-            except Exception as error:  # handed over: the main thread raises it
-                report(error)
-
-        asyncio.run_coroutine_threadsafe(run(), self._loop)
-
-    def __exit__(self, *exc_info: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._wind_up(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _wind_up(self) -> None:
-        """Cancel what is still under way (after Ctrl-C or an error) and close the connections."""
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await self._client.close()
