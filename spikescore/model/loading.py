@@ -4,7 +4,10 @@ missing.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,13 @@ from transformers.generation.logits_process import (
     NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TopKLogitsWarper,
+)
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
 )
 from transformers.utils.logging import disable_progress_bar
 
@@ -139,6 +149,123 @@ def _checked_path(model_path: str) -> str:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+# --- which model it is, by content --------------------------------------------------------------
+
+_VOCABULARIES = (
+    "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json", "vocab.json",
+    "vocab.txt", "merges.txt", "added_tokens.json",
+)  # fmt: skip
+_NO_CONTENT = {
+    "_name_or_path", "name_or_path", "transformers_version", "_from_model_config", "dtype",
+    "torch_dtype", "chat_template", "model_max_length", "is_local", "local_files_only",
+    "padding", "truncation",
+}  # fmt: skip
+"""Keys of a model's JSON files that say where it came from, or what is set or kept elsewhere."""
+
+
+def model_identity(model_path: str) -> dict[str, str]:
+    """What a model is, whatever its folder is called: SHA-256 digests in hexadecimal.
+
+    weights: the files that transformers loads (of one file: what `sha256sum` prints of it).
+    architecture, generation: config.json and generation_config.json. tokenizer: its vocabulary and
+    settings. template: the chat template. An empty digest says that there is none of it.
+
+    Every byte is read, files side by side: of a large model that is read next, the disk gives
+    each once, so this takes the processors' time alone. UserError where there are no weights.
+    """
+    vocabulary = _file(model_path, "tokenizer.json")
+    if vocabulary is not None:
+        parts = [_canonical(vocabulary)]
+    else:
+        files = [_file(model_path, name) for name in _VOCABULARIES]
+        parts = [file.read_bytes() for file in files if file is not None]
+    settings = _file(model_path, "tokenizer_config.json")
+    template = _file(model_path, "chat_template.jinja")
+    if template is not None:
+        text = template.read_text(encoding="utf-8")
+    else:
+        text = (settings and _json(settings).get("chat_template")) or ""
+        text = text if isinstance(text, str) else json.dumps(text)
+    return {
+        "weights": _digest_of_files(weight_files(model_path)),
+        "architecture": _digest(_canonical(_file(model_path, "config.json"))),
+        "generation": _digest(_canonical(_file(model_path, "generation_config.json"))),
+        "tokenizer": _digest(*parts, _canonical(settings)),
+        "template": _digest(text.encode()),
+    }
+
+
+def weight_files(model_path: str) -> list[Path]:
+    """The files that transformers takes a model's weights from; UserError when there are none."""
+    for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
+        file = _file(model_path, name)
+        if file is None:
+            continue
+        if not name.endswith(".index.json"):
+            return [file]
+        shards = sorted(set(_json(file).get("weight_map", {}).values()))
+        found = {shard: _file(model_path, shard) for shard in shards}
+        missing = [shard for shard, path in found.items() if path is None]
+        if missing or not found:
+            raise UserError(
+                f'model_path "{model_path}" is not whole: {name} names {", ".join(missing) or "no"}'
+                " files of weights that are not there; fetch the model again"
+            )
+        return list(found.values())
+    raise UserError(
+        f'model_path "{model_path}" holds no weights ({SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME}, in '
+        "one file or several with an index); fetch the model again"
+    )
+
+
+def _file(model_path: str, name: str) -> Path | None:
+    """A file of the model, fetched from the hub where it lies there; None when it has none."""
+    found = cached_file(
+        _checked_path(model_path), name, _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+    return None if found is None else Path(found)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f'"{path}" cannot be read ({error}); fetch the model again') from error
+    if not isinstance(content, dict):
+        raise UserError(f'"{path}" holds no JSON object; fetch the model again')
+    return content
+
+
+def _canonical(path: Path | None) -> bytes:
+    """A JSON file without the keys that say nothing of its content, in one order."""
+
+    def sifted(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: sifted(one) for key, one in value.items() if key not in _NO_CONTENT}
+        return [sifted(one) for one in value] if isinstance(value, list) else value
+
+    return b"" if path is None else json.dumps(sifted(_json(path)), sort_keys=True).encode()
+
+
+def _digest(*parts: bytes) -> str:
+    parts = [part for part in parts if part]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest() if parts else ""
+
+
+def _digest_of_files(paths: list[Path]) -> str:
+    def digest(path: Path) -> str:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(digest, paths))
+    return found[0] if len(found) == 1 else _digest("".join(found).encode())
+
+
+# --- what it asks for ---------------------------------------------------------------------------
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -1,11 +1,18 @@
-"""A model that does not fit in memory: layers on disk give what layers in memory give."""
+"""Loading a model: what it is by content, and where its layers may lie."""
 
 from __future__ import annotations
 
-import numpy as np
+import hashlib
+import json
+import shutil
 
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from spikescore.errors import UserError
 from spikescore.model.engine import Engine
-from spikescore.model.loading import Placement, load_model
+from spikescore.model.loading import Placement, load_model, model_identity
 from spikescore.model.sampling import Sampling
 from spikescore.model.turns import Limits, Turn
 
@@ -47,3 +54,66 @@ def test_layers_on_disk_give_the_same_answers_and_states(tiny_model):
         one, two = (found[name] for found in turns)
         assert one.answer_ids == two.answer_ids
         assert all(np.array_equal(one.states[key], two.states[key]) for key in one.states)
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_model_is_what_its_files_hold_and_not_its_name(tiny_model, tmp_path):
+    copy = tmp_path / "another name"
+    shutil.copytree(tiny_model, copy)
+    edit(copy / "config.json", _name_or_path="elsewhere", transformers_version="9", dtype="float16")
+    edit(copy / "tokenizer_config.json", name_or_path="elsewhere")
+    first = model_identity(str(tiny_model))
+    assert model_identity(str(copy)) == first and all(first.values())
+    weights = (tiny_model / "model.safetensors").read_bytes()
+    assert first["weights"] == hashlib.sha256(weights).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("weights", lambda folder: bend_one_weight(folder / "model.safetensors")),
+        ("architecture", lambda folder: edit(folder / "config.json", rope_theta=7.0)),
+        ("generation", lambda folder: edit(folder / "generation_config.json", eos_token_id=[5, 6])),
+        ("tokenizer", lambda folder: edit(folder / "tokenizer.json", normalizer={"type": "NFC"})),
+        ("tokenizer", lambda folder: edit(folder / "tokenizer_config.json", eos_token="<pad>")),
+        ("template", lambda folder: (folder / "chat_template.jinja").write_text("{{ messages }}")),
+    ],
+)
+def test_other_content_is_another_model_and_says_in_what(tiny_model, tmp_path, part, change):
+    copy = tmp_path / "model"
+    shutil.copytree(tiny_model, copy)
+    change(copy)
+    one, two = model_identity(str(tiny_model)), model_identity(str(copy))
+    assert [key for key in one if one[key] != two[key]] == [part]
+
+
+def bend_one_weight(path):
+    tensors = load_file(path)
+    next(iter(tensors.values())).view(-1)[0] += 1e-3
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_a_template_is_the_same_wherever_it_is_kept(tiny_model, tmp_path):
+    copy = tmp_path / "model"
+    shutil.copytree(tiny_model, copy)
+    text = (copy / "chat_template.jinja").read_text()
+    (copy / "chat_template.jinja").unlink()
+    without = model_identity(str(copy))
+    edit(copy / "tokenizer_config.json", chat_template=text)
+    assert without["template"] == "" and model_identity(str(copy)) == model_identity(
+        str(tiny_model)
+    )
+
+
+@pytest.mark.parametrize("index", [None, {"weight_map": {"a": "model-1-of-2.safetensors"}}, {}])
+def test_a_model_whose_weights_are_not_there_has_no_identity(tiny_model, tmp_path, index):
+    copy = tmp_path / "model"
+    shutil.copytree(tiny_model, copy)
+    (copy / "model.safetensors").unlink()
+    if index is not None:
+        (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="weights"):
+        model_identity(str(copy))
