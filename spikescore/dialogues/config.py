@@ -14,7 +14,7 @@ from spikescore.data.selection import STRATEGIES as SAMPLING_STRATEGIES
 from spikescore.dialogues.prompts import DEFAULT_SYSTEM_PROMPT, STRATEGIES
 from spikescore.errors import UserError
 from spikescore.files import read_json
-from spikescore.model.loading import Placement
+from spikescore.model.placement import Placement
 
 
 @dataclass

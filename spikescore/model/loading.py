@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +38,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from spikescore.errors import UserError
 from spikescore.model.architecture import cache_bytes_per_token
+from spikescore.model.placement import Placement, checked_path
 from spikescore.runtime import this_process
 
 log = logging.getLogger("spikescore")
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Which model is loaded and where it is put; the fields are config.json's keys."""
-
-    model_path: str
-    dtype: str = "auto"
-    device_map: str | dict[str, Any] | None = None
-    max_memory: dict[str, Any] | None = None
-    tp_plan: str | None = None
-    attn_implementation: str | None = None
 
 
 # What a checkpoint's generation_config may ask for beyond config.json, and how it is applied
@@ -72,7 +60,7 @@ def load_model(placement: Placement) -> PreTrainedModel:
     With more than one device or `device_map` set, layers are placed by accelerate (offload
     included).
     """
-    path = _checked_path(placement.model_path)
+    path = checked_path(placement.model_path)
     if getattr(load_architecture(placement), "quantization_config", None) is not None:
         log.warning("%s is quantised; FP16 checkpoints give more faithful hidden states", path)
     disable_progress_bar()
@@ -109,7 +97,7 @@ def load_model(placement: Placement) -> PreTrainedModel:
 def load_architecture(placement: Placement) -> PreTrainedConfig:
     """Load what the model's config.json says of its layers and widths; no weights."""
     try:
-        return AutoConfig.from_pretrained(_checked_path(placement.model_path))
+        return AutoConfig.from_pretrained(checked_path(placement.model_path))
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
             f'model_path "{placement.model_path}" could not be loaded: {_first_line(error)}'
@@ -119,31 +107,12 @@ def load_architecture(placement: Placement) -> PreTrainedConfig:
 def load_tokenizer(placement: Placement) -> PreTrainedTokenizerBase:
     """Load the model's tokenizer."""
     try:
-        return AutoTokenizer.from_pretrained(_checked_path(placement.model_path))
+        return AutoTokenizer.from_pretrained(checked_path(placement.model_path))
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
             f'no tokenizer could be loaded from model_path "{placement.model_path}": '
             f"{_first_line(error)}"
         ) from error
-
-
-def _checked_path(model_path: str) -> str:
-    """A folder that exists, or something that reads as a hub id (owner/name)."""
-    path = Path(model_path)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(
-                f'model_path "{model_path}" holds no config.json, so it is no model folder; '
-                "give the folder that has config.json, the weights and the tokenizer"
-            )
-        return str(path)
-    looks_local = model_path.startswith((".", "/", "~")) or model_path.count("/") != 1
-    if looks_local or path.exists():
-        raise UserError(
-            f'model_path "{model_path}" is not a folder; give a folder with config.json, weights '
-            "and tokenizer, or a hub id such as meta-llama/Llama-3.2-3B-Instruct"
-        )
-    return model_path
 
 
 def _first_line(error: Exception) -> str:
@@ -223,7 +192,7 @@ def weight_files(model_path: str) -> list[Path]:
 def _file(model_path: str, name: str) -> Path | None:
     """A file of the model, fetched from the hub where it lies there; None when it has none."""
     found = cached_file(
-        _checked_path(model_path), name, _raise_exceptions_for_missing_entries=False,
+        checked_path(model_path), name, _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )  # fmt: skip
     return None if found is None else Path(found)

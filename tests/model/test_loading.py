@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from spikescore.errors import UserError
 from spikescore.model.engine import Engine
-from spikescore.model.loading import Placement, load_model, model_identity
+from spikescore.model.loading import load_model, model_identity
+from spikescore.model.placement import Placement
 from spikescore.model.sampling import Sampling
 from spikescore.model.turns import Limits, Turn
 
