@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.running import make_tokenizer
+from tests.helpers.running import ended_after, make_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def nothing_outlives_its_test():
+    """End the process group of whatever a test has started, however the test ends."""
+    with ended_after():
+        yield
 
 
 @pytest.fixture(scope="session")

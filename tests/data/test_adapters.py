@@ -26,11 +26,7 @@ from tests.helpers.native_rows import (
     synthweb,
     true_false,
 )
-
-SAMPLES = Path(__file__).resolve().parents[3] / "shared" / "data"
-needs_samples = pytest.mark.skipif(
-    not SAMPLES.is_dir(), reason="the folder of real data set samples is not here"
-)
+from tests.helpers.running import PUBLIC_DATA, needs_public_data
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> Path:
@@ -374,11 +370,11 @@ REAL: dict[str, tuple[str, int, int]] = {
 }
 
 
-@needs_samples
+@needs_public_data
 @pytest.mark.parametrize("path", REAL)
 def test_real_samples_load_and_leak_nothing(path: str) -> None:
     dataset_format, n, left_out = REAL[path]
-    loaded = load_questions(SAMPLES / path, on_bad_row="skip")
+    loaded = load_questions(PUBLIC_DATA / path, on_bad_row="skip")
     assert (loaded.dataset_format, len(loaded.questions)) == (dataset_format, n)
     assert len(loaded.skipped) == left_out and len({q.id for q in loaded.questions}) == n
     for question in loaded.questions:
@@ -391,21 +387,21 @@ def test_real_samples_load_and_leak_nothing(path: str) -> None:
             assert prompt.count(secret) <= sum(text.count(secret) for text in belong)
 
 
-@needs_samples
+@needs_public_data
 def test_answers_of_real_samples_agree_with_the_files() -> None:
-    data = json.loads((SAMPLES / "squad_v2/dev-v2.0.json").read_text())["data"]
+    data = json.loads((PUBLIC_DATA / "squad_v2/dev-v2.0.json").read_text())["data"]
     asked = {qa["id"]: qa for art in data for par in art["paragraphs"] for qa in par["qas"]}
-    loaded = load_questions(SAMPLES / "squad_v2/dev-v2.0.json")
+    loaded = load_questions(PUBLIC_DATA / "squad_v2/dev-v2.0.json")
     assert sum(not q.gold_answers for q in loaded.questions) == 118
     for question in loaded.questions:
         golds = {answer["text"] for answer in asked[question.id]["answers"]}
         assert set(question.gold_answers) == golds
-    answerable = load_questions(SAMPLES / "squad_v2/dev-v2.0.json", answerable_only=True)
+    answerable = load_questions(PUBLIC_DATA / "squad_v2/dev-v2.0.json", answerable_only=True)
     assert len(answerable.questions) == 132 and answerable.filtered == 118
 
-    with open(SAMPLES / "truthfulqa/TruthfulQA.csv", newline="", encoding="utf-8") as file:
+    with open(PUBLIC_DATA / "truthfulqa/TruthfulQA.csv", newline="", encoding="utf-8") as file:
         rows = {row["Question"].strip(): row for row in csv.DictReader(file)}
-    for question in load_questions(SAMPLES / "truthfulqa/TruthfulQA.csv").questions:
+    for question in load_questions(PUBLIC_DATA / "truthfulqa/TruthfulQA.csv").questions:
         row = rows[question.question]
         right = {part.strip() for part in row["Correct Answers"].split(";") if part.strip()}
         wrong = {part.strip() for part in row["Incorrect Answers"].split(";") if part.strip()}
@@ -413,26 +409,26 @@ def test_answers_of_real_samples_agree_with_the_files() -> None:
         assert set(question.meta["incorrect_answers"]) == wrong
 
 
-@needs_samples
+@needs_public_data
 def test_shipped_labels_of_the_samples() -> None:
-    rows = (SAMPLES / "ragtruth/invented/response.jsonl").read_text().splitlines()
+    rows = (PUBLIC_DATA / "ragtruth/invented/response.jsonl").read_text().splitlines()
     spans = {row["id"]: row for row in map(json.loads, rows)}
-    for question in load_questions(SAMPLES / "ragtruth/invented").questions:
+    for question in load_questions(PUBLIC_DATA / "ragtruth/invented").questions:
         shipped, row = question.meta["shipped"], spans[question.id]
         assert shipped["hallucinated"] == bool(row["labels"])
         for label in shipped["labels"]:
             text = shipped["messages"][1]["content"]
             assert text[label["start"] : label["end"]] == label["text"]
-    trajectories = load_questions(SAMPLES / "ipw/all_correct_trajectories.jsonl").questions
+    trajectories = load_questions(PUBLIC_DATA / "ipw/all_correct_trajectories.jsonl").questions
     wrong = [q.id for q in trajectories if q.meta["shipped"]["hallucinated"]]
     assert wrong == ["traj_f100000c"]
-    facts = load_questions(SAMPLES / "true_false/invented/facts_true_false.csv").questions
+    facts = load_questions(PUBLIC_DATA / "true_false/invented/facts_true_false.csv").questions
     assert Counter(q.gold_answers[0] for q in facts) == {"True": 12, "False": 12}
 
 
-@needs_samples
+@needs_public_data
 def test_synthweb_filters_on_the_sample() -> None:
-    path = SAMPLES / "synthweb/synthweb_example.jsonl"
+    path = PUBLIC_DATA / "synthweb/synthweb_example.jsonl"
     hard = load_questions(
         path, on_bad_row="skip", filters={"bb_answer_score_max": {"max": 0.4}}
     ).questions

@@ -18,11 +18,7 @@ from spikescore.data.reading import load_questions
 from spikescore.data.selection import sample_questions
 from spikescore.data.splits import pick
 from spikescore.errors import UserError
-
-SAMPLES = Path(__file__).resolve().parents[3] / "shared" / "data"
-needs_samples = pytest.mark.skipif(
-    not SAMPLES.is_dir(), reason="the folder of real data set samples is not here"
-)
+from tests.helpers.running import PUBLIC_DATA, needs_public_data
 
 SVAMP = {"ID": "chal-1", "Body": "Mia had 26 plums. She ate 9", "Question": "How many are left?",
          "Equation": "( 26.0 - 9.0 )", "Answer": 17.0, "Type": "Subtraction"}  # fmt: skip
@@ -356,7 +352,7 @@ def test_sampling_mistakes() -> None:
 # --- real samples -----------------------------------------------------------------------------
 
 
-@needs_samples
+@needs_public_data
 @pytest.mark.parametrize(
     ("path", "dataset_format", "n"),
     [
@@ -376,7 +372,7 @@ def test_sampling_mistakes() -> None:
     ],
 )
 def test_real_samples(path: str, dataset_format: str, n: int) -> None:
-    loaded = load_questions(SAMPLES / path)
+    loaded = load_questions(PUBLIC_DATA / path)
     assert (loaded.dataset_format, len(loaded.questions), loaded.skipped) == (dataset_format, n, [])
     assert len({question.id for question in loaded.questions}) == n
     assert all(question.gold_answers and question.question for question in loaded.questions)
@@ -385,21 +381,23 @@ def test_real_samples(path: str, dataset_format: str, n: int) -> None:
         assert None not in golds and len(golds) >= 4
 
 
-@needs_samples
+@needs_public_data
 def test_real_samples_by_hand() -> None:
-    svamp = load_questions(SAMPLES / "svamp" / "SVAMP.json").questions[0]
+    svamp = load_questions(PUBLIC_DATA / "svamp" / "SVAMP.json").questions[0]
     assert svamp.id == "chal-3" and svamp.gold_answers == ("17",)
-    common = load_questions(SAMPLES / "commonsenseqa" / "dev_rand_split.jsonl").questions
+    common = load_questions(PUBLIC_DATA / "commonsenseqa" / "dev_rand_split.jsonl").questions
     assert common[0].gold_answers == ("midwest", "A") and len(common[0].choices) == 5
-    story = load_questions(SAMPLES / "coqa" / "coqa-train-v1.0.json").questions
+    story = load_questions(PUBLIC_DATA / "coqa" / "coqa-train-v1.0.json").questions
     assert story[2].history[0][0] == "When was the Vat formally opened?"
     assert len(story[19].history) == 19
-    maths = load_questions(SAMPLES / "math" / "invented" / "MATH").questions
-    answers = load_questions(SAMPLES / "math" / "invented" / "MATH-500" / "test.jsonl").questions
+    maths = load_questions(PUBLIC_DATA / "math" / "invented" / "MATH").questions
+    answers = load_questions(
+        PUBLIC_DATA / "math" / "invented" / "MATH-500" / "test.jsonl"
+    ).questions
     by_text = {question.question: question.gold_answers for question in answers}
     assert all(by_text[question.question] == question.gold_answers for question in maths)
     nq = load_questions(
-        SAMPLES / "nq_open" / "NQ-open.dev.jsonl",
+        PUBLIC_DATA / "nq_open" / "NQ-open.dev.jsonl",
         fields={"question": "question", "gold_answers": "answer"},
     )
     assert len(nq.questions) == 300

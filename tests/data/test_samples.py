@@ -22,10 +22,9 @@ from spikescore.dialogues.leaks import check_prompt
 from spikescore.dialogues.prompts import DEFAULT_SYSTEM_PROMPT
 from spikescore.errors import UserError
 from spikescore.labels.judges import judge_many, make_judge
-from tests.helpers.running import ROOT
+from tests.helpers.running import PUBLIC_DATA, ROOT, needs_public_data
 
 SAMPLES = ROOT / "datasets" / "samples"
-REAL = ROOT.parent / "shared" / "data"
 SETS = {  # file -> (format, answer type)
     "triviaqa.json": ("triviaqa", "exact"),
     "commonsenseqa.jsonl": ("commonsenseqa", "choice"),
@@ -93,13 +92,13 @@ def test_the_judge_takes_every_gold_answer_for_right_and_another_items_for_wrong
     assert len(wrong) > 0.5 * len(questions) and set(labels) <= {0}
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the folder of real data set samples is not here")
+@needs_public_data
 def test_no_question_is_one_of_the_real_sets() -> None:
     def plain(text: str) -> str:
         return " ".join(re.findall(r"\w+", text.casefold()))
 
     real, files = set(), 0
-    for path in sorted(REAL.rglob("*.json*")):
+    for path in sorted(PUBLIC_DATA.rglob("*.json*")):
         try:
             loaded = load_questions(path, on_bad_row="skip").questions
         except UserError:

@@ -11,9 +11,7 @@ from spikescore.data.question import Question, first_message
 from spikescore.data.reading import load_questions
 from spikescore.dialogues.leaks import check_prompt, leak_report
 from spikescore.dialogues.prompts import DEFAULT_SYSTEM_PROMPT
-from tests.helpers.running import ROOT
-
-SAMPLES = Path(__file__).resolve().parents[3] / "shared" / "data"
+from tests.helpers.running import PUBLIC_DATA, ROOT, needs_public_data
 
 TRIVIA = Question("trivia-17", "trivia", "What is the capital of Oru?", gold_answers=("Tamsin",))
 PASSAGE = replace(
@@ -197,7 +195,7 @@ def test_no_false_alarm_on_the_sets_of_this_project(path: Path) -> None:
     assert [leak for one in questions if (leak := check_prompt(one, chat(one)))] == []
 
 
-@pytest.mark.skipif(not SAMPLES.is_dir(), reason="the folder of real data set samples is not here")
+@needs_public_data
 @pytest.mark.parametrize(
     "path",
     [
@@ -216,7 +214,7 @@ def test_no_false_alarm_on_the_sets_of_this_project(path: Path) -> None:
     ],
 )
 def test_real_samples_are_clean_and_a_planted_gold_is_always_found(path: str) -> None:
-    questions = load_questions(SAMPLES / path, on_bad_row="skip").questions
+    questions = load_questions(PUBLIC_DATA / path, on_bad_row="skip").questions
     leaks = [leak for one in questions if (leak := check_prompt(one, chat(one)))]
     assert leaks == []
     missed = [

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.helpers.running import end, start, wait_until
 
 
 def closed_port() -> int:
@@ -36,22 +35,16 @@ def serve(model: Path, folder: Path) -> Iterator[str]:
     options = ["--host", "127.0.0.1", "--port", port, "--device", "cpu", "--dtype", "float32"]
     log = folder / "log.txt"
     with open(log, "wb") as output:
-        process = subprocess.Popen(
-            [*map(str, command), *map(str, options)],
-            stdout=output,
-            stderr=output,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        process = start(
+            [*command, *options], stdout=output, stderr=output, env={"OMP_NUM_THREADS": "1"}
         )
         try:
-            url, deadline = f"http://127.0.0.1:{port}/v1", time.monotonic() + 120
-            while not _completes(url, str(model)):
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.2)
+            url = f"http://127.0.0.1:{port}/v1"
+            wait_until(lambda: process.poll() is not None or _completes(url, str(model)))
+            assert process.poll() is None, log.read_text()
             yield url
         finally:
-            process.terminate()
-            process.wait(timeout=30)
+            end(process)
 
 
 def _completes(url: str, model: str) -> bool:

@@ -1,13 +1,32 @@
-"""Run the project's scripts as a user would, and make small tokenizers."""
+"""Run the project's scripts as a user would, and make small tokenizers.
+
+Whatever a test starts heads its own process group and is ended with it. No limit here says how fast
+a machine must be: `LIMIT` ends what hangs.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
+DEMO = ROOT / "models" / "demo"
+LIMIT = 3600.0
+"""Seconds after which what a test waits for counts as hanging, however slow the machine."""
+PUBLIC_DATA = ROOT.parent / "shared" / "data"
+"""Real data sets' samples, which are not part of the project."""
+needs_public_data = pytest.mark.skipif(
+    not PUBLIC_DATA.is_dir(), reason="the folder of real data set samples is not here"
+)
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }}{{ eos_token }}"
@@ -36,21 +55,98 @@ def make_tokenizer(**options):
     return tokenizer
 
 
+def start(command: Sequence[object], **options) -> subprocess.Popen:
+    """Start a command in the project's root as the head of its own process group, which is ended
+    when the test ends, however it does, and when pytest itself is killed (see `_guard`).
+    """
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **options.pop("env", {})}
+    options = {"cwd": ROOT, "env": environment, **piped, **options}
+    process = subprocess.Popen([*map(str, command)], start_new_session=True, **options)
+    _started.append(process)
+    _tell_guard("+", process)
+    return process
+
+
+def end(process: subprocess.Popen) -> None:
+    """Kill a started process with all of its group."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()
+    _started.remove(process)
+    _tell_guard("-", process)
+
+
+@contextmanager
+def ended_after() -> Iterator[None]:
+    """End whatever was started within the block and still runs, or has left a child behind."""
+    before = len(_started)
+    try:
+        yield
+    finally:
+        for process in _started[before:]:
+            end(process)
+
+
+def run(command: Sequence[object], **options) -> subprocess.CompletedProcess:
+    """Run a command to its end, and end what it leaves; return its status, output and errors."""
+    with ended_after():
+        process = start(command, **options)
+        out, err = process.communicate(timeout=LIMIT)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
 def start_script(*arguments: object, **options) -> subprocess.Popen:
     """Start one of the project's scripts as a user would, from the project's root."""
-    return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", **options.pop("env", {})},
-        **options,
-    )
+    return start([sys.executable, *arguments], **options)
 
 
 def run_script(*arguments: object, **options) -> subprocess.CompletedProcess:
     """Run a script to its end and return its status, output and errors."""
-    process = start_script(*arguments, **options)
-    out, err = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    return run([sys.executable, *arguments], **options)
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:
+    """Wait for something that a running process brings about; fail when it ends before."""
+    until = time.monotonic() + LIMIT
+    while not condition():
+        if process is not None and process.poll() is not None and not condition():
+            raise AssertionError(f"ended with {process.returncode}: {process.communicate()}")
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.01)
+
+
+_started: list[subprocess.Popen] = []
+_GUARD = """
+import os, signal, sys
+groups = set()
+for line in sys.stdin:
+    (groups.add if line[0] == "+" else groups.discard)(int(line[1:]))
+for group in groups:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except OSError:
+        pass
+"""
+
+
+@cache
+def _guard() -> subprocess.Popen:
+    """A process that outlives pytest by a moment: it reads the living groups from a pipe, and ends
+    them when the pipe closes, as it does even after kill -9.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-S", "-c", _GUARD],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+
+
+def _tell_guard(sign: str, process: subprocess.Popen) -> None:
+    pipe = _guard().stdin
+    pipe.write(f"{sign}{process.pid}\n")
+    pipe.flush()

@@ -6,8 +6,6 @@ import json
 import logging
 import socket
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -22,7 +20,7 @@ from spikescore.labels import chat_server
 from spikescore.labels.chat_server import GIVE_UP_AFTER, Asker, Reply
 from spikescore.labels.reply_cache import ReplyCache, request_key
 from tests.helpers.fault_server import FaultyServer, client, completion, failing
-from tests.helpers.running import ROOT
+from tests.helpers.running import LIMIT, start_script
 
 
 @pytest.fixture(autouse=True)
@@ -301,11 +299,8 @@ with ReplyCache(path) as cache:
 
 def test_processes_share_a_cache(tmp_path: Path) -> None:
     path, start = tmp_path / "replies.sqlite", time.time() + 0.5
-    writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(path), name, str(start)], cwd=ROOT)
-        for name in "abcd"
-    ]
-    assert [writer.wait(30) for writer in writers] == [0] * 4
+    writers = [start_script("-c", WRITER, path, name, start) for name in "abcd"]
+    assert [writer.wait(LIMIT) for writer in writers] == [0] * 4
     with ReplyCache(path) as cache:
         expected = {f"{name}{n}": name for name in "abcd" for n in range(200)}
         assert cache.get_many(expected) == expected

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,6 +27,7 @@ from spikescore.labels.judges import (
     shipped_judgement,
 )
 from tests.helpers.fault_server import FaultyServer, completion
+from tests.helpers.running import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -625,10 +625,7 @@ def test_question_from_record_infers_the_answer_type() -> None:
 
 
 def test_relabel_command(tmp_path: Path) -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "utils.py", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-
+    run = partial(run_script, "utils.py")
     empty = run("--relabel", str(tmp_path))
     assert empty.returncode == 2 and "holds no pair" in empty.stderr
     assert "Traceback" not in empty.stderr

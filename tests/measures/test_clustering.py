@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -26,7 +25,7 @@ from spikescore.labels.entailment import (
 )
 from spikescore.measures.clustering import cluster_many
 from tests.helpers.fault_server import FaultyServer, client, completion, failing
-from tests.helpers.running import ROOT
+from tests.helpers.running import end, start, wait_until
 from tests.labels.test_entailment import ab
 
 C, N, E = CONTRADICTION, NEUTRAL, ENTAILMENT
@@ -245,19 +244,15 @@ def test_killed_and_run_again_gives_the_same_sets(tmp_path: Path) -> None:
         return completion(verdict(body))
 
     with FaultyServer(slowly) as server:
-        process = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(cache)],
+        process = start(
+            [sys.executable, "-c", KILLED, cache],
             stdin=subprocess.PIPE,
-            cwd=ROOT,
-            env={**os.environ, "OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "none"},
+            env={"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "none"},
         )
-        process.stdin.write(json.dumps(items).encode())
+        process.stdin.write(json.dumps(items))
         process.stdin.close()
-        while len(answered) < 30:
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
+        wait_until(lambda: len(answered) >= 30, process)
+        end(process)
         time.sleep(0.2)  # for what is still under way in the server
         before = sum(answered.values())
 

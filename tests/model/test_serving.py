@@ -23,9 +23,8 @@ from spikescore.pairs import TOKEN_KEYS, iter_records, read_states
 from spikescore.runtime import derived_seed
 from tests.helpers.fault_server import FaultyServer, completion
 from tests.helpers.real_server import closed_port, serve
-from tests.helpers.running import CHAT_TEMPLATE, ROOT, make_tokenizer, run_script
+from tests.helpers.running import CHAT_TEMPLATE, DEMO, make_tokenizer, run_script
 
-DEMO = ROOT / "models" / "demo"
 REQUEST_KEYS = {"model", "messages", "temperature", "top_p", "max_tokens", "seed"}
 
 

@@ -29,8 +29,8 @@ from spikescore.probes.training import SAPLMA_HIDDEN, Settings, train_probe
 from spikescore.runtime import derived_seed
 from spikescore.stats.trajectory import spike_score
 from tests.helpers.factories import MODEL, make_pairs, make_record
+from tests.helpers.running import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZES = (256, 128, 64, 1)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from spikescore.report.experiment import (
     load_experiment,
 )
 from spikescore.report.paper import MODELS, published, published_base_scorer
-from tests.helpers.running import ROOT, run_script, start_script
+from tests.helpers.running import LIMIT, ROOT, run_script, start_script, wait_until
 
 SMALL = {
     "models": [{"name": "tiny", "model_path": "./models/demo"}],
@@ -216,12 +215,9 @@ def test_a_terminated_run_ends_the_step_that_is_running(tmp_path):
     )
     run = start_script("reproduce.py", "--config", path)
     step = str(tmp_path / "reports" / "small" / "configs" / "tiny.main.json")
-    until = time.monotonic() + 60
-    while f"reasoning_lite.py --config {step}" not in running_commands():
-        assert run.poll() is None and time.monotonic() < until
-        time.sleep(0.1)
+    wait_until(lambda: f"reasoning_lite.py --config {step}" in running_commands(), run)
     run.terminate()
-    assert run.wait(timeout=30) == 143
+    assert run.wait(timeout=LIMIT) == 143
     assert step not in running_commands()
 
 

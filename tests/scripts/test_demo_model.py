@@ -6,15 +6,13 @@ import json
 import random
 import re
 import struct
-import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-DEMO = ROOT / "models" / "demo"
+from tests.helpers.running import DEMO, ROOT, run
+
 DATA = ROOT / "datasets" / "demo"
 DOMAINS = ("trivia", "commonsense", "reading", "conversation", "arithmetic", "wordproblems")
 KEYS = {
@@ -188,7 +186,8 @@ def test_train_smoke_run_makes_a_loadable_model(tmp_path):
         sys.executable, str(DEMO / "train.py"), "--steps", "3", "--batch_tokens", "512",
         "--tokenizer_texts", "300", "--out", str(tmp_path),
     ]  # fmt: skip
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    done = run(command)
+    assert done.returncode == 0, done.stderr
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     prompt = tokenizer.apply_chat_template(

@@ -5,10 +5,8 @@ import copy
 import csv
 import gzip
 import json
-import os
 import re
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +14,8 @@ import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
 from spikescore.report.evaluation import build_views, read_item
+from tests.helpers.running import run_script
 
-ROOT = Path(__file__).resolve().parents[2]
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -68,11 +66,7 @@ def make_domain(domain, n, rng, *, split=lambda place: "unseen", gap=0.2):
     return records
 
 
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "eval_probe.py"), *map(str, arguments)],
-        capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+run = partial(run_script, "eval_probe.py")
 
 
 def evaluate(data, report, *options):

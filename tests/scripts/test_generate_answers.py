@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import time
 
 import numpy as np
 import pytest
@@ -27,9 +24,8 @@ from spikescore.model.chat import ChatFormat
 from spikescore.pickles import load_pickle
 from tests.helpers.oracles import states_at
 from tests.helpers.real_server import serve
-from tests.helpers.running import ROOT, run_script, start_script
+from tests.helpers.running import DEMO, ROOT, end, run_script, start_script, wait_until
 
-DEMO = ROOT / "models" / "demo"
 TRIVIA = ROOT / "datasets" / "demo" / "trivia.json"
 SEP = "semantic-entropy-probes"
 GENERATE = f"{SEP}/semantic_uncertainty/generate_answers.py"
@@ -227,12 +223,8 @@ def test_killed_and_run_again_gives_the_same_measures(small_run, tmp_path):
         *flags, "--compute_p_true", "--p_true_num_fewshot=3", *OFFLINE, "--batch_size=2",
     ]  # fmt: skip
     process = start_script(*command)
-    deadline = time.monotonic() + 60
-    while not list(again.glob("parts/validation-*.pkl")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    wait_until(lambda: list(again.glob("parts/validation-*.pkl")) or process.poll() is not None)
+    end(process)
     assert not (again / "uncertainty_measures.pkl").exists()
     done = run_script(*command)
     assert done.returncode == 0, done.stderr

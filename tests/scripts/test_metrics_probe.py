@@ -25,21 +25,10 @@ from spikescore.pairs import find_records, read_states
 from spikescore.probes.probe import Probe, load_probe
 from spikescore.probes.training import Settings, train_probe
 from tests.helpers.factories import make_pairs
+from tests.helpers.running import run_script
 from tests.probes.test_probe import released_probe
 
-ROOT = Path(__file__).resolve().parents[2]
 KEY = "last_token_embedding"
-
-
-def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-        check=False,
-    )
 
 
 def arguments_of(json_dir: Path, probe: Path, *more: object, pkl_dir: Path | None = None) -> list:
@@ -64,7 +53,7 @@ def score(json_dir: Path, probe: Path, *more: object, pkl_dir: Path | None = Non
 
 def score_as_script(json_dir: Path, probe: Path, *more: object):
     """Run stage 2 as its user does; return the finished process, which must show no traceback."""
-    done = run("metrics_probe.py", *arguments_of(json_dir, probe, *more))
+    done = run_script("metrics_probe.py", *arguments_of(json_dir, probe, *more))
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
@@ -287,7 +276,7 @@ def test_released_probe_and_older_pairs(tmp_path: Path) -> None:
 
 def test_trainer_from_the_command_line(work: Path) -> None:
     script = "semantic-entropy-probes/probes_trainer.py"
-    done = run(
+    done = run_script(
         script, "--data_dirs", work / "outputs" / "toy", "--save_path", work / "new" / "p.pkl",
         "--probe", "saplma", "--token_key", KEY, "--layer_range", "2,3", "--seed", 42,
         "--epochs", 3, "--val_fraction", 0.25, "--test_fraction", 0.25,
@@ -304,7 +293,7 @@ def test_trainer_from_the_command_line(work: Path) -> None:
         (["--data_dirs", work / "none", "--save_path", work / "p.pkl"], "does not exist"),
         (["--data_dirs", work / "outputs", "--save_path", work / "p.bin"], ".pkl"),
     ):
-        done = run(script, *arguments)
+        done = run_script(script, *arguments)
         assert done.returncode == 2
         assert message in done.stderr and "Traceback" not in done.stderr
 
@@ -313,7 +302,7 @@ def test_trainer_from_the_command_line(work: Path) -> None:
     "script", ["metrics_probe.py", "semantic-entropy-probes/probes_trainer.py"]
 )
 def test_help_reads_like_documentation_without_heavy_imports(script: str) -> None:
-    done = run(script, "--help")
+    done = run_script(script, "--help")
     assert done.returncode == 0 and "--layer_range" in done.stdout
     code = (
         "import runpy, sys; sys.argv = [sys.argv[1], '--help']\n"
@@ -321,7 +310,8 @@ def test_help_reads_like_documentation_without_heavy_imports(script: str) -> Non
         "except SystemExit: pass\n"
         "assert not {'torch', 'sklearn', 'matplotlib'} & sys.modules.keys()"
     )
-    subprocess.run([sys.executable, "-c", code, script], check=True, capture_output=True, cwd=ROOT)
+    done = run_script("-c", code, script)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_infinite_state_matters_only_where_the_probe_looks(work: Path) -> None:
@@ -425,10 +415,10 @@ def test_a_failed_write_ends_the_run(work: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_speed_benchmark_runs_and_refuses_a_full_disk(tmp_path: Path) -> None:
     script = "benchmarks/score_speed.py"
-    done = run(script, "--pairs", 10, "--repeats", 1, "--folder", tmp_path)
+    done = run_script(script, "--pairs", 10, "--repeats", 1, "--folder", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "warm: stage 2 runs at" in done.stdout and "eval_probe.py: " in done.stdout
     assert list(tmp_path.iterdir()) == []
-    done = run(script, "--pairs", 10**9, "--folder", tmp_path)
+    done = run_script(script, "--pairs", 10**9, "--folder", tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and "fewer --pairs" in done.stderr

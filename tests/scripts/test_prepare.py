@@ -9,7 +9,6 @@ import random
 import sys
 import tarfile
 import threading
-import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ import pytest
 
 from spikescore.data.reading import load_questions
 from spikescore.errors import UserError
-from tests.helpers.running import ROOT, run_script, start_script
+from tests.helpers.running import ROOT, run_script, start_script, wait_until
 
 sys.path.insert(0, str(ROOT / "datasets"))
 
@@ -199,10 +198,7 @@ def test_a_killed_download_goes_on_in_the_next_run(server: Server, tmp_path: Pat
     arguments = ("demo", "--to", tmp_path, "--table", table)
     process = start_script("datasets/prepare.py", *arguments, env={"NO_PROXY": "*"})
     part = tmp_path / "demo" / "a.jsonl.part"
-    for _ in range(500):
-        if part.exists() and part.stat().st_size > 100_000:
-            break
-        time.sleep(0.01)
+    wait_until(lambda: part.exists() and part.stat().st_size > 100_000, process)
     process.kill()
     process.communicate()
     have = part.stat().st_size

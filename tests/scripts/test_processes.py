@@ -8,7 +8,7 @@ import numpy as np
 
 from spikescore.pairs import read_states
 from spikescore.runtime import Process
-from tests.helpers.running import run_script, start_script
+from tests.helpers.running import LIMIT, run_script, start_script
 from tests.scripts.test_reasoning_lite import pairs_in
 
 
@@ -25,7 +25,7 @@ def test_two_processes_make_the_pairs_of_one(config_file, tmp_path):
         start_script(*command, env={"RANK": str(rank), "WORLD_SIZE": "2"}) for rank in range(2)
     ]
     for rank, process in enumerate(started):
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=LIMIT)
         assert process.returncode == 0, err
         assert f"process {rank} of 2" in out and "wrote 6 pairs" in out
     folder = tmp_path / "outputs"

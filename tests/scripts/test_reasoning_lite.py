@@ -23,9 +23,8 @@ from spikescore.model.chat import ChatFormat
 from spikescore.model.turns import Turn, token_sequences
 from spikescore.pairs import TOKEN_KEYS, iter_records, read_states
 from tests.helpers.oracles import states_at
-from tests.helpers.running import ROOT, make_tokenizer, run_script, start_script
+from tests.helpers.running import DEMO, LIMIT, make_tokenizer, run_script, start_script
 
-DEMO = ROOT / "models" / "demo"
 STEP_KEYS = {
     "turn", "prompt_type", "prompt", "response", "n_prompt_tokens", "n_response_tokens",
     "finish_reason", "perplexity", "mean_logprob", "mean_token_entropy", "max_token_entropy",
@@ -164,7 +163,7 @@ def test_two_processes_in_one_folder_do_not_harm_each_other(config_file, tmp_pat
     command = ["reasoning_lite.py", "--config", config_file, "--set", "batch_size=2"]
     processes = [start_script(*command) for _ in range(2)]
     for process in processes:
-        _, err = process.communicate(timeout=300)
+        _, err = process.communicate(timeout=LIMIT)
         assert process.returncode == 0, err
     together = pairs_in(tmp_path / "outputs")
     alone = tmp_path / "alone"

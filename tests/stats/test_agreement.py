@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
 from spikescore.stats.agreement import agree, agreement_report, cohen_kappa, standard_error
-from tests.helpers.running import ROOT
+from tests.helpers.running import run_script
 
 # 50 proposals, two readers: p_o = 35/50; p_e = (25 * 30 + 25 * 20) / 50^2 = 1/2; kappa = 2/5
 READERS = np.array([[20, 5], [10, 15]])
@@ -141,9 +140,7 @@ def _pair(folder: Path, name: str, response: str, gold: str) -> Path:
     return path
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "utils.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+run = partial(run_script, "utils.py")
 
 
 def test_agreement_command_prints_and_writes_nothing(tmp_path: Path) -> None:
