@@ -15,7 +15,7 @@ import hashlib
 import json
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -280,3 +280,85 @@ def turn_states(
 def model_basename(model: str) -> str:
     """Return the last part of a model's path or hub id: what it is known by wherever it lies."""
     return PurePosixPath(model.replace("\\", "/")).name
+
+
+# --- what a pair is good for, and what belongs together -----------------------------------------
+
+
+def unusable(path: Path, record: Mapping[str, Any], *, label: bool = True) -> str:
+    """Say why a dialogue can be neither learned from nor scored; "" when it can.
+
+    "unfinished", "without turns", "unlabelled" (only where a `label` is needed) or "without PKL".
+    Whether the PKL can be read is known when it is read.
+    """
+    if not record.get("complete", True):
+        return "unfinished"
+    if not record.get("cot_steps"):
+        return "without turns"
+    if label and record.get("nil_label") not in (0, 1):
+        return "unlabelled"
+    return "" if path.with_suffix(".pkl").exists() else "without PKL"
+
+
+def cut_off(record: Mapping[str, Any]) -> str:
+    """Say which limit ended the first answer, "length" or "timeout"; "" when it ended by itself.
+
+    The label of such an answer may come from the limit and not from the model.
+    """
+    first = next(iter(record.get("cot_steps") or ()), {})
+    reason = first.get("finish_reason") if isinstance(first, Mapping) else None
+    return reason if reason in ("length", "timeout") else ""
+
+
+MODEL_PARTS = ("weights", "architecture", "tokenizer", "template")
+
+
+def model_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Say how the models of two pairs (probes, books) differ; "" when they are one model.
+
+    Each has "model", a path or hub id, and, unless it was made before there were such, "identity":
+    digests by content (`MODEL_PARTS` and more), which decide. Without them the path's last part
+    does; what neither says is no difference.
+    """
+    names = [str(side.get("model") or "") for side in (one, other)]
+    contents = [side.get("identity") or {} for side in (one, other)]
+    known = [part for part in MODEL_PARTS if all(content.get(part) for content in contents)]
+    if known:
+        parts = [part for part in known if contents[0][part] != contents[1][part]]
+        return f'{", ".join(parts)} of "{names[0]}" and "{names[1]}"' if parts else ""
+    differ = all(names) and len(set(map(model_basename, names))) > 1
+    return f'"{names[0]}" and "{names[1]}"' if differ else ""
+
+
+def require_one_run(found: Iterable[tuple[Path, Mapping[str, Any]]]) -> None:
+    """Raise UserError, naming two files and what differs, unless these dialogues belong together.
+
+    One model made, or read, all of them; those of one folder were made under one configuration and
+    from the same prompts. What an older pair does not say is no difference.
+    """
+    first: tuple[Path, Mapping[str, Any]] | None = None
+    by_folder: dict[Path, tuple[Path, Mapping[str, Any]]] = {}
+    for path, record in found:
+        first = first or (path, record)
+        if difference := model_difference(first[1], record):
+            _refuse(first[0], path, f"models: {difference}", "give the dialogues of one model")
+        other, kept = by_folder.setdefault(path.parent, (path, record))
+        hashes = kept.get("config_hash"), record.get("config_hash")
+        prompts = [(one.get("identity") or {}).get("prompts") for one in (kept, record)]
+        if all(hashes) and hashes[0] != hashes[1]:
+            settings = setting_differences(kept.get("config") or {}, record.get("config") or {})
+            _refuse(other, path, f"settings: {settings}", "keep each run in a folder of its own")
+        if all(prompts) and prompts[0] != prompts[1]:
+            _refuse(other, path, "prompts", "keep each run in a folder of its own")
+
+
+def _refuse(one: Path, other: Path, difference: str, advice: str) -> None:
+    raise UserError(f'"{one}" and "{other}" differ in their {difference}; {advice}')
+
+
+def setting_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Name the settings of two configurations that differ, for an error message."""
+    keys = [key for key in new if old.get(key) != new[key] and key != "output_dir"]
+    return (
+        ", ".join(f"{key}: {old.get(key)} -> {new[key]}" for key in keys) or "other file contents"
+    )

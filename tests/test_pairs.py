@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -453,3 +455,75 @@ def test_a_broken_json_is_named_alike_with_token_ids_kept_as_text(tmp_path):
             read_json(path, ids_as_text=ids_as_text)
         told.append(str(error.value))
     assert told[0] == told[1]
+
+
+def pair_of(path="a/x.json", **changes):
+    record = {"model": "m/final", "config_hash": "h", "config": {"max_steps": 2}, "nil_label": 1}
+    return Path(path), {**record, "cot_steps": [{"turn": 1}], "complete": True, **changes}
+
+
+def content(**changes):
+    parts = dict.fromkeys(("weights", "architecture", "tokenizer", "template"), "1")
+    return {**parts, "prompts": "p", **changes}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "says"),
+    [
+        ({}, {}, ""),
+        ({}, {"model": "elsewhere/final"}, ""),
+        ({}, {"model": "m/other"}, 'models: "m/final" and "m/other"'),
+        ({}, {"model": None}, ""),
+        ({"identity": content()}, {"identity": content(), "model": "m/renamed"}, ""),
+        ({"identity": content()}, {"identity": content(weights="2")}, "models: weights of"),
+        ({"identity": content()}, {"identity": content(template="2")}, "models: template of"),
+        ({"identity": content()}, {"identity": content(generation="2")}, ""),
+        ({"identity": content()}, {"identity": None}, ""),
+        ({"identity": content()}, {"identity": content(prompts="q")}, "in their prompts"),
+        ({}, {"config_hash": "i", "config": {"max_steps": 3}}, "max_steps: 2 -> 3"),
+        ({}, {"config_hash": None}, ""),
+    ],
+)
+def test_what_does_not_belong_together_is_named(one, other, says):
+    pairs_found = [pair_of(**one), pair_of("a/y.json", **other)]
+    if not says:
+        pairs.require_one_run(pairs_found)
+        return
+    with pytest.raises(UserError, match=re.escape(says)) as error:
+        pairs.require_one_run(pairs_found)
+    assert "x.json" in str(error.value) and "y.json" in str(error.value)
+
+
+def test_folders_may_have_other_settings_but_not_another_model():
+    pairs.require_one_run([pair_of(), pair_of("b/y.json", config_hash="i")])
+    with pytest.raises(UserError, match="one model"):
+        pairs.require_one_run([pair_of(), pair_of("b/y.json", model="m/other")])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, ""),
+        ({"complete": False}, "unfinished"),
+        ({"cot_steps": []}, "without turns"),
+        ({"nil_label": None}, "unlabelled"),
+        ({"nil_label": "1"}, "unlabelled"),
+    ],
+)
+def test_a_pair_that_is_of_no_use_says_why(tmp_path, change, reason):
+    path, record = pair_of(tmp_path / "x.json", **change)
+    assert pairs.unusable(path, record) == (reason or "without PKL")
+    path.with_suffix(".pkl").touch()
+    assert pairs.unusable(path, record) == reason
+    assert pairs.unusable(path, record, label=False) == ("" if reason == "unlabelled" else reason)
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [({"finish_reason": "length"}, "length"), ({"finish_reason": "timeout"}, "timeout"),
+     ({"finish_reason": "stop"}, ""), ({}, ""), (None, "")],
+)  # fmt: skip
+def test_a_first_answer_that_was_cut_off_says_by_what(step, says):
+    later = {"finish_reason": "length"}
+    assert pairs.cut_off({"cot_steps": [step, later]}) == says
+    assert pairs.cut_off({"cot_steps": []}) == ""

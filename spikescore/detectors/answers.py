@@ -18,7 +18,14 @@ import numpy as np
 from spikescore.errors import UserError
 from spikescore.files import read_json
 from spikescore.measures.file import measures_path, read_measures, texts_digest
-from spikescore.pairs import find_records, model_basename, read_states, require_finite, turn_states
+from spikescore.pairs import (
+    find_records,
+    read_states,
+    require_finite,
+    require_one_run,
+    turn_states,
+    unusable,
+)
 from spikescore.probes.data import question_groups
 
 log = logging.getLogger("spikescore")
@@ -161,7 +168,7 @@ def read_answers(folder: str | Path, *, token_key: str) -> Answers:
         record = read_json(path, ids_as_text=True)
         if not isinstance(record, dict) or not isinstance(record.get("cot_steps"), list):
             continue
-        reason = _unusable(path, record)
+        reason = unusable(path, record)
         if reason:
             left_out[reason] += 1
             continue
@@ -173,12 +180,7 @@ def read_answers(folder: str | Path, *, token_key: str) -> Answers:
             f'no finished, labelled dialogue with hidden states under "{folder}" ({counts}); '
             "give the output_dir of reasoning_lite.py, and label it with utils.py --relabel"
         )
-    names = {model_basename(record.get("model") or "") for record in records}
-    if len(names) > 1:
-        raise UserError(
-            f'"{folder}" mixes dialogues of several models ({", ".join(sorted(names))}); '
-            "give the folder of one model"
-        )
+    require_one_run(zip(paths, records, strict=True))
     return Answers(
         paths=tuple(paths),
         records=tuple(records),
@@ -193,13 +195,3 @@ def read_answers(folder: str | Path, *, token_key: str) -> Answers:
 
 def _domain(path: Path, record: dict[str, Any]) -> str:
     return str(record.get("domain") or path.resolve().parent.name)
-
-
-def _unusable(path: Path, record: dict[str, Any]) -> str:
-    if not record.get("complete"):
-        return "unfinished"
-    if record.get("nil_label") not in (0, 1):
-        return "unlabelled"
-    if not record["cot_steps"]:
-        return "without turns"
-    return "" if path.with_suffix(".pkl").exists() else "without PKL"

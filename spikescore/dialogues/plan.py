@@ -19,7 +19,7 @@ from spikescore.dialogues.leaks import Leak
 from spikescore.errors import UserError
 from spikescore.files import read_json, write_json
 from spikescore.labels.judges import Judgement
-from spikescore.pairs import iter_records, read_record
+from spikescore.pairs import iter_records, read_record, setting_differences
 
 log = logging.getLogger("spikescore")
 
@@ -179,7 +179,7 @@ def is_finished(item: Item, config: Config) -> bool:
     if record is None or not record.get("complete"):
         return False
     if record.get("config_hash") != config.hash():
-        differing = differences(record.get("config") or {}, config.resolved())
+        differing = setting_differences(record.get("config") or {}, config.resolved())
         raise UserError(
             f'"{path}" was made under configuration {record.get("config_hash")}, this run is '
             f"{config.hash()} ({differing}); choose another output_dir or restore the settings"
@@ -195,14 +195,6 @@ def is_finished(item: Item, config: Config) -> bool:
             "choose another output_dir"
         )
     return path.with_suffix(".pkl").is_file()
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Name the settings that differ, for an error message."""
-    keys = [key for key in new if old.get(key) != new[key] and key != "output_dir"]
-    return (
-        ", ".join(f"{key}: {old.get(key)} -> {new[key]}" for key in keys) or "other file contents"
-    )
 
 
 def check_disk(needed: int, config: Config) -> None:

@@ -25,6 +25,7 @@ from spikescore.pairs import (
     question_digest,
     read_states,
     stack_turns,
+    unusable,
 )
 from spikescore.probes.layers import LayerRange, Layers, candidate_layers
 from spikescore.runtime import derived_seed
@@ -191,13 +192,7 @@ def _read_folder(
 def _pair_items(folder: str | Path, token_key: str, left_out: Counter[str]) -> Iterator[_Item]:
     for json_path, record in iter_records(folder):
         path = json_path.with_suffix(".pkl")
-        reason = None
-        if not record.get("complete"):
-            reason = "unfinished"
-        elif record.get("nil_label") not in (0, 1):
-            reason = "unlabelled"
-        elif not path.exists():
-            reason = "no PKL"
+        reason = unusable(json_path, record)
         if reason:
             left_out[reason] += 1
             continue

@@ -249,7 +249,7 @@ def test_unlabelled_unfinished_and_stateless_items_are_counted(tmp_path: Path) -
     write_json(tmp_path / f"{records[1]['id']}.json", {**records[1], "complete": False})
     (tmp_path / f"{records[2]['id']}.pkl").unlink()
     probe, _ = train_probe([tmp_path], Settings(layer_range=(2, 2)))
-    assert probe.training["left_out"] == {"unfinished": 1, "unlabelled": 1, "no PKL": 1}
+    assert probe.training["left_out"] == {"unfinished": 1, "unlabelled": 1, "without PKL": 1}
     assert sum(probe.training["n"].values()) == 40
 
 
