@@ -136,7 +136,8 @@ def _jsonl_rows(file: BinaryIO) -> Rows:
         except (ValueError, RecursionError) as error:
             if not line.strip():
                 continue
-            row = BadRow(None, f"not valid JSON ({error})")
+            column = f": column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+            row = BadRow(None, f"not valid JSON ({getattr(error, 'msg', error)}{column})")
         yield f"line {number}", row
 
 

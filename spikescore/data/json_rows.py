@@ -1,8 +1,10 @@
 """Rows of a big JSON file, one at a time: the file is never held as a whole.
 
 Publishers ship sets of gigabytes as one JSON list, or as an object with the list under "data". The
-standard library parses a whole text only; here its decoder is given a window of the file that grows
-just as far as the next value needs.
+standard library's decoder is given a window of the file that grows just as far as the next value
+needs, so that a row is what `json.loads` makes of it. A parser of events would lose rows that are
+in use: yajl (ijson) ends at the NaN that pandas writes, at a whole number beyond 64 bits and at a
+byte that is not UTF-8, and reads half of a surrogate pair as "?".
 """
 
 from __future__ import annotations
@@ -22,16 +24,15 @@ _decode = json.JSONDecoder().raw_decode
 
 
 class BrokenJson(ValueError):
-    """The text is not JSON from here on."""
+    """The text is not JSON from here on; the message ends with line and column."""
 
 
-class JsonReader:
+class _Reader:
     """Reads one token or value after the other and forgets what it has read."""
 
     def __init__(self, file: TextIO) -> None:
-        self._file = file
-        self._text = ""
-        self._at = 0
+        self._file, self._text, self._at = file, "", 0
+        self._line = self._column = 1  # where the window begins
 
     def peek(self) -> str:
         """Return the next character that is not white space, "" at the end of the file."""
@@ -46,8 +47,9 @@ class JsonReader:
         """Step over the next character, which must be one of those allowed."""
         found = self.peek()
         if not found or found not in allowed:
-            wanted = " or ".join(f'"{one}"' for one in allowed)
-            raise BrokenJson(f"expected {wanted}, found " + (f'"{found}"' if found else "the end"))
+            wanted = " or ".join(f"'{one}'" for one in allowed) or "the end of the file"
+            shown = f"'{found}'" if found else "the end of the file"
+            raise self._broken(f"expected {wanted}, found {shown}", self._at)
         self._at += 1
         return found
 
@@ -60,22 +62,44 @@ class JsonReader:
             except json.JSONDecodeError as error:
                 cut = error.pos >= len(self._text) - _TAIL or error.msg.startswith("Unterminated")
                 if not (cut and self._more()):
-                    raise BrokenJson(error.msg) from error
+                    raise self._broken(error.msg, error.pos) from error
             except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
-                raise BrokenJson(str(error)) from error
+                raise self._broken(str(error), self._at) from error
             else:
                 # a number may go on after the window: "1", "1.", "1e+" are all read as 1
                 if end < len(self._text) - len("e+") or not self._more():
                     self._at = end
                     return value
 
+    def entries(self) -> Iterator[Any]:
+        """Yield the entries of the list that comes next."""
+        self.take("[")
+        if self.peek() == "]":
+            self.take("]")
+            return
+        while True:
+            yield self.value()
+            if self.take(",]") == "]":
+                return
+
     def _more(self) -> bool:
         rest = self._text[self._at :]
         # twice as much each time, so that a long value costs no more than a few times its length
         chunk = self._file.read(max(_WINDOW, len(rest)))
         if chunk:
+            self._line, self._column = self._place(self._at)
             self._text, self._at = rest + chunk, 0
         return bool(chunk)
+
+    def _place(self, at: int) -> tuple[int, int]:
+        """Return line and column of a place in the window, counted from 1 in the whole file."""
+        last = self._text.rfind("\n", 0, at)
+        column = self._column + at if last < 0 else at - last
+        return self._line + self._text.count("\n", 0, at), column
+
+    def _broken(self, what: str, at: int) -> BrokenJson:
+        line, column = self._place(at)
+        return BrokenJson(f"{what}: line {line} column {column}")
 
 
 def json_rows(file: TextIO) -> Iterator[Any]:
@@ -85,51 +109,36 @@ def json_rows(file: TextIO) -> Iterator[Any]:
     held in memory. Raises BrokenJson where the text stops being JSON, after the rows before it, and
     yields any other value (a text, a number) as it stands.
     """
-    reader = JsonReader(file)
+    reader = _Reader(file)
     opening = reader.peek()
     if opening == "[":
-        yield from _entries(reader)
+        yield from reader.entries()
     elif opening == "{":
         yield from _object(reader)
     else:
         yield reader.value()
     if reader.peek():
-        raise BrokenJson("there is more after the end of the list or object")
+        reader.take("")
 
 
-def _entries(reader: JsonReader) -> Iterator[Any]:
-    reader.take("[")
-    if reader.peek() == "]":
-        reader.take("]")
-        return
-    while True:
-        yield reader.value()
-        if reader.take(",]") == "]":
-            return
-
-
-def _object(reader: JsonReader) -> Iterator[Any]:
-    reader.take("{")
+def _object(reader: _Reader) -> Iterator[Any]:
     record: dict[str, Any] = {}
     streamed = False
-    more = reader.peek() != "}"
-    if not more:
-        reader.take("}")
+    reader.take("{")
+    more = reader.peek() != "}" or not reader.take("}")
     while more:
         if reader.peek() != '"':
-            raise BrokenJson("expected a key in double quotes")
+            reader.take('"')
         key = reader.value()
         reader.take(":")
         if key in _LISTS and reader.peek() == "[":
             streamed = True
-            yield from _entries(reader)
+            yield from reader.entries()
         else:
             record[key] = reader.value()
         more = reader.take(",}") == ","
-    if streamed:
-        return
     asked = record.get("questions")
     if isinstance(asked, list) and "story" not in record:
-        yield from asked
-    else:
+        yield from [] if streamed else asked
+    elif not streamed:
         yield record

@@ -160,13 +160,33 @@ def test_a_list_cut_anywhere_gives_its_whole_rows_and_then_breaks(
         assert found == rows[: len(found)]
 
 
+@pytest.mark.parametrize("window", [1, 7, 1000])
 @pytest.mark.parametrize(
-    "text",
-    ["[1 2]", "[1,]", '{"a" 1}', "{1: 2}", '{"data": [1]', "[1] x", '{"a": tru}', "[1}", "nul"],
+    ("text", "place"),
+    [
+        ("[1 2]", (1, 4)),
+        ("[1,\n ]", (2, 2)),
+        ('{"a" 1}', (1, 6)),
+        ('{\n"b": [\n\n1], 1: 2}', (4, 5)),
+        ('{"data": [1]', (1, 13)),
+        ("[1]\n\n  x", (3, 3)),
+        ('[{}, {"a":\n tru}]', (2, 2)),
+        ("[1}", (1, 3)),
+        ("nul", (1, 1)),
+        ('[{"a": "x"},\n{"a": "yé", "b" "z"}]', (2, 17)),
+    ],
 )
-def test_what_is_no_json_breaks(text: str) -> None:
-    with pytest.raises(BrokenJson):
+def test_what_is_no_json_breaks_at_its_line_and_column(
+    text: str, place: tuple[int, int], window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "_WINDOW", window)
+    with pytest.raises(BrokenJson, match="line {} column {}$".format(*place)):
         list(json_rows(io.StringIO(text)))
+
+
+def test_values_that_python_writes_are_read_as_json_loads_reads_them() -> None:
+    text = '[NaN, -Infinity, 1e400, 123456789012345678901234567890, "\\ud800", 1.0, -0.0]'
+    assert repr(list(json_rows(io.StringIO(text)))) == repr(json.loads(text))
 
 
 class Counting(io.StringIO):
