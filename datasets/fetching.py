@@ -1,31 +1,38 @@
-"""Fetch one file over HTTP, going on where an earlier attempt stopped, and look at what came.
+"""Bring one file here, by pooch from a web address or by huggingface_hub from the hub, and look
+at it.
 
-A download lies in a file ending in .part until its reader has checked it and moved it to its place.
-Beside it .part.etag keeps the server's name for this version of the file, so that a resumed
-download never joins two versions.
+A transfer that broke off goes on where it stopped: the hub's library does so by itself, pooch by
+the downloader here. Beside the part .etag keeps the server's name for this version of the file, so
+that two versions are never joined. Archives are opened here: pooch would let a member of a tar
+choose its path.
 """
 
 from __future__ import annotations
 
-import csv
 import fnmatch
-import hashlib
-import http.client
-import json
+import os
 import shutil
 import sys
 import tarfile
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
+from urllib.parse import urlsplit
 
+import pooch
+import requests
+import urllib3
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import GatedRepoError, HTTPError
+from huggingface_hub.utils import logging as hub_logging
 from tqdm import tqdm
+
+from spikescore.data.fields import BadRow
+from spikescore.data.files import is_data, read_rows
+from spikescore.errors import UserError
 
 ATTEMPTS = 4
 TIMEOUT = 30.0
@@ -34,7 +41,6 @@ WAIT = 1.0
 """Seconds before the second attempt; each further one waits twice as long."""
 BUSY = (429, 500, 502, 503, 504)
 """HTTP statuses that mean "later", not "no"."""
-_BLOCK = 1 << 16
 
 
 class FetchError(Exception):
@@ -45,95 +51,74 @@ class FetchError(Exception):
         self.status = status
 
 
-class _Interrupted(Exception):
-    """The transfer broke off; what has arrived is kept and another attempt may go on from there."""
+# --- from a web address -----------------------------------------------------------------------
 
 
-def download(url: str, part: Path, *, token: str | None = None) -> None:
-    """Fetch `url` into the file `part`, resuming it where the server allows, with a bar of bytes.
+def from_url(url: str, target: Path) -> None:
+    """Fetch `url` into the file `target`; FetchError (`status`: the HTTP status, if any)."""
+    pooch.get_logger().setLevel("WARNING")
+    pooch.retrieve(url, None, target.name, target.parent, downloader=_resume)
 
-    A lost connection or a busy server is tried again, up to ATTEMPTS times. `token` goes to the
-    host of `url` alone, not to where it redirects. Raises FetchError (`status`: the HTTP status,
-    if there was one).
-    """
-    part.parent.mkdir(parents=True, exist_ok=True)
-    problem = ""
+
+def _resume(url: str, output_file: str, _: object) -> None:
+    """A downloader for pooch: up to ATTEMPTS transfers, each from where the one before ended."""
+    part = Path(output_file).parent / f"{PurePosixPath(url).name}.part"
     for attempt in range(ATTEMPTS):
-        if attempt:
-            time.sleep(WAIT * 2 ** (attempt - 1))
+        time.sleep(WAIT * 2 ** (attempt - 1) if attempt else 0)
         try:
-            _transfer(url, part, token)
-        except _Interrupted as broken:
-            problem = str(broken)
+            _transfer(url, part)
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as broken:
+            response = getattr(broken, "response", None)
+            status = response.status_code if response is not None else None
+            if status == 416:  # more bytes here than there: begin again
+                part.unlink()
+            elif status and status not in BUSY:
+                raise FetchError(f"{url}: HTTP {status} {response.reason}", status) from None
+            problem = broken
         else:
-            _etag_file(part).unlink(missing_ok=True)
+            os.replace(part, output_file)
             return
+    if not part.exists():
+        reason = str(problem).rpartition("Caused by ")[2].strip("()")
+        host = urlsplit(url).netloc
+        raise FetchError(f"cannot reach {host} ({reason}): {_NO_NETWORK}") from problem
     raise FetchError(
-        f"{url}: {problem} ({ATTEMPTS} attempts); what has arrived is kept, "
-        "run the same command to go on"
-    )
+        f"{url}: the connection broke off after {part.stat().st_size:,} bytes ({problem}; "
+        f"{ATTEMPTS} attempts); what has arrived is kept, run the same command to go on"
+    ) from problem
 
 
-def get_json(url: str, *, token: str | None = None) -> Any:
-    """Return the JSON document at `url`; raises FetchError."""
-    with _open(urllib.request.Request(url), token) as response:
-        try:
-            return json.load(response)
-        except (ValueError, OSError, http.client.HTTPException) as error:
-            raise FetchError(f"{url} did not answer with JSON ({error})") from error
+_NO_NETWORK = (
+    "no network here, or a proxy is needed (HTTPS_PROXY), or for the hub a mirror (HF_ENDPOINT); "
+    "or run this command on a machine with a network and copy the set's folder here"
+)
 
 
-def _transfer(url: str, part: Path, token: str | None) -> None:
-    etag = _etag_file(part)
+def _transfer(url: str, part: Path) -> None:
+    etag = part.with_name(f"{part.name}.etag")
     have = part.stat().st_size if part.exists() and etag.exists() else 0
     # compressed on the way, the bytes could neither be counted nor resumed
-    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})
+    headers = {"Accept-Encoding": "identity"}
     if have:
-        request.add_header("Range", f"bytes={have}-")
-        request.add_header("If-Range", etag.read_text(encoding="utf-8"))
-    try:
-        response = _open(request, token)
-    except FetchError as refused:
-        if refused.status == 416:  # more bytes here than there: begin again
-            part.unlink()
-        elif refused.status not in BUSY:
-            raise
-        raise _Interrupted(str(refused)) from refused
-    with response:
-        if response.status != 206:
-            have = 0
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length and length.isdigit() else None
-        with part.open("ab" if have else "wb") as file:
+        headers |= {"Range": f"bytes={have}-", "If-Range": etag.read_text(encoding="utf-8")}
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        response.raise_for_status()
+        have = have if response.status_code == 206 else 0
+        length = response.headers.get("Content-Length", "")
+        total = have + int(length) if length.isdigit() else None
+        with part.open("ab" if have else "wb") as file, _bar(url, have, total) as bar:
             if not have:
                 _keep_etag(etag, response.headers.get("ETag"))
-            _copy(response, file, have, total, label=PurePosixPath(url).name)
-    size = part.stat().st_size
-    if total is not None and size != total:
-        raise _Interrupted(f"the connection closed after {size:,} of {total:,} bytes")
+            while block := response.raw.read1(1 << 16):  # what is there, so that a break loses none
+                file.write(block)
+                bar.update(len(block))
+            if total is not None and file.tell() < total:
+                raise requests.ConnectionError("the connection closed")
 
 
-def _copy(
-    response: http.client.HTTPResponse, file: BinaryIO, have: int, total: int | None, label: str
-) -> None:
-    bar = tqdm(
-        initial=have, total=total, unit="B", unit_scale=True, desc=label, leave=False,
-        disable=not sys.stderr.isatty(),
-    )  # fmt: skip
-    with bar:
-        while True:
-            try:
-                block = response.read(_BLOCK)
-            except (OSError, http.client.HTTPException) as error:
-                raise _Interrupted(f"the connection broke off ({error})") from error
-            if not block:
-                return
-            file.write(block)
-            bar.update(len(block))
-
-
-def _etag_file(part: Path) -> Path:
-    return part.with_name(f"{part.name}.etag")
+def _bar(url: str, have: int, total: int | None) -> tqdm:
+    return tqdm(initial=have, total=total, unit="B", unit_scale=True, leave=False,
+                desc=PurePosixPath(url).name, disable=not sys.stderr.isatty())  # fmt: skip
 
 
 def _keep_etag(path: Path, etag: str | None) -> None:
@@ -143,115 +128,94 @@ def _keep_etag(path: Path, etag: str | None) -> None:
         path.unlink(missing_ok=True)
 
 
-def _open(request: urllib.request.Request, token: str | None) -> http.client.HTTPResponse:
-    url, host = request.full_url, request.host
-    request.add_header("User-Agent", "spikescore-prepare")
-    if token:  # "unredirected": the store that a hub redirects to must not see it
-        request.add_unredirected_header("Authorization", f"Bearer {token}")
+# --- from the hub -----------------------------------------------------------------------------
+
+
+def hub_files(hub: str, revision: str | None, token: str | None) -> tuple[str, list[str]]:
+    """Return the commit of a data set's revision (None: the newest) and the files it holds."""
     try:
-        return urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise FetchError(f"{url}: HTTP {error.code} {error.reason}", error.code) from error
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise FetchError(
-            f"cannot reach {host} ({reason}): no network here, or a proxy is needed "
-            "(HTTPS_PROXY), or for the hub a mirror (HF_ENDPOINT); or run this command on a "
-            "machine with a network and copy the set's folder here"
-        ) from error
+        info = HfApi(endpoint(), token=token or False).dataset_info(hub, revision=revision)
+    except (HTTPError, OSError) as error:
+        raise _refused(hub, error) from error
+    return str(info.sha), sorted(str(entry.rfilename) for entry in info.siblings or ())
+
+
+def from_hub(hub: str, path: str, revision: str, folder: Path, token: str | None) -> None:
+    """Fetch a file of a data set on the hub to its path below a folder; FetchError."""
+    hub_logging.set_verbosity_error()  # each of its attempts would be told
+    try:
+        hf_hub_download(hub, path, repo_type="dataset", revision=revision, local_dir=folder,
+                        token=token or False, endpoint=endpoint())  # fmt: skip
+    except (HTTPError, OSError) as error:
+        raise _refused(f"{hub}/{path}", error) from error
+
+
+def endpoint() -> str:
+    """Return the hub's address: HF_ENDPOINT, or the public one."""
+    return os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or "https://huggingface.co"
+
+
+def _refused(what: str, error: Exception) -> FetchError:
+    if isinstance(error, OSError) and error.errno:  # a full disk is no fault of the hub
+        return FetchError(str(error))
+    cause: BaseException | None = error
+    while cause is not None and getattr(cause, "response", None) is None:
+        cause = cause.__cause__  # "not found locally" hides what the hub said
+    status = cause.response.status_code if cause is not None else None
+    status = 403 if isinstance(error, GatedRepoError) else status
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if status:
+        return FetchError(f"{endpoint()}, {what}: HTTP {status} ({reason})", status)
+    return FetchError(f"cannot reach {endpoint()} for {what} ({reason}): {_NO_NETWORK}")
 
 
 # --- looking at files -------------------------------------------------------------------------
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def count_rows(path: Path) -> int | None:
+    """Return the number of rows of a data file, as the suite reads them; None for another kind.
 
-
-def count_rows(path: Path, name: str) -> int | None:
-    """Return the number of rows in a data file whose kind is told by the ending of `name`.
-
-    A row is a line of JSONL, a record of CSV (below the heading) or Parquet, an entry of a JSON
-    list or of an object's "data" or "Data"; in SQuAD's nested form a question. None for another
-    kind, and for Parquet where pyarrow is not installed. Raises FetchError for a broken file.
+    In SQuAD's nested form a row is a question. Raises FetchError for a broken file.
     """
-    count = _COUNTERS.get(PurePosixPath(name).suffix)
-    try:
-        return count(path) if count else None
-    except (ValueError, KeyError, TypeError, csv.Error, OSError) as error:
-        raise FetchError(f"{name} cannot be read ({error})") from error
-
-
-def _count_lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for line in file if line.strip() and json.loads(line) is not None)
-
-
-def _count_json(path: Path) -> int:
-    text = path.read_text(encoding="utf-8-sig")
-    try:
-        content = json.loads(text)
-    except ValueError:
-        return _count_lines(path)  # JSON lines are often shipped as .json
-    if isinstance(content, dict):
-        content = next((content[key] for key in ("data", "Data", "questions") if key in content), 0)
-    if not isinstance(content, list):
-        raise ValueError("not a list of rows")
-    if content and isinstance(content[0], dict) and "paragraphs" in content[0]:
-        return sum(len(part["qas"]) for article in content for part in article["paragraphs"])
-    return len(content)
-
-
-def _count_csv(path: Path) -> int:
-    csv.field_size_limit(sys.maxsize)
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        return sum(1 for row in csv.reader(file) if row) - 1
-
-
-def _count_parquet(path: Path) -> int | None:
-    try:
-        from pyarrow import parquet
-    except ImportError:
+    if not is_data(path):
         return None
-    return parquet.read_metadata(path).num_rows
+    count = 0
+    try:
+        for where, row in read_rows(path):
+            if isinstance(row, BadRow):
+                raise FetchError(f"{path.name} cannot be read ({where}, {row})")
+            count += _questions(row)
+    except UserError as error:
+        raise FetchError(f"{path.name} cannot be read ({error})") from error
+    return count
 
 
-_COUNTERS = {
-    ".jsonl": _count_lines,
-    ".json": _count_json,
-    ".csv": _count_csv,
-    ".parquet": _count_parquet,
-}
+def _questions(row: Any) -> int:
+    articles = row.get("paragraphs") if isinstance(row, dict) else None
+    if not isinstance(articles, list):
+        return 1
+    return sum(len(one["qas"]) for one in articles if isinstance(one, dict) and "qas" in one)
 
 
-def unpack(archive: Path, pattern: str, folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield (name, file ending in .part) of each member of a zip or tar that fits the pattern.
+def unpack(archive: Path, pattern: str, folder: Path) -> list[Path]:
+    """Write each member of a zip or tar that fits the pattern into `folder`; return the files.
 
-    Members are written under their last name into `folder`, whatever path the archive gives them;
-    what the caller has not moved when it asks for the next is deleted.
-    Raises FetchError when the archive is broken or no member fits.
+    Members go by their last name, whatever path the archive gives them. Raises FetchError when the
+    archive is broken or no member fits.
     """
-    found = 0
+    found = []
     try:
         for name, member in _members(archive):
             last = PurePosixPath(name).name
-            if not fnmatch.fnmatch(name, pattern) or last.startswith("."):
-                continue
-            part = folder / f"{last}.part"
-            try:
-                with part.open("wb") as file:
+            if fnmatch.fnmatch(name, pattern) and not last.startswith("."):
+                with (folder / last).open("wb") as file:
                     shutil.copyfileobj(member, file)
-                found += 1
-                yield last, part
-            finally:
-                part.unlink(missing_ok=True)  # its reader has moved it, or has refused it
+                found.append(folder / last)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise FetchError(f"{archive.name} is not a readable archive ({error})") from error
     if not found:
         raise FetchError(f'{archive.name} holds no file "{pattern}"')
+    return found
 
 
 def _members(archive: Path) -> Iterator[tuple[str, Any]]:

@@ -20,86 +20,176 @@ import difflib
 import fnmatch
 import json
 import os
+import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pooch
+
 HERE = Path(__file__).resolve().parent
 # The script lies one folder below the project root, where the spikescore package is.
 sys.path.insert(0, str(HERE.parent))
 
-from catalogue import Source, SourceFile, listing, read_table, total  # noqa: E402
-from fetching import FetchError, count_rows, download, get_json, sha256_of, unpack  # noqa: E402
+import fetching  # noqa: E402
+from fetching import FetchError, count_rows  # noqa: E402
 
 from spikescore.errors import UserError, run_main  # noqa: E402
 from spikescore.files import write_json  # noqa: E402
 
 RECORD = "SOURCE.json"
 """What was fetched, from where: the one file of a set's folder that is no data."""
+ARRIVING = ".fetching"
+"""Where a set's files lie until they are whole and checked; it goes when all are there."""
 
 
-@dataclass
-class Record:
-    """What lies in a set's folder: {path: {url, sha256, bytes, rows, pinned}}, kept as JSON."""
+# --- the table of sets ------------------------------------------------------------------------
 
-    path: Path
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a set: `path` below the set's URL, and what is known of it (None: not known).
+
+    `path` may be a pattern (data/train-*) on the hub. `members`: the file is an archive, of which
+    the members that fit this pattern are kept; then `rows` is theirs. `bytes` is only shown.
+    """
+
+    path: str
+    sha256: str | None = None
+    rows: int | None = None
+    bytes: int | None = None
+    members: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """One set: where its files lie (`url`, or a data set `hub` = owner/name), and its terms.
+
+    `access`: open | token (HF_TOKEN, once its terms are accepted) | manual (`how` says how). A
+    hash, a revision or a count that is not known for certain is left out, never guessed.
+    """
+
+    name: str
+    title: str
+    domain: str
+    licence: str
+    citation: str
+    home: str
+    files: tuple[SourceFile, ...]
+    url: str | None = None
+    hub: str | None = None
     revision: str | None = None
+    access: str = "open"
+    how: str = ""
+    note: str = ""
 
-    @classmethod
-    def read(cls, folder: Path) -> Record:
-        path = folder / RECORD
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            return cls(path, dict(content["files"]), content["revision"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return cls(path)  # missing or damaged: the files are looked at again
 
-    def write(self, source: Source) -> None:
-        content = {
-            "name": source.name, "home": source.home, "licence": source.licence,
-            "citation": source.citation, "revision": self.revision,
-            "written_at": datetime.now(UTC).isoformat(timespec="seconds"), "files": self.files,
-        }  # fmt: skip
-        write_json(self.path, content)
+def read_table(path: Path) -> dict[str, Source]:
+    """Return the sets of a table by name; UserError when it is not a table of this form."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            name: Source(
+                name, **{**row, "files": tuple(SourceFile(**file) for file in row["files"])}
+            )
+            for name, row in table.items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(f'table "{path}" cannot be read ({error!r})') from error
 
-    def intact(self, url: str) -> list[str]:
-        """Return the paths that came from `url`, or none when one of them is gone or changed."""
-        paths = [path for path, entry in self.files.items() if entry.get("url") == url]
-        for path in paths:
-            file = self.path.parent / path
-            if not file.is_file() or sha256_of(file) != self.files[path].get("sha256"):
-                return []
-        return paths
+
+def listing(table: dict[str, Source]) -> str:
+    """Return the table for the eye: a few lines for each set."""
+    lines = []
+    for source in table.values():
+        rows = total(file.rows for file in source.files)
+        size = total(file.bytes for file in source.files)
+        terms = {"token": "needs HF_TOKEN", "manual": "by hand, after registration"}
+        access = terms.get(source.access, "open")
+        lines += [
+            f"{source.name}: {source.title}",
+            f"    domain    {source.domain}",
+            f"    licence   {source.licence}",
+            f"    size      {f'{size / 1e6:,.1f} MB' if size else 'not known beforehand'}, "
+            f"rows {f'{rows:,}' if rows else 'not known beforehand'}, access: {access}",
+            f"    citation  {source.citation}",
+            f"    home      {source.home}",
+            *([f"    note      {source.note}"] if source.note else []),
+        ]
+    return "\n".join(lines)
+
+
+def total(numbers: Iterable[int | None]) -> int | None:
+    """Return the sum, None when one of the numbers is not known."""
+    numbers = list(numbers)
+    return None if None in numbers else sum(numbers)
 
 
 # --- one set ----------------------------------------------------------------------------------
 
 
-def prepare(source: Source, folder: Path) -> None:
+@dataclass
+class Folder:
+    """A set's folder and what lies in it: {path: {url, sha256, bytes, rows, pinned}}, as JSON."""
+
+    path: Path
+    source: Source
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            content = json.loads((self.path / RECORD).read_text(encoding="utf-8"))
+            self.files, self.revision = dict(content["files"]), content["revision"]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # missing or damaged: the files are looked at again
+
+    def note(self, path: str, url: str, rows: int | None, *, pinned: bool) -> None:
+        """Record a file that lies at its place, and write the record."""
+        file, source = self.path / path, self.source
+        self.files[path] = {
+            "url": url, "sha256": pooch.file_hash(str(file)), "bytes": file.stat().st_size,
+            "rows": rows, "pinned": pinned,
+        }  # fmt: skip
+        write_json(self.path / RECORD, {
+            "name": source.name, "home": source.home, "licence": source.licence,
+            "citation": source.citation, "revision": self.revision,
+            "written_at": datetime.now(UTC).isoformat(timespec="seconds"), "files": self.files,
+        })  # fmt: skip
+
+    def intact(self, url: str) -> list[str]:
+        """Return the paths that came from `url`, or none when one of them is gone or changed."""
+        paths = [path for path, entry in self.files.items() if entry.get("url") == url]
+        return (
+            paths if all(self.holds(path, self.files[path].get("sha256")) for path in paths) else []
+        )
+
+    def holds(self, path: str, sha256: str | None) -> bool:
+        """True when the file is there with this hash."""
+        file = self.path / path
+        return file.is_file() and pooch.file_hash(str(file)) == sha256
+
+
+def prepare(source: Source, path: Path) -> None:
     """Bring a set's folder to what the table says, fetching only what is not there.
 
     Prints a line for each file. Raises FetchError; what was fetched before it is kept.
     """
+    folder = Folder(path, source)
     if source.access == "manual":
-        _check_by_hand(source, folder)
+        _look_for(source, folder)
         return
-    token = os.environ.get("HF_TOKEN", "").strip() or None if source.hub else None
+    token = os.environ.get("HF_TOKEN", "").strip() or None
     if source.access == "token" and not token:
         raise FetchError(_gate(source))
-    record = Record.read(folder)
     try:
-        revision = source.revision or record.revision or _head(source, token)
-        if revision != record.revision:
-            record.revision = revision
         for file in source.files:
-            rows = [
-                _bring(source, file, path, folder, record, token)
-                for path in _paths(source, file, revision, record, token)
-            ]
-            _check_rows(file.path, total(rows), file.rows)
+            paths = _paths(file, folder, token)
+            rows = total(_bring(file, path, folder, token) for path in paths)
+            _check_rows(file.path, rows, file.rows)
     except FetchError as refused:
         if refused.status in (401, 403) and source.access == "token":
             raise FetchError(f"{refused}. {_gate(source)}", refused.status) from refused
@@ -107,63 +197,79 @@ def prepare(source: Source, folder: Path) -> None:
             why = f"the publisher moved, closed or removed it, see {source.home}"
             raise FetchError(f"{refused}: {why}", refused.status) from refused
         raise
+    finally:
+        arriving = [*(path / ARRIVING).rglob("*.part"), *(path / ARRIVING).rglob("*.incomplete")]
+        if not arriving:  # else the next run goes on from there
+            shutil.rmtree(path / ARRIVING, ignore_errors=True)
 
 
-def _bring(
-    source: Source, file: SourceFile, path: str, folder: Path, record: Record, token: str | None
-) -> int | None:
+def _paths(file: SourceFile, folder: Folder, token: str | None) -> list[str]:
+    """Return the paths that a table entry stands for, and settle the revision.
+
+    A hub's set that the table does not pin stays at the revision that was fetched first.
+    """
+    source, wanted = folder.source, folder.source.revision or folder.revision
+    known = sorted(path for path in folder.files if fnmatch.fnmatch(path, file.path))
+    whole = known and total(folder.files[path]["rows"] for path in known) == file.rows
+    if not source.hub or (wanted and ("*" not in file.path or whole)):
+        folder.revision = wanted
+        return known if whole and "*" in file.path else [file.path]
+    folder.revision, names = fetching.hub_files(source.hub, wanted, token)
+    if not wanted:
+        print(f"{source.name}: not pinned: the hub's revision is {folder.revision}")
+    paths = [name for name in names if fnmatch.fnmatch(name, file.path) and ".." not in name]
+    if not paths:
+        raise FetchError(f'{source.hub} holds no file "{file.path}"; see {source.home}')
+    return paths
+
+
+def _bring(file: SourceFile, path: str, folder: Folder, token: str | None) -> int | None:
     """Make sure that one file is there and right; return its rows."""
-    url = f"{_base(source, record.revision)}/{path}"
-    kept = record.intact(url)
-    if not kept and not file.members and file.sha256 and (folder / path).is_file():
-        if sha256_of(folder / path) == file.sha256:  # brought here by hand
-            rows = count_rows(folder / path, path)
-            _note(record, source, path, url, folder / path, rows, pinned=True)
-            kept = [path]
-    if kept and (not file.sha256 or file.members or record.files[path]["sha256"] == file.sha256):
-        rows = total(record.files[one]["rows"] for one in kept)
+    source = folder.source
+    hub = f"{fetching.endpoint()}/datasets/{source.hub}/resolve/{{revision}}"
+    url = f"{(hub if source.hub else source.url).format(revision=folder.revision)}/{path}"
+    kept = folder.intact(url)
+    if not kept and not file.members and file.sha256 and folder.holds(path, file.sha256):
+        folder.note(path, url, count_rows(folder.path / path), pinned=True)  # brought by hand
+        kept = [path]
+    if kept and (not file.sha256 or file.members or folder.files[path]["sha256"] == file.sha256):
+        rows = total(folder.files[one]["rows"] for one in kept)
         print(f"{source.name}: kept {', '.join(kept)}, {_rows_text(rows)}")
         return rows
-    part = folder / f"{path}.part"
-    download(url, part, token=token)
-    digest = sha256_of(part)
+    arriving = folder.path / ARRIVING
+    arrived = arriving / path
+    arrived.parent.mkdir(parents=True, exist_ok=True)
+    if source.hub:
+        fetching.from_hub(source.hub, path, str(folder.revision), arriving, token)
+    else:
+        fetching.from_url(url, arrived)
+    digest = pooch.file_hash(str(arrived))
     if file.sha256 and digest != file.sha256:
-        part.unlink()
+        arrived.unlink()
         raise FetchError(
             f"{url}: SHA-256 is {digest}, the table says {file.sha256}: the file was changed at "
             f"its source or on the way; it was not kept. See {source.home}"
         )
-    parts = unpack(part, file.members, folder) if file.members else [(path, part)]
-    try:
-        counts = [_place(source, file, url, name, one, folder, record) for name, one in parts]
-    finally:
-        part.unlink(missing_ok=True)
     if not file.sha256:
         print(f"{source.name}: {path} is not pinned: hash of what was fetched is {digest}")
-    return total(counts)
+    try:
+        parts = fetching.unpack(arrived, file.members, arriving) if file.members else [arrived]
+        return total([_place(file, part, url, folder) for part in parts])
+    finally:
+        arrived.unlink(missing_ok=True)
 
 
-def _place(
-    source: Source, file: SourceFile, url: str, path: str, part: Path, folder: Path, record: Record
-) -> int | None:
+def _place(file: SourceFile, part: Path, url: str, folder: Folder) -> int | None:
     """Check the rows of a finished download and move it to its place; return its rows."""
-    rows = count_rows(part, path)
+    path = str(part.relative_to(folder.path / ARRIVING))
+    rows = count_rows(part)
     if "*" not in f"{file.path}{file.members or ''}":
         _check_rows(path, rows, file.rows)
-    os.replace(part, folder / path)
-    _note(record, source, path, url, folder / path, rows, pinned=bool(file.sha256))
-    print(f"{source.name}: fetched {path}, {_rows_text(rows)}")
+    (folder.path / path).parent.mkdir(parents=True, exist_ok=True)
+    os.replace(part, folder.path / path)
+    folder.note(path, url, rows, pinned=bool(file.sha256))
+    print(f"{folder.source.name}: fetched {path}, {_rows_text(rows)}")
     return rows
-
-
-def _note(
-    record: Record, source: Source, path: str, url: str, file: Path, rows: int | None, pinned: bool
-) -> None:
-    record.files[path] = {
-        "url": url, "sha256": sha256_of(file), "bytes": file.stat().st_size, "rows": rows,
-        "pinned": pinned,
-    }  # fmt: skip
-    record.write(source)
 
 
 def _check_rows(name: str, rows: int | None, expected: int | None) -> None:
@@ -175,58 +281,18 @@ def _check_rows(name: str, rows: int | None, expected: int | None) -> None:
 
 
 def _rows_text(rows: int | None) -> str:
-    return f"{rows:,} rows" if rows is not None else "rows not counted (pip install pyarrow)"
+    return f"{rows:,} rows" if rows is not None else "rows not counted"
 
 
-def _check_by_hand(source: Source, folder: Path) -> None:
-    pattern = source.files[0].path
-    found = sorted(file for file in folder.glob(pattern) if file.name != RECORD)
+def _look_for(source: Source, folder: Folder) -> None:
+    """Record the files of a set that is fetched by hand; FetchError says how when there is none."""
+    found = sorted(path for path in folder.path.glob(source.files[0].path) if path.name != RECORD)
     if not found:
-        raise FetchError(f"cannot be fetched by a script: {source.how} into {folder}")
-    record = Record(folder / RECORD)
+        raise FetchError(f"cannot be fetched by a script: {source.how} into {folder.path}")
     for file in found:
-        rows = count_rows(file, file.name)
-        _note(record, source, file.name, source.home, file, rows, pinned=False)
+        rows = count_rows(file)
+        folder.note(file.name, source.home, rows, pinned=False)
         print(f"{source.name}: found {file.name}, {_rows_text(rows)}")
-
-
-# --- the hub ----------------------------------------------------------------------------------
-
-
-def _hub() -> str:
-    return os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or "https://huggingface.co"
-
-
-def _base(source: Source, revision: str | None) -> str:
-    if source.hub:
-        return f"{_hub()}/datasets/{source.hub}/resolve/{revision}"
-    return str(source.url).format(revision=revision)
-
-
-def _head(source: Source, token: str | None) -> str | None:
-    """Return the newest revision of a set on the hub that the table does not pin, and say so."""
-    if not source.hub:
-        return None
-    revision = str(get_json(f"{_hub()}/api/datasets/{source.hub}", token=token).get("sha"))
-    print(f"{source.name}: not pinned: the hub's revision is {revision}")
-    return revision
-
-
-def _paths(
-    source: Source, file: SourceFile, revision: str | None, record: Record, token: str | None
-) -> list[str]:
-    """Return the paths that a table entry stands for: itself, or what fits its pattern."""
-    if "*" not in file.path:
-        return [file.path]
-    known = sorted(path for path in record.files if fnmatch.fnmatch(path, file.path))
-    if known and total(record.files[path]["rows"] for path in known) == file.rows:
-        return known  # complete, as the hub need not be asked to know
-    content = get_json(f"{_hub()}/api/datasets/{source.hub}/revision/{revision}", token=token)
-    names = [str(entry.get("rfilename")) for entry in content.get("siblings", ())]
-    paths = sorted(name for name in names if fnmatch.fnmatch(name, file.path) and ".." not in name)
-    if not paths:
-        raise FetchError(f'{source.hub} holds no file "{file.path}"; see {source.home}')
-    return paths
 
 
 def _gate(source: Source) -> str:
@@ -241,6 +307,7 @@ def _gate(source: Source) -> str:
 
 
 def main() -> int:
+    """Fetch the sets named; 1 when one of them could not be had."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

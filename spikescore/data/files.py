@@ -45,7 +45,7 @@ def read_rows(path: Path, columns: Columns = lambda names: None) -> Rows:
     if not path.is_dir():
         yield from _file_rows(path, columns)
         return
-    files = sorted(file for file in path.rglob("*") if _is_data(file))
+    files = sorted(file for file in path.rglob("*") if is_data(file))
     if not files:
         raise UserError(
             f'dataset folder "{path}" holds no .json or .jsonl file, nor .csv or .parquet; '
@@ -61,7 +61,8 @@ def plain_suffix(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
 
 
-def _is_data(file: Path) -> bool:
+def is_data(file: Path) -> bool:
+    """True for a data file of a kind that is read, by its name."""
     hidden = file.name.startswith(".") or file.name in _NOT_DATA
     return plain_suffix(file) in SUFFIXES and not hidden and file.is_file()
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from spikescore.data.reading import load_questions
@@ -23,7 +24,6 @@ from tests.helpers.running import ROOT, run_script, start_script, wait_until
 
 sys.path.insert(0, str(ROOT / "datasets"))
 
-import catalogue  # noqa: E402
 import fetching  # noqa: E402
 import prepare  # noqa: E402
 
@@ -56,6 +56,9 @@ class Server:
 
 def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:  # noqa: N802
+            self.do_GET()
+
         def do_GET(self) -> None:  # noqa: N802
             server.seen.append((self.path, dict(self.headers)))
             kind, number = server.faults.pop(0) if server.faults else ("", 0)
@@ -64,7 +67,13 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             if self.path in server.redirects:
                 self.send_response(302)
                 self.send_header("Location", server.redirects[self.path])
-                self.send_header("Content-Length", "0")
+                for name, value in (
+                    ("Content-Length", "0"),
+                    ("X-Repo-Commit", "r"),
+                    ("X-Linked-Etag", '"e"'),
+                    ("X-Linked-Size", "35"),
+                ):
+                    self.send_header(name, value)  # fmt: skip
                 return self.end_headers()
             data = server.files.get(self.path)
             if data is None:
@@ -79,7 +88,11 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Length", str(len(data) - start))
             if server.etags:
                 self.send_header("ETag", etag)
+            if "/resolve/" in self.path:
+                self.send_header("X-Repo-Commit", self.path.split("/resolve/")[1].split("/")[0])
             self.end_headers()
+            if self.command == "HEAD":
+                return None
             self.wfile.write(data[start : start + number] if number else data[start:])
             if kind == "hang":
                 self.rfile.read(1)
@@ -101,6 +114,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("HF_ENDPOINT", state.url)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(fetching, "WAIT", 0.0)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     yield state
     httpd.shutdown()
     httpd.server_close()
@@ -183,8 +198,8 @@ def test_too_many_breaks_keep_the_part_for_the_next_run(
     server.files["/a.json"] = JSON_ROWS
     server.faults = [("break", 100)] * 4
     assert run(tmp_path, monkeypatch, [{"path": "a.json"}], url=server.url) == 1
-    assert "closed after 400 of" in capsys.readouterr().err
-    assert (tmp_path / "demo" / "a.json.part").read_bytes() == JSON_ROWS[:400]
+    assert "broke off after 400 bytes" in capsys.readouterr().err
+    assert (tmp_path / "demo/.fetching/a.json.part").read_bytes() == JSON_ROWS[:400]
     assert not (tmp_path / "demo" / "a.json").exists()
     assert run(tmp_path, monkeypatch, [{"path": "a.json"}], url=server.url) == 0
     assert server.seen[-1][1]["Range"] == "bytes=400-"
@@ -197,7 +212,7 @@ def test_a_killed_download_goes_on_in_the_next_run(server: Server, tmp_path: Pat
     table = write_table(tmp_path, [{"path": "a.jsonl", "rows": 40_000}], url=server.url)
     arguments = ("demo", "--to", tmp_path, "--table", table)
     process = start_script("datasets/prepare.py", *arguments, env={"NO_PROXY": "*"})
-    part = tmp_path / "demo" / "a.jsonl.part"
+    part = tmp_path / "demo/.fetching/a.jsonl.part"
     wait_until(lambda: part.exists() and part.stat().st_size > 100_000, process)
     process.kill()
     process.communicate()
@@ -225,8 +240,8 @@ def test_a_part_longer_than_the_file_or_without_a_version_begins_again(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, etags: bool
 ) -> None:
     server.files["/a.json"], server.etags = JSON_ROWS, etags
-    part = tmp_path / "demo" / "a.json.part"
-    part.parent.mkdir()
+    part = tmp_path / "demo/.fetching/a.json.part"
+    part.parent.mkdir(parents=True)
     part.write_bytes(JSON_ROWS + b" " * 10)
     if etags:
         part.with_name("a.json.part.etag").write_text(f'"{sha(JSON_ROWS)[:16]}"')
@@ -326,15 +341,16 @@ def test_the_hub_mirror_a_pattern_and_an_unpinned_revision(
     for name, data in shards.items():
         server.files[f"/datasets/me/set/resolve/abc/{name}"] = data
     siblings = [{"rfilename": name} for name in ("README.md", "data/train-../x", *shards)]
-    server.files["/api/datasets/me/set"] = json.dumps({"sha": "abc"}).encode()
-    server.files["/api/datasets/me/set/revision/abc"] = json.dumps({"siblings": siblings}).encode()
+    info = {"id": "me/set", "sha": "abc", "siblings": siblings}
+    for address in ("/api/datasets/me/set", "/api/datasets/me/set/revision/abc"):
+        server.files[address] = json.dumps(info).encode()
     files = [{"path": "data/train-*", "rows": 9}]
     assert run(tmp_path, monkeypatch, files, hub="me/set") == 0
     assert "not pinned: the hub's revision is abc" in capsys.readouterr().out
     for name, data in shards.items():
         assert (tmp_path / "demo" / name).read_bytes() == data
     asked = len(server.seen)
-    server.files["/api/datasets/me/set"] = json.dumps({"sha": "newer"}).encode()
+    server.files["/api/datasets/me/set"] = json.dumps({**info, "sha": "newer"}).encode()
     assert run(tmp_path, monkeypatch, files, hub="me/set") == 0  # stays at what it has
     assert len(server.seen) == asked
     assert run(tmp_path, monkeypatch, [{"path": "data/train-*", "rows": 8}], hub="me/set") == 1
@@ -351,11 +367,13 @@ def test_a_gated_set_needs_a_token_which_no_other_host_sees(
     server.faults = [("status", 403)]
     assert run(tmp_path, monkeypatch, files, access="token", **more) == 1
     assert "accept its terms" in capsys.readouterr().err
-    server.redirects["/datasets/me/set/resolve/r/a.csv"] = "/store/a.csv?signed=1"
-    server.files["/store/a.csv?signed=1"] = b'Question,Answer\n"two\nlines",1\nb,2\n'
+    store = server.url.replace("127.0.0.1", "localhost") + "/store/a.csv?signed=1"
+    server.redirects["/datasets/me/set/resolve/r/a.csv"] = store
+    server.files["/store/a.csv?signed=1"] = b'Question,Answer\n"two\nlines",1\nbb,2\n'
     assert run(tmp_path, monkeypatch, files, access="token", **more) == 0
-    first, second = server.seen[-2:]
-    assert first[1]["Authorization"] == "Bearer hf_secret" and "Authorization" not in second[1]
+    asked = [(path, {k.lower(): v for k, v in headers.items()}) for path, headers in server.seen]
+    assert asked[1][1]["authorization"] == "Bearer hf_secret" and asked[-1][0].startswith("/store")
+    assert not any("authorization" in headers for path, headers in asked if "store" in path)
     assert not any("hf_secret" in path.read_text() for path in (tmp_path / "demo").iterdir())
 
 
@@ -447,26 +465,27 @@ SQUAD = {"version": "v2.0", "data": [
     ],
 )
 def test_count_rows(tmp_path: Path, name: str, content: str, rows: int | None) -> None:
-    (tmp_path / "file.part").write_text(content, newline="")
-    assert fetching.count_rows(tmp_path / "file.part", name) == rows
+    (tmp_path / name).write_text(content, newline="")
+    assert fetching.count_rows(tmp_path / name) == rows
 
 
 def test_count_rows_of_parquet(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    parquet.write_table(pyarrow.table({"q": list(range(1234))}), tmp_path / "a.part")
-    assert fetching.count_rows(tmp_path / "a.part", "x/a.parquet") == 1234
-    (tmp_path / "a.part").write_bytes(b"PAR1 not")
-    with pytest.raises(fetching.FetchError, match="x/a.parquet cannot be read"):
-        fetching.count_rows(tmp_path / "a.part", "x/a.parquet")
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"q": list(range(1234))}), path)
+    assert fetching.count_rows(path) == 1234
+    path.write_bytes(b"PAR1 not")
+    with pytest.raises(fetching.FetchError, match="a.parquet cannot be read"):
+        fetching.count_rows(path)
 
 
 # --- the shipped table ------------------------------------------------------------------------
 
 
 def test_the_table_names_every_set_with_its_terms_and_only_whole_pins() -> None:
-    table = catalogue.read_table(ROOT / "datasets" / "sources.json")
+    table = prepare.read_table(ROOT / "datasets" / "sources.json")
     assert set(table) == {
         "svamp", "coqa", "triviaqa", "triviaqa-unfiltered", "commonsenseqa", "belebele", "math",
         "math-500", "gsm8k", "truthfulqa", "gpqa", "squad", "squad_v2", "nq_open", "bioasq",
@@ -500,4 +519,4 @@ def test_list_shows_name_domain_licence_size_rows_and_citation() -> None:
 def test_a_table_that_is_none_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text("[1]")
     with pytest.raises(UserError, match="cannot be read"):
-        catalogue.read_table(tmp_path / "t.json")
+        prepare.read_table(tmp_path / "t.json")
