@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -22,6 +23,13 @@ def completion(text, ending="stop"):
     choice = {"index": 0, "finish_reason": ending, "message": {"role": "assistant"}}
     choice["message"]["content"] = text
     return 200, {}, json.dumps({"id": "1", "object": "chat.completion", "choices": [choice]})
+
+
+def ab(body) -> tuple[str, str]:
+    """The answers A and B of a request for an entailment."""
+    return re.search(
+        r"<A>\n(.*)\n</A>\n\n<B>\n(.*)\n</B>", body["messages"][-1]["content"]
+    ).groups()
 
 
 class FaultyServer:

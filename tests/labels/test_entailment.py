@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from openai import AsyncOpenAI
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import BertForSequenceClassification
 
 import utils
 from spikescore.data.question import Question
@@ -26,7 +26,8 @@ from spikescore.labels.entailment import (
     parse_entailment,
 )
 from spikescore.labels.judges import judge_many, make_judge
-from tests.helpers.fault_server import FaultyServer, client, completion
+from tests.helpers.fault_server import FaultyServer, ab, client, completion
+from tests.helpers.models import LABELS, bert_tokenizer, save_bert
 
 
 @pytest.mark.parametrize(
@@ -98,13 +99,6 @@ def test_the_question_and_both_answers_reach_the_model_in_their_places() -> None
     assert "None" not in entailment_messages((None, "a", "b"))[-1]["content"]
 
 
-def ab(body) -> tuple[str, str]:
-    """The answers A and B of a request."""
-    return re.search(
-        r"<A>\n(.*)\n</A>\n\n<B>\n(.*)\n</B>", body["messages"][-1]["content"]
-    ).groups()
-
-
 def by_first_letter(body, _=None):
     """A server's verdict: B follows when its first letter is A's, contradicts when it is "z"."""
     a, b = ab(body)
@@ -162,40 +156,6 @@ def test_a_wrong_choice_is_a_user_error(name, factory, message, monkeypatch) -> 
 
 
 # --- a local NLI model ------------------------------------------------------------------------
-
-LABELS = {0: "entailment", 1: "Contradiction", 2: "NEUTRAL"}
-WORDS = "which town is it paris lyon rome in the north of france a b c d e f g h".split()
-
-
-def bert_tokenizer() -> PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    vocabulary = {word: index for index, word in enumerate([*special, *WORDS, "?", "."])}
-    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    raw.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]",
-        sep_token="[SEP]", model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )  # fmt: skip
-
-
-def save_bert(folder: Path, labels: dict[int, str]) -> Path:
-    tokenizer = bert_tokenizer()
-    torch.manual_seed(3)
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=64, max_position_embeddings=64, num_labels=len(labels), id2label=labels,
-        label2id={label: index for index, label in labels.items()}, initializer_range=0.8,
-    )  # fmt: skip
-    BertForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,8 @@ from spikescore.labels.entailment import (
     settled,
 )
 from spikescore.measures.clustering import cluster_many
-from tests.helpers.fault_server import FaultyServer, client, completion, failing
+from tests.helpers.fault_server import FaultyServer, ab, client, completion, failing
 from tests.helpers.running import end, start, wait_until
-from tests.labels.test_entailment import ab
 
 C, N, E = CONTRADICTION, NEUTRAL, ENTAILMENT
 
@@ -189,22 +188,22 @@ def test_a_failing_server_gives_right_sets_or_none_and_a_rerun_fills_the_gaps(
 ) -> None:
     monkeypatch.setattr(chat_server, "_PAUSE", 0.01)
     items, healthy = make_items(16), False
-    right, faulty = truth(items), failing(verdict, seed=5)
+    right, faulty = truth(items), failing(verdict, seed=5, slow=3.0)
 
     def reply(body, number):
         return completion(verdict(body)) if healthy else faulty(body, number)
 
-    def run(server):
+    def run(server, timeout=600.0):
         judge = make_entailment(
             "llm_m",
             client_factory=lambda timeout, **_: client(server.url, timeout=timeout, max_retries=1),
             cache=tmp_path / "replies.sqlite",
-            timeout=0.4,
+            timeout=timeout,
         )
         return cluster_many(items, judge, strict=True), judge.asker.stats
 
     with FaultyServer(reply) as server:
-        first, stats = run(server)
+        first, stats = run(server, timeout=1.5)
         missing = [index for index, ids in enumerate(first) if ids is None]
         assert 0 < len(missing) < len(items) and stats["failed"] >= len(missing)
         assert all(ids in (None, right_ids) for ids, right_ids in zip(first, right, strict=True))

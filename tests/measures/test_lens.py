@@ -20,7 +20,7 @@ from spikescore.measures.lens import (
     late_layers,
     sharpness_layer,
 )
-from tests.model.test_engine import WINDOW, make_model
+from tests.helpers.models import WINDOW, make_model
 
 # --- formulae ---------------------------------------------------------------------------------
 

@@ -25,8 +25,8 @@ from spikescore.model.engine import Engine
 from spikescore.model.prompt_ends import read_ends
 from spikescore.model.sampling import Sampling
 from spikescore.model.turns import LAST, Limits
+from tests.helpers.models import make_model
 from tests.helpers.running import CHAT_TEMPLATE, make_tokenizer
-from tests.model.test_engine import make_model
 
 TOKENIZER = make_tokenizer()
 

@@ -5,16 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
 from transformers.generation.logits_process import (
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
@@ -29,34 +19,10 @@ from spikescore.model.engine import PREFILL_TOKENS, DraftTable, Engine
 from spikescore.model.sampling import Sampling, choose_tokens, turn_uniforms
 from spikescore.model.turns import Limits, Turn, common_prefix
 from spikescore.pairs import TOKEN_KEYS
+from tests.helpers.models import make_model
 from tests.helpers.oracles import states_at
 
-SHAPE = {
-    "vocab_size": 120,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 2048,
-}
-WINDOW = 20  # shorter than the dialogues, so that sliding attention is really used
 STOP_IDS = [2, 3, 4]
-
-
-def make_model(kind: str, *, vocab_size: int = SHAPE["vocab_size"], seed: int = 0):
-    """A small model of an architecture, with random weights."""
-    shape = {**SHAPE, "vocab_size": vocab_size}
-    torch.manual_seed(seed)
-    if kind == "llama":
-        return LlamaForCausalLM(LlamaConfig(**shape)).eval()
-    if kind == "qwen3":
-        return Qwen3ForCausalLM(Qwen3Config(**shape)).eval()
-    if kind == "mistral":
-        return MistralForCausalLM(MistralConfig(sliding_window=WINDOW, **shape)).eval()
-    config = Gemma2Config(sliding_window=WINDOW, attn_implementation="eager", **shape)
-    return Gemma2ForCausalLM(config).eval()
 
 
 class Script:

@@ -17,8 +17,8 @@ from spikescore.model.reading import Exchange, Transcript, encode_transcript, re
 from spikescore.model.sampling import Sampling
 from spikescore.model.turns import Finished, Limits, Turn
 from spikescore.pairs import TOKEN_KEYS
+from tests.helpers import models
 from tests.helpers.running import CHAT_TEMPLATE, make_tokenizer
-from tests.model import test_engine
 from tests.model.test_engine import assert_states_equal_a_plain_pass
 
 # earlier answers are cut to four letters, as templates that strip thinking blocks rewrite them
@@ -32,7 +32,7 @@ ANSWERS = ["the passage answers it", "", "and", "the question of the answer", "n
 
 
 def make_model(kind: str):
-    return test_engine.make_model(kind, vocab_size=len(make_tokenizer()), seed=1)
+    return models.make_model(kind, vocab_size=len(make_tokenizer()), seed=1)
 
 
 def make_chat(template=CHAT_TEMPLATE) -> ChatFormat:

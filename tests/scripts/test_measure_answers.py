@@ -27,8 +27,8 @@ from spikescore.model.sampling import Sampling
 from spikescore.model.turns import Limits, token_sequences
 from spikescore.pairs import file_id, read_record, write_pair
 from spikescore.pickles import load_pickle
+from tests.helpers.models import LABELS, save_bert
 from tests.helpers.running import run_script
-from tests.labels.test_entailment import LABELS, save_bert
 
 N_ITEMS, TURNS, N_LAYERS, HIDDEN = 4, 4, 3, 64
 
