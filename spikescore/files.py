@@ -1,26 +1,31 @@
-"""The pair on disk: `<id>.json` with the dialogue and `<id>.pkl` with its hidden states.
+"""Files: what is under a folder, and reading and writing so that nothing is ever half there.
 
-Everything that reads or writes a pair goes through here, so that the promises are kept in one
-place: loading a pickle never runs code from it, a write is atomic, the PKL is written before the
-JSON, and a JSON with `"complete": true` marks a finished pair. The older public form of both files
-is read, never written.
-
-States are a dict `{turn: {token_key: array}}`, turn counted from 1, each array FP16 of shape
-`[L+1, H]` (index 0 = embedding output, last = the final entry of `output_hidden_states`).
+`walk` finds files, links to folders followed. `open_atomic` and what stands on it (`write_atomic`,
+`write_json`) make a file appear whole or not at all, even after kill -9. `read_json` names file,
+line and column of what is wrong. `locked` keeps a folder to one run. Whatever the operating system
+refuses is a `Refused` that names the path.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
 import os
 import re
 import secrets
+import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from spikescore.errors import UserError
+from spikescore.errors import UserError, refused
+
+log = logging.getLogger("spikescore")
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -34,24 +39,105 @@ class JsonText(str):
     __slots__ = ()
 
 
+def walk(folder: str | Path) -> list[Path]:
+    """Return all files under a folder, sorted, as if each link to a folder were that folder.
+
+    A folder to which several ways lead is walked once, by a way without links if there is one, so
+    that a circle ends. Raises Refused, naming it, for a folder that is missing or cannot be read; a
+    link that leads nowhere is warned of and counts as a file.
+    """
+    files: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    inside, linked = [os.fspath(folder)], []
+    while inside or linked:
+        here = inside.pop() if inside else linked.pop(0)
+        try:
+            status = os.stat(here)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(here) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
+        except OSError as error:
+            raise refused(error, here, "cannot be read") from error
+        for entry in entries:
+            if not os.path.isdir(entry.path) if entry.is_symlink() else not entry.is_dir():
+                files.append(entry.path)
+                if entry.is_symlink() and not os.path.exists(entry.path):
+                    log.warning('"%s" is a link that leads nowhere', entry.path)
+            else:
+                (linked if entry.is_symlink() else inside).append(entry.path)
+    return sorted(map(Path, files))
+
+
 # --- writing ----------------------------------------------------------------------------------
+
+
+def make_folder(folder: Path) -> Path:
+    """Make a folder and those above it, if need be, and return it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise refused(error, folder, "cannot be made") from error
+    return folder
 
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
     """Open a binary file to write so that the path holds either its old content or, once the block
-    has ended without an error, all of the new, even after kill -9.
+    has ended without an error, all of the new, even after kill -9. Its folder is made if need be.
+
+    The first write into a folder removes what killed runs have left there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    _remove_leftovers(make_folder(path.parent))
+    mark = f"{os.getpid()}.{_machine()}{secrets.token_hex(2)}"
+    temporary = path.with_name(f".{path.name}.{mark}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            raise refused(error, path, "cannot be written") from error
         raise
+
+
+_LEFTOVER = re.compile(r"\..+\.([0-9]+)\.([0-9a-f]{4})[0-9a-f]{4}\.tmp")
+_STRANGE_AGE = 3600  # seconds without a write after which no run on another machine is at it
+
+
+@cache
+def _machine() -> str:
+    """Return 4 hex digits for the machine, or the container in it, that process ids belong to."""
+    space = "/proc/self/ns/pid"
+    inner = os.readlink(space) if os.path.exists(space) else ""
+    return sha256(f"{socket.gethostname()} {inner}".encode()).hexdigest()[:4]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it is another user's
+        pass
+    return True
+
+
+@cache
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of runs that were killed; once a folder and process is enough."""
+    with os.scandir(folder) as entries:
+        marks = [(entry, match) for entry in entries if (match := _LEFTOVER.fullmatch(entry.name))]
+    for entry, match in marks:
+        with suppress(OSError):  # another run removes it too, or may not
+            ours = match[2] == _machine() or time.time() - entry.stat().st_mtime > _STRANGE_AGE
+            if ours and not _lives(int(match[1])):
+                os.unlink(entry.path)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -109,16 +195,34 @@ def read_json(path: Path, *, ids_as_text: bool = False) -> Any:
     in the file.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors of some systems begin with a mark
         return _decode_sparing_ids(text) if ids_as_text else json.loads(text)
     except FileNotFoundError as error:
         raise UserError(f'"{path}" does not exist') from error
     except OSError as error:
-        raise UserError(f'"{path}" cannot be read: {error.strerror}') from error
-    except ValueError as error:
+        raise refused(error, path, "cannot be read") from error
+    except UnicodeDecodeError as error:
         raise UserError(
-            f'"{path}" is not valid JSON ({error}); restore or delete the file'
+            f'"{path}" is not UTF-8 text: {error.reason} at byte {error.start}; '
+            "it is damaged, or was saved in another encoding"
         ) from error
+    except json.JSONDecodeError as error:
+        raise UserError(f'"{path}" is not valid JSON: {_place_of(error)}') from error
+    except RecursionError as error:
+        raise UserError(f'"{path}" is no JSON of ours: its values are nested too deeply') from error
+    except ValueError as error:  # a whole number of thousands of digits
+        raise UserError(f'"{path}" cannot be read as JSON: {error}') from error
+
+
+def _place_of(error: json.JSONDecodeError) -> str:
+    """Return where JSON goes wrong, what stands there, and the usual slip if it is that."""
+    place = f"line {error.lineno}, column {error.colno}: {error.msg}"
+    rest = error.doc[error.pos :].strip()
+    if not rest:
+        return f"{place}, but the file ends here; it may be cut short"
+    before = error.doc[: error.pos].rstrip()
+    comma = "; is there a comma too many?" if before.endswith(",") or rest[0] == "," else ""
+    return f"{place}, at {rest.split(maxsplit=1)[0][:20]!r}{comma}"
 
 
 def _decode_sparing_ids(text: str) -> Any:
@@ -140,3 +244,40 @@ def _decode_sparing_ids(text: str) -> Any:
         return json.loads(_TOKEN_IDS.sub(set_aside, text), object_hook=put_back)
     except ValueError:
         return json.loads(text)  # whose error names the place in the text as it is
+
+
+# --- a folder in use --------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
+    """Keep a folder to one run while the block runs; UserError saying who holds it (host, process,
+    since when) where another does.
+
+    The lock is the system's own on a file in the folder: it ends with the process that holds it,
+    however that ends, so that none is ever left behind.
+    """
+    path = make_folder(folder) / name
+    try:
+        file = open(path, "a+", encoding="utf-8")
+    except OSError as error:
+        raise refused(error, path, "cannot be written") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise UserError(
+                f'"{folder}" is in use by {holder}; wait until it has ended, or give another folder'
+            ) from error
+        except OSError as error:
+            log.warning('"%s" cannot be locked (%s): start no second run on it', folder, error)
+            yield
+            return
+        file.truncate(0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
+        file.flush()
+        yield
+        file.truncate(0)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from spikescore.errors import UserError
-from spikescore.files import read_json, write_atomic, write_json
+from spikescore.files import read_json, walk, write_atomic, write_json
 from spikescore.pickles import load_pickle, map_pickle
 
 TOKEN_KEYS = (
@@ -55,7 +55,6 @@ def write_pair(folder: Path, record: dict[str, Any], states: States, *, model: s
     Raises UserError, naming turn, token key and layer, when a state is not finite or beyond FP16's
     range.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     packed = pack_states(states, model=model)
     write_atomic(folder / f"{record['id']}.pkl", pickle.dumps(packed, protocol=5))
     write_json(folder / f"{record['id']}.json", {**record, "complete": True})
@@ -91,29 +90,27 @@ def pack_states(states: States, *, model: str) -> dict[str, Any]:
 
 def write_error(folder: Path, item_id: str, reason: str, **details: Any) -> None:
     """Record that an item failed, and why, as `<id>.error.json` next to where its pair would be."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{item_id}.error.json", {"id": item_id, "error": reason, **details})
 
 
 def find_records(folder: str | Path) -> list[Path]:
-    """Return the dialogue JSON files under a folder, recursively, sorted. Error files and run
-    files are left out.
+    """Return the dialogue JSON files under a folder, links to folders followed, sorted. Error
+    files, run files and hidden folders (a notebook's checkpoints) are left out.
 
     A file counts when its name is not one of ours for other purposes; `read_record` says whether
     it really is one.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(
-            f'folder "{folder}" does not exist; give the folder that stage 1 wrote its pairs to'
-        )
-    return sorted(
+    top = Path(folder)
+    if not top.is_dir():
+        raise UserError(f'folder "{top}" does not exist; give the folder that stage 1 wrote to')
+    return [
         path
-        for path in folder.rglob("*.json")
-        if path.name not in _NOT_PAIRS
-        and not path.name.startswith(".")
+        for path in walk(top)
+        if path.suffix == ".json"
+        and path.name not in _NOT_PAIRS
+        and not any(part.startswith(".") for part in path.relative_to(top).parts)
         and not path.name.endswith((".error.json", "_error.json"))
-    )
+    ]
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

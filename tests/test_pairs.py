@@ -15,7 +15,7 @@ import torch
 
 from spikescore import pairs
 from spikescore.errors import UserError
-from spikescore.files import JsonText, read_json, write_json
+from spikescore.files import write_json
 from spikescore.pairs import TOKEN_KEYS, file_id, find_records, read_record, read_states, write_pair
 from spikescore.pickles import load_pickle, map_pickle
 
@@ -51,14 +51,6 @@ def test_a_pair_comes_back_as_it_was_written(tmp_path):
     assert sorted(os.listdir(tmp_path / "new")) == ["a.json", "a.pkl"]
 
 
-def test_number_lists_stand_on_one_line_and_text_is_untouched(tmp_path):
-    record = {"ids": [1, -2, 3.5e-7], "text": "[\n  1,\n  2\n]", "mixed": [1, "a"], "empty": []}
-    write_json(tmp_path / "x.json", record)
-    text = (tmp_path / "x.json").read_text(encoding="utf-8")
-    assert json.loads(text) == record
-    assert "[ 1, -2, 3.5e-07 ]" in text
-
-
 @pytest.mark.parametrize(("value", "layer"), [(np.inf, 2), (np.nan, 1)])
 def test_a_state_beyond_fp16_is_refused_with_its_layer(tmp_path, value, layer):
     states = make_states()
@@ -66,20 +58,6 @@ def test_a_state_beyond_fp16_is_refused_with_its_layer(tmp_path, value, layer):
     with pytest.raises(UserError, match=rf"turn 2, {TOKEN_KEYS[1]}: the state of layer {layer}"):
         write_pair(tmp_path, {"id": "a"}, states, model="m")
     assert not list(tmp_path.glob("*.json"))
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "x.json"
-    write_json(path, {"old": 1})
-
-    def broken(*args):
-        raise OSError("disk gone")
-
-    monkeypatch.setattr(os, "replace", broken)
-    with pytest.raises(OSError):
-        write_json(path, {"new": 2})
-    assert json.loads(path.read_text()) == {"old": 1}
-    assert os.listdir(tmp_path) == ["x.json"]
 
 
 class _Hostile:
@@ -139,7 +117,7 @@ def test_missing_files_and_folders_are_named(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         find_records(tmp_path / "nowhere")
     (tmp_path / "x.json").write_text('{"cot_steps": [')
-    with pytest.raises(UserError, match="line 1 column"):
+    with pytest.raises(UserError, match="line 1, column"):
         read_record(tmp_path / "x.json")
 
 
@@ -208,33 +186,6 @@ def test_file_id():
     assert file_id("../../etc/passwd", "x") == "etc_passwd"
     hashed = file_id(None, "content")
     assert len(hashed) == 12 and hashed == file_id("///", "content")
-
-
-def test_half_of_a_surrogate_pair_is_replaced_and_can_be_read_back(tmp_path):
-    write_json(tmp_path / "a.json", {"text": "a\ud83db", "\udc00": ["\ud83d\u00e9", "\U0001f600"]})
-    assert read_json(tmp_path / "a.json") == {
-        "text": "a\ufffdb",
-        "\ufffd": ["\ufffd\u00e9", "\U0001f600"],
-    }
-
-
-@pytest.mark.parametrize("value", [np.nan, [1.0, np.inf], {"deep": [[-np.inf]]}])
-def test_a_number_that_json_cannot_hold_is_refused(tmp_path, value):
-    with pytest.raises(ValueError):
-        write_json(tmp_path / "a.json", {"x": value})
-    assert os.listdir(tmp_path) == []
-
-
-def test_the_text_is_that_of_json_dumps_but_for_lists_of_numbers(tmp_path):
-    record = {
-        "empty": {"list": [], "dict": {}, "text": ""},
-        "mixed": [1, None, True, False, 'é\n"', -2.5, [], {"a": ("b", 1)}],
-        "nested": [{"deep": [{"x": 1e300}, ["y"]]}],
-        1: {None: 0, True: "t", 2.5: -7},
-    }
-    write_json(tmp_path / "a.json", record)
-    expected = json.dumps(record, ensure_ascii=False, indent=2) + "\n"
-    assert (tmp_path / "a.json").read_text(encoding="utf-8") == expected
 
 
 @pytest.mark.parametrize(
@@ -411,50 +362,6 @@ def test_turns_in_an_unknown_form_are_named(tmp_path, turns):
     path.write_bytes(pickle.dumps({"format": 1, "turns": turns}, protocol=5))
     with pytest.raises(UserError, match=r"a\.pkl.*no hidden states in a known form"):
         read_states(path)
-
-
-# --- token ids kept as text ---------------------------------------------------------------------
-
-
-def test_token_ids_kept_as_text_are_written_back_as_they_were(tmp_path):
-    step = {"turn": 1, "prompt_ids": [0, 17], "response_ids": list(range(300)), "scores": [1, 2]}
-    decoy = '"response_ids": [ 1, 2 ]'
-    record = {
-        "question": f"what is {decoy}?",
-        decoy: "a key",
-        "choices": [1, 2],
-        "cot_steps": [step, {"prompt_ids": [], "response_ids": ["a"], "response": "\n" + decoy}],
-    }
-    path = tmp_path / "a.json"
-    write_json(path, record)
-    kept = read_json(path, ids_as_text=True)
-    first = kept["cot_steps"][0]
-    assert type(first["prompt_ids"]) is JsonText and first["prompt_ids"] == "[ 0, 17 ]"
-    assert type(first["response_ids"]) is JsonText
-    assert json.loads(first["response_ids"]) == list(range(300))
-    assert {**first, "prompt_ids": [0, 17], "response_ids": list(range(300))} == step
-    assert {**kept, "cot_steps": None} == {**record, "cot_steps": None}
-    assert kept["cot_steps"][1] == record["cot_steps"][1]
-    write_json(tmp_path / "b.json", kept)
-    assert (tmp_path / "b.json").read_bytes() == path.read_bytes()
-
-
-@pytest.mark.parametrize("indent", [None, 2])
-def test_token_ids_in_another_layout_are_decoded(tmp_path, indent):
-    record = {"cot_steps": [{"prompt_ids": [1, 2], "response_ids": [3]}]}
-    (tmp_path / "a.json").write_text(json.dumps(record, indent=indent))
-    assert read_json(tmp_path / "a.json", ids_as_text=True) == record
-
-
-def test_a_broken_json_is_named_alike_with_token_ids_kept_as_text(tmp_path):
-    path = tmp_path / "a.json"
-    path.write_text('{"response_ids": [ 1, 2, 3 ], "x": }')
-    told = []
-    for ids_as_text in (False, True):
-        with pytest.raises(UserError, match="line 1 column 36") as error:
-            read_json(path, ids_as_text=ids_as_text)
-        told.append(str(error.value))
-    assert told[0] == told[1]
 
 
 def pair_of(path="a/x.json", **changes):
