@@ -294,13 +294,16 @@ def generate(
 
 def chosen_judge(items: list[Item], config: Config) -> Judge:
     """Set the judge up; a mistake in its name or a missing key shows at once."""
+    from pathlib import Path
+
     from spikescore.labels.judges import make_judge
     from utils import make_client
 
     if config.replay:
         return make_judge("none")
     questions = [item.question for item in items]
-    return make_judge(config.judge, questions=questions, client_factory=make_client)
+    cache = Path(config.output_dir) / "judge_cache.sqlite"
+    return make_judge(config.judge, questions=questions, client_factory=make_client, cache=cache)
 
 
 def bar_rhythm() -> dict[str, Any]:
@@ -375,7 +378,7 @@ def report(tally: Tally, config: Config, started: float) -> int:
     if tally.failed:
         print("each failed item left an <id>.error.json that says why; run again to retry them")
     if tally.labels["unlabelled"]:
-        print("label the rest with: python utils.py --relabel DIR --judge NAME")
+        print("label the rest with: python scripts/label_answers.py --relabel DIR --judge NAME")
     return 1 if tally.failed else 0
 
 

@@ -14,6 +14,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -102,9 +103,13 @@ class EventLoop:
         self._thread.start()
         return self
 
+    def begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine beside others; return its future."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine to its end; return what it returns, or raise what it raises."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        return self.begin(work).result()
 
     def start(self, work: Coroutine[Any, Any, T], report: Callable[[T | Exception], None]) -> None:
         """Run a coroutine beside others; `report` gets its result, or the exception it died of."""
@@ -116,7 +121,7 @@ class EventLoop:
                 result = error
             report(result)
 
-        asyncio.run_coroutine_threadsafe(reported(), self._loop)
+        self.begin(reported())
 
     def open(self, resource: AbstractAsyncContextManager[T]) -> T:
         """Enter an asynchronous context, a client for instance, until the loop is left."""

@@ -178,7 +178,8 @@ def read_answers(folder: str | Path, *, token_key: str) -> Answers:
         counts = ", ".join(f"{n} {why}" for why, n in left_out.items()) or "none found"
         raise UserError(
             f'no finished, labelled dialogue with hidden states under "{folder}" ({counts}); '
-            "give the output_dir of reasoning_lite.py, and label it with utils.py --relabel"
+            "give the output_dir of reasoning_lite.py, and label it with "
+            "scripts/label_answers.py --relabel"
         )
     require_one_run(zip(paths, records, strict=True))
     return Answers(

@@ -1,4 +1,4 @@
-"""Many questions to a chat server at once: each distinct one asked once, ever.
+"""Questions to a chat server, many at once, each distinct one asked once, ever.
 
 The server is any with the OpenAI interface. Its client retries 429, 5xx, lost connections and
 time-outs, with exponential back-off and jitter or as the server's Retry-After says. A reply that
@@ -9,9 +9,12 @@ not remembered, so that running again asks exactly what failed.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +25,7 @@ from tqdm import tqdm
 
 from spikescore.errors import UserError
 from spikescore.labels.reply_cache import ReplyCache, request_key
+from spikescore.runtime import EventLoop, brief
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -33,12 +37,14 @@ Message = dict[str, str]
 Parse = Callable[[str], object | None]
 
 LLM_PREFIX = "llm_"
+DEFAULT_MODEL = "gpt-4o-mini"
 GIVE_UP_AFTER = 50  # failures in a row: the server, or the model, is not fit for the task
+REST = 60.0  # seconds after which a server that was given up is tried again
+BAR_DELAY = 2.0  # seconds before a bar is worth showing
 _ATTEMPTS = 3  # at a reply that can be used
-_WORKERS_PER_CLIENT = 64  # a client looks at all its connections for each call
+_CALLS_PER_CLIENT = 64  # a client looks at all its connections for each call
 _PAUSE = 0.25  # seconds before the second attempt, doubled before each further one
 _BACK_OFF_ROOM = 30.0  # seconds per try that the client may spend waiting to try again
-_BAR_DELAY = 2.0  # seconds before a bar is worth showing
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,10 @@ class Asker:
     that a missing key shows before any work is done. `timeout` is in seconds, per try. `cache` is
     the file of known replies, which several askers and processes may share; None keeps none.
     `stats` counts conversations: those `asked` of the server, those `from_cache`, those
-    `deduplicated` (equal to another one of the same call) and those that `failed` to get a reply.
+    `deduplicated` (equal to another one under way) and those that `failed` to get a reply.
+
+    `ask_many` asks and waits. `ask` is for coroutines, between `__aenter__` and `__aexit__` (see
+    `EventLoop.open`), all on one loop.
     """
 
     def __init__(
@@ -82,145 +91,129 @@ class Asker:
         # the client's time-out begins anew with every byte; this one ends a reply that only drips
         self._patience = (max_retries + 1) * (timeout + _BACK_OFF_ROOM)
         self._endpoint = str(self._make_client().base_url)
-        self._cache: Path | str = cache if cache is not None else ":memory:"
-        ReplyCache(self._cache).close()  # a damaged file shows now, not after hours of generating
+        self._cache_file: Path | str = cache if cache is not None else ":memory:"
+        if cache is not None and Path(cache).exists():
+            ReplyCache(cache).close()  # a damaged file shows now, not after hours of generating
+
+    async def __aenter__(self) -> Asker:
+        self._opened = AsyncExitStack()
+        self._cache = self._opened.enter_context(ReplyCache(self._cache_file))
+        n_clients = math.ceil(self._concurrency / _CALLS_PER_CLIENT)
+        clients = [
+            await self._opened.enter_async_context(self._make_client()) for _ in range(n_clients)
+        ]
+        self._clients = itertools.cycle(clients)
+        self._slots = asyncio.Semaphore(self._concurrency)
+        self._under_way: dict[str, asyncio.Task[Reply]] = {}
+        self._failed_in_a_row, self._last_error, self._rest_until = 0, "", 0.0
+        self._refused: UserError | None = None
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._opened.aclose()
 
     def ask_many(
         self,
         conversations: Sequence[list[Message]],
         *,
-        max_tokens: int | None = None,
         desc: str | None = None,
         parse: Parse | None = None,
     ) -> list[Reply]:
         """Return the reply to each conversation, in their order; blocks until all are there.
 
         `parse`, where given, returns None for a text that cannot be used. `desc` names a progress
-        bar. Not to be called from a running event loop. Raises UserError when the server refuses
-        the key or does not know the model: then nothing can be asked.
+        bar. Raises UserError when the server refuses the key or does not know the model: then
+        nothing can be asked.
         """
-        requests = [self._request(messages, max_tokens) for messages in conversations]
-        keys = [request_key(self._endpoint, request) for request in requests]
-        distinct = dict(zip(keys, requests, strict=True))
-        with ReplyCache(self._cache) as cache:
-            known = cache.get_many(distinct)
-            replies = {
-                key: Reply(text) for key, text in known.items() if not parse or _fits(parse, text)
-            }
-            todo = [(key, request) for key, request in distinct.items() if key not in replies]
-            self.stats["deduplicated"] += len(requests) - len(distinct)
-            self.stats["from_cache"] += len(replies)
-            if todo:
-                replies |= self._ask_all(todo, cache, parse, desc)
-        return [replies[key] for key in keys]
+        total = len(conversations)
+        hidden = desc is None
+        with tqdm(total=total, desc=desc, disable=hidden, delay=BAR_DELAY, leave=False) as bar:
 
-    def _request(self, messages: list[Message], max_tokens: int | None) -> dict[str, Any]:
-        request: dict[str, Any] = {"model": self.model, "messages": messages, "temperature": 0}
-        return request | ({} if max_tokens is None else {"max_tokens": max_tokens})
+            async def ask(messages: list[Message]) -> Reply:
+                reply = await self.ask(messages, parse)
+                bar.update()
+                return reply
 
-    def _ask_all(
-        self,
-        todo: list[tuple[str, dict[str, Any]]],
-        cache: ReplyCache,
-        parse: Parse | None,
-        desc: str | None,
-    ) -> dict[str, Reply]:
-        bar = tqdm(total=len(todo), desc=desc, disable=desc is None, delay=_BAR_DELAY, leave=False)
-        with bar:
-            batch = _Batch(iter(todo), cache, parse, bar)
-            try:
-                asyncio.run(self._run(batch, min(self._concurrency, len(todo))))
-            except ExceptionGroup as several:  # of the workers, all but the first were cancelled
-                raise several.exceptions[0] from several
-            finally:
-                self.stats["asked"] += batch.n_asked
-                self.stats["failed"] += sum(one.error is not None for one in batch.replies.values())
-        return batch.replies
+            async def all_of_them() -> list[Reply]:
+                return await asyncio.gather(*map(ask, conversations))
 
-    async def _run(self, batch: _Batch, n_workers: int) -> None:
-        async with AsyncExitStack() as clients, asyncio.TaskGroup() as workers:
-            for number in range(n_workers):
-                if number % _WORKERS_PER_CLIENT == 0:
-                    client = await clients.enter_async_context(self._make_client())
-                workers.create_task(self._work(client, batch))
+            with EventLoop() as loop:
+                loop.open(self)
+                return loop.run(all_of_them())
 
-    async def _work(self, client: AsyncOpenAI, batch: _Batch) -> None:
-        """Ask one request after the other; all workers take from the same supply."""
-        for key, request in batch.waiting:
-            if batch.failed_in_a_row >= GIVE_UP_AFTER:
-                batch.give_up(key)
-                continue
-            batch.n_asked += 1
-            batch.take(key, await self._ask(client, request, batch.parse))
+    async def ask(self, messages: list[Message], parse: Parse | None = None) -> Reply:
+        """Return the reply to one conversation; see `ask_many`. A good one is on disk by then."""
+        request = {"model": self.model, "messages": messages, "temperature": 0}
+        key = request_key(self._endpoint, request)
+        task = self._under_way.get(key)
+        if task:
+            self.stats["deduplicated"] += 1
+        else:
+            known = self._cache.get_many([key]).get(key)
+            if known is not None and _fits(parse, known):
+                self.stats["from_cache"] += 1
+                return Reply(known)
+            task = asyncio.create_task(self._fresh(key, request, parse))
+            self._under_way[key] = task
+            task.add_done_callback(lambda _: self._under_way.pop(key))
+        return await asyncio.shield(task)
 
-    async def _ask(
-        self, client: AsyncOpenAI, request: dict[str, Any], parse: Parse | None
-    ) -> Reply:
+    async def _fresh(self, key: str, request: dict[str, Any], parse: Parse | None) -> Reply:
+        """Ask the server and keep the reply, on disk at once when it is a good one."""
+        async with self._slots:
+            reply = await self._ask(request, parse)
+        if reply.text is not None:
+            self._failed_in_a_row = 0
+            self._cache.put(key, reply.text)
+            return reply
+        self.stats["failed"] += 1
+        self._failed_in_a_row += 1
+        self._last_error = reply.error or ""
+        if self._failed_in_a_row == GIVE_UP_AFTER:
+            log.error(
+                "%d calls in a row failed, giving up; the last: %s", GIVE_UP_AFTER, reply.error
+            )
+            self._rest_until = time.monotonic() + REST
+        return reply
+
+    async def _ask(self, request: dict[str, Any], parse: Parse | None) -> Reply:
         import openai
         from openai.types.chat import ChatCompletion
 
+        if self._refused:
+            raise self._refused
+        if time.monotonic() < self._rest_until:
+            return Reply(None, f"not asked after too many failures: {self._last_error}")
+        self.stats["asked"] += 1
         for attempt in range(_ATTEMPTS):
             if attempt:
                 await asyncio.sleep(_PAUSE * 2 ** (attempt - 1) * random.uniform(1, 1.5))
             try:
                 async with asyncio.timeout(self._patience):
                     # as chat.completions.create, less its walk through the messages, half its time
-                    completion = await client.post(
+                    completion = await next(self._clients).post(
                         "/chat/completions", body=request, cast_to=ChatCompletion
                     )
                 return Reply(_text(completion, parse))
             except (openai.AuthenticationError, openai.NotFoundError) as error:
-                raise UserError(self._refusal(error)) from error
+                self._refused = UserError(self._refusal(error))
+                raise self._refused from error
             except TimeoutError:
                 return Reply(None, f"no whole reply within {self._patience:g} s")
             except openai.APIResponseValidationError as error:
-                reply = Reply(None, _brief(error))
+                reply = Reply(None, brief(error))
             except openai.OpenAIError as error:
-                return Reply(None, _brief(error))
+                return Reply(None, brief(error))
             except ValueError as error:  # of ours, or JSON that is none
-                reply = Reply(None, _brief(error))
+                reply = Reply(None, brief(error))
         return reply
 
     def _refusal(self, error: Exception) -> str:
         return (
             f'server "{self._endpoint}" refuses to answer for model "{self.model}" '
-            f"({_brief(error)}); check OPENAI_API_KEY, the model's name and OPENAI_BASE_URL, which "
+            f"({brief(error)}); check OPENAI_API_KEY, the model's name and OPENAI_BASE_URL, which "
             "usually ends in /v1"
         )
-
-
-@dataclass
-class _Batch:
-    """What one call of `ask_many` still has to ask and what has come back."""
-
-    waiting: Iterable[tuple[str, dict[str, Any]]]
-    cache: ReplyCache
-    parse: Parse | None
-    bar: tqdm
-
-    def __post_init__(self) -> None:
-        self.replies: dict[str, Reply] = {}
-        self.n_asked = self.failed_in_a_row = 0
-        self.last_error: str | None = None
-
-    def take(self, key: str, reply: Reply) -> None:
-        """Keep a reply, on disk at once when it is a good one."""
-        self.replies[key] = reply
-        self.bar.update()
-        if reply.text is not None:
-            self.failed_in_a_row = 0
-            self.cache.put(key, reply.text)
-            return
-        self.failed_in_a_row += 1
-        self.last_error = reply.error
-        if self.failed_in_a_row == GIVE_UP_AFTER:
-            log.error(
-                "%d calls in a row failed, giving up; the last: %s", GIVE_UP_AFTER, reply.error
-            )
-
-    def give_up(self, key: str) -> None:
-        self.replies[key] = Reply(None, f"not asked after too many failures: {self.last_error}")
-        self.bar.update()
 
 
 def _text(completion: Any, parse: Parse | None) -> str:
@@ -233,46 +226,33 @@ def _text(completion: Any, parse: Parse | None) -> str:
         raise UnusableReply(f"no chat completion: {str(completion)[:200]!r}") from error
     if not isinstance(text, str) or not text.strip():
         raise UnusableReply("the reply has no text")
-    if parse and not _fits(parse, text):
+    if not _fits(parse, text):
         raise UnusableReply(f"the reply is not of the form asked for: {text[:200]!r}")
     return text
 
 
-def _fits(parse: Parse, text: str) -> bool:
-    return parse(text) is not None
-
-
-def _brief(error: Exception) -> str:
-    """One line: what kind of error, and the server's own words where it said some."""
-    response = getattr(error, "response", None)
-    text = f"status {response.status_code}: {response.text}" if response is not None else str(error)
-    return f"{type(error).__name__}: {' '.join(text.split())[:300]}"
+def _fits(parse: Parse | None, text: str) -> bool:
+    return parse is None or parse(text) is not None
 
 
 def make_asker(
-    name: str,
-    *,
-    client_factory: Callable[..., AsyncOpenAI] | None,
-    cache: Path | None,
-    concurrency: int,
-    timeout: float,
+    name: str, *, client_factory: Callable[..., AsyncOpenAI] | None, **options: Any
 ) -> Asker:
-    """Return the asker of the model in "llm_<model>"; UserError when no model is named or there is
-    no client.
+    """Return the asker of the model in "llm_<model>" ("llm" for the default one); `options` are the
+    Asker's. UserError when no model is named or there is no client.
     """
-    model = name.removeprefix(LLM_PREFIX).strip()
+    model = DEFAULT_MODEL if name == "llm" else name.removeprefix(LLM_PREFIX).strip()
     if not model:
-        raise UserError(f'"{name}" names no model; give for example llm_gpt-4o-mini')
+        raise UserError(f'"{name}" names no model; give for example llm_{DEFAULT_MODEL}')
     if client_factory is None:
         raise UserError(f'"{name}" needs a client: set it up in utils.py')
-    return Asker(client_factory, model, cache=cache, concurrency=concurrency, timeout=timeout)
+    return Asker(client_factory, model, **options)
 
 
-def warn_of_failures(what: str, replies: Sequence[Reply]) -> None:
-    """Log how many replies are missing, and the first reason."""
-    errors = [reply.error for reply in replies if reply.error is not None]
+def warn_of_failures(what: str, errors: Sequence[str], total: int) -> None:
+    """Log how many judgements of `total` have failed, and the first reason."""
     if errors:
         log.warning(
-            "%s: %d of %d calls failed (run again to ask only these); the first: %s",
-            what, len(errors), len(replies), errors[0],
+            "%s: %d of %d failed (run again to ask only these); the first: %s",
+            what, len(errors), total, errors[0],
         )  # fmt: skip

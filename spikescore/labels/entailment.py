@@ -50,27 +50,18 @@ class Entailment(Protocol):
         """
 
 
-def make_entailment(
-    name: str,
-    *,
-    client_factory: Callable[..., Any] | None = None,
-    cache: Path | None = None,
-    concurrency: int = 64,
-    timeout: float = 30.0,
-) -> Entailment:
+def make_entailment(name: str, **options: Any) -> Entailment:
     """Return the entailment judge of this name (see the module's table).
 
-    The options are those of `asking.Asker` and concern `llm_<model>` alone. Raises UserError for an
-    unknown name, a missing key, or a model that cannot be loaded or is not for inference.
+    `options` are `client_factory` and those of `chat_server.Asker` and concern `llm_<model>` alone.
+    Raises UserError for an unknown name, a missing key, or a model that cannot be loaded or is not
+    for inference.
     """
     if name == "exact":
         return ExactEntailment()
     if name.startswith(LLM_PREFIX):
-        asker = make_asker(
-            name, client_factory=client_factory, cache=cache, concurrency=concurrency,
-            timeout=timeout,
-        )  # fmt: skip
-        return LLMEntailment(name, asker)
+        options = {"client_factory": None, "cache": None, **options}
+        return LLMEntailment(name, make_asker(name, **options))
     path = DEBERTA if name == "deberta" else name
     if not Path(path).is_dir() and (path.startswith((".", "/", "~")) or path.count("/") != 1):
         raise UserError(
@@ -173,7 +164,7 @@ def parse_entailment(reply: str) -> int | None:
 
 
 class LLMEntailment:
-    """A chat model judges, all distinct pairs at the same time; see `asking.Asker` for failures."""
+    """A chat model judges, all distinct pairs at the same time; see `Asker` for failures."""
 
     def __init__(self, name: str, asker: Asker) -> None:
         self.name = name
@@ -185,7 +176,8 @@ class LLMEntailment:
     def _ask(self, pairs: list[Pair]) -> list[int | None]:
         conversations = [entailment_messages(pair) for pair in pairs]
         replies = self.asker.ask_many(conversations, desc="entailment", parse=parse_entailment)
-        warn_of_failures("entailment", replies)
+        errors = [reply.error for reply in replies if reply.error is not None]
+        warn_of_failures("entailment", errors, len(replies))
         return [None if one.text is None else parse_entailment(one.text) for one in replies]
 
 

@@ -1,37 +1,47 @@
-"""Labels: is an answer consistent with the reference? By rule offline, or by a chat model.
+"""Labels: is an answer consistent with the reference? By rule offline, or by a model.
 
-exact, numeric, choice, math    the rules of `answer_rules`; `auto` takes the item's own, which may
-                                also be `list`, or `free`: then there is no label
-nli                             a local model: does a reference follow from the answer?
-openai                          a chat model compares answer and reference; its reply is kept
+exact, numeric, choice, math, list    the rules of `rules`; `auto` takes the item's own, which may
+                                      also be `free`: then there is no label
+squad                                 SQuAD's F1 with a gold answer is at least 50
+nli                                   a local model: does a reference follow from the answer?
+openai, llm_<model>                   a chat model compares answer and reference; its reply is kept
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
 import re
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, as_completed
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+from tqdm import tqdm
 
 from spikescore.data.question import Question, lettered
 from spikescore.errors import UserError
-from spikescore.labels.chat_server import LLM_PREFIX, Asker, make_asker, warn_of_failures
-from spikescore.labels.rules import RULES, SQUAD_RIGHT, NoReference, plain_answer, squad_f1
+from spikescore.labels.chat_server import (
+    BAR_DELAY,
+    DEFAULT_MODEL,
+    LLM_PREFIX,
+    Asker,
+    make_asker,
+    warn_of_failures,
+)
+from spikescore.labels.rules import RULES, NoReference, plain_answer
+from spikescore.runtime import EventLoop
 
 log = logging.getLogger("spikescore")
 
-JUDGES = ("auto", "exact", "numeric", "choice", "math", "nli", "openai", "none")
-DEFAULT_MODEL = "gpt-4o-mini"
+RULE_NAMES = ("auto", "exact", "numeric", "choice", "math")
+JUDGES = (*RULE_NAMES, "nli", "openai", "none")
+_NO_GOLD = "the item has no gold answer to compare with"
+
+Item = tuple[Question, str]
 
 
 @dataclass(frozen=True)
@@ -53,44 +63,44 @@ class Judgement:
         return asdict(self)
 
 
-class Judge(Protocol):
-    """Anything that labels an answer; keyword arguments only, so that nothing can be swapped."""
+class Judge:
+    """Labels answers, as an asynchronous context while it does (see `EventLoop.open`)."""
 
-    name: str
+    name = "none"
 
-    async def judge(self, *, question: Question, answer: str) -> Judgement: ...
+    async def judge(self, *, question: Question, answer: str) -> Judgement:
+        """Label one answer; keyword arguments only, so that nothing can be swapped."""
+        return Judgement(None, self.name)
+
+    async def __aenter__(self) -> Judge:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        pass
 
 
-def make_judge(
-    name: str,
-    *,
-    questions: Sequence[Question] = (),
-    client_factory: Callable[..., Any] | None = None,
-    model: str | None = None,
-    concurrency: int = 16,
-    timeout: float = 30.0,
-    max_retries: int = 5,
-) -> Judge:
+def make_judge(name: str, *, questions: Sequence[Question] = (), **options: Any) -> Judge:
     """Return the judge of this name; `auto` uses the rule that fits each item's answer type.
 
-    `questions`, where given, are checked against the rule and counted in the log.
-    `client_factory(timeout=, max_retries=)` makes the AsyncOpenAI client of the `openai` judge
-    (seconds per call); it is called at once, so that a missing key shows before any work is done.
-    `model` is by default the environment's NIL_MODEL, else gpt-4o-mini; `nli` runs the model that
-    NLI_MODEL names, else DeBERTa. Raises UserError for an unknown name or a rule that cannot fit
-    the questions.
+    `questions`, where given, are checked against the rule and counted in the log. `options` concern
+    chat models alone: `client_factory` and those of `chat_server.Asker`; the client is made at
+    once, so that a missing key shows before any work is done. The model of `openai` is the
+    environment's NIL_MODEL, else gpt-4o-mini; `nli` runs the model that NLI_MODEL names, else
+    DeBERTa. Raises UserError for an unknown name or a rule that cannot fit the questions.
     """
     if name == "none":
-        return _NoJudge()
+        return Judge()
     if name == "openai":
-        if client_factory is None:
+        if options.get("client_factory") is None:
             raise UserError('judge "openai" needs a client: set it up in utils.py')
-        model = model or os.environ.get("NIL_MODEL") or DEFAULT_MODEL
-        return OpenAIJudge(client_factory, model, concurrency, timeout, max_retries)
+        name = LLM_PREFIX + _nil_model()
+    if name == "llm" or name.startswith(LLM_PREFIX):
+        options = {"cache": None, "client_factory": None, **options}
+        return ChatJudge(make_asker(name, **options))
     if name == "nli":
         return NLIJudge(os.environ.get("NLI_MODEL") or "deberta")
-    if name not in JUDGES:
-        raise UserError(f'config key "judge": "{name}" is not one of {", ".join(JUDGES)}')
+    if name not in ("auto", *RULES):
+        raise UserError(f'judge "{name}" is not one of {", ".join(JUDGES)}, llm_<model>')
     if name == "choice":
         bare = next((question for question in questions if not question.choices), None)
         if bare:
@@ -101,12 +111,14 @@ def make_judge(
     return RuleJudge(name)
 
 
+def _nil_model() -> str:
+    return os.environ.get("NIL_MODEL") or DEFAULT_MODEL
+
+
 def describe_judge(name: str, questions: Sequence[Question]) -> str:
     """Say who will label these questions: "auto: 40 exact, 3 list; 2 without a gold answer ..."."""
     types = Counter(question.answer_type for question in questions if question.gold_answers)
-    said = name
-    if name == "openai":
-        said = f"openai ({os.environ.get('NIL_MODEL') or DEFAULT_MODEL})"
+    said = f"openai ({_nil_model()})" if name == "openai" else name
     if name == "auto" and types:
         ranked = sorted(types.items(), key=lambda pair: (pair[0] == "free", -pair[1]))
         said = f"auto: {', '.join(f'{n} {rule}' for rule, n in ranked)}"
@@ -133,21 +145,6 @@ def shipped_judgement(shipped: Mapping[str, Any]) -> Judgement:
     )
 
 
-def judge_many(judge: Judge, items: Iterable[tuple[Question, str]]) -> list[Judgement]:
-    """Label (question, answer) pairs, many at once where the judge allows it; order is kept."""
-
-    async def run() -> list[Judgement]:
-        try:
-            return await asyncio.gather(
-                *(judge.judge(question=question, answer=answer) for question, answer in items)
-            )
-        finally:
-            if isinstance(judge, OpenAIJudge):
-                await judge.close()
-
-    return asyncio.run(run())
-
-
 def coverage_line(judgements: Iterable[Judgement]) -> str:
     """Return "labels: 98 of 100 (exact 60, numeric 38), 2 failed: <first error>"."""
     judgements = list(judgements)
@@ -160,14 +157,61 @@ def coverage_line(judgements: Iterable[Judgement]) -> str:
     return line + (f", {len(failed)} failed; the first: {failed[0].error}" if failed else "")
 
 
-class _NoJudge:
-    name = "none"
-
-    async def judge(self, *, question: Question, answer: str) -> Judgement:
-        return Judgement(None, self.name)
+# --- many at once -----------------------------------------------------------------------------
 
 
-class RuleJudge:
+class BackgroundLabels(EventLoop):
+    """Runs a judge on an event loop of its own thread, while something else goes on."""
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+
+    def __enter__(self) -> BackgroundLabels:
+        super().__enter__()
+        try:
+            self.open(self._judge)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def submit(self, question: Question, answer: str) -> Future[Judgement]:
+        """Start judging; the future never raises for a failed call (the judgement carries it)."""
+
+        async def judge() -> Judgement:
+            try:
+                return await self._judge.judge(question=question, answer=answer)
+            except UserError as error:  # the server refuses key or model
+                return Judgement(None, self._judge.name, error=str(error))
+
+        return self.begin(judge())
+
+
+def judge_each(
+    judge: Judge, items: Iterable[Item], desc: str | None = None
+) -> Iterator[tuple[int, Judgement]]:
+    """Label (question, answer) pairs, many at once; yield each one's place and label when it is
+    there. `desc` names a progress bar. UserError when a server refuses key or model.
+    """
+    with BackgroundLabels(judge) as loop:
+        futures = {
+            loop.begin(judge.judge(question=question, answer=answer)): place
+            for place, (question, answer) in enumerate(items)
+        }
+        options = {"desc": desc, "disable": desc is None, "delay": BAR_DELAY, "leave": False}
+        for future in tqdm(as_completed(futures), total=len(futures), **options):
+            yield futures[future], future.result()
+
+
+def judge_many(judge: Judge, items: Iterable[Item], desc: str | None = None) -> list[Judgement]:
+    """Label (question, answer) pairs as `judge_each` does; return the labels in their order."""
+    return [judgement for _, judgement in sorted(judge_each(judge, items, desc))]
+
+
+# --- rules ------------------------------------------------------------------------------------
+
+
+class RuleJudge(Judge):
     """One of the rules, or with `auto` the rule of each item's answer type; needs no network."""
 
     def __init__(self, name: str) -> None:
@@ -176,7 +220,7 @@ class RuleJudge:
     async def judge(self, *, question: Question, answer: str) -> Judgement:
         rule = question.answer_type if self.name == "auto" else self.name
         if not question.gold_answers:
-            return Judgement(None, rule, error="the item has no gold answer to compare with")
+            return Judgement(None, rule, error=_NO_GOLD)
         try:
             label, read = RULES[rule](question, answer)
         except NoReference as problem:
@@ -184,7 +228,10 @@ class RuleJudge:
         return Judgement(label, rule, reply=read)
 
 
-class NLIJudge:
+# --- a local model ----------------------------------------------------------------------------
+
+
+class NLIJudge(Judge):
     """A local model of natural language inference: the answer is consistent when, as a reply to the
     question, a reference follows from it.
     """
@@ -203,7 +250,7 @@ class NLIJudge:
         # an option's letter says nothing by itself
         golds = [gold for gold in question.gold_answers if not question.choices or len(gold) > 1]
         if not golds:
-            return Judgement(None, judge, error="the item has no gold answer to compare with")
+            return Judgement(None, judge, error=_NO_GOLD)
         text = plain_answer(answer)
         if not text:
             return Judgement(0, judge, reply="(empty answer)")
@@ -215,7 +262,7 @@ class NLIJudge:
         return Judgement(int(ENTAILMENT in found), judge, reply)
 
 
-# --- a chat model as the judge ----------------------------------------------------------------
+# --- a chat model -----------------------------------------------------------------------------
 
 _INSTRUCTION = """\
 You compare a student's answer with the reference answers of a question.
@@ -277,199 +324,69 @@ def parse_verdict(reply: str) -> int | None:
     return found.pop() if len(found) == 1 else None
 
 
-class OpenAIJudge:
-    """A chat model behind the OpenAI interface, temperature 0, at most `concurrency` calls at once.
+class ChatJudge(Judge):
+    """A chat model compares answer and references; see `Asker` for failures: they are no label.
 
-    The client retries 429, 5xx and time-outs with back-off. A call that still fails, or a reply
-    without a verdict, gives label None with the error: never a wrong answer.
+    An empty answer is not consistent, without a call.
     """
 
-    def __init__(
-        self,
-        client_factory: Callable[..., Any],
-        model: str,
-        concurrency: int,
-        timeout: float,
-        max_retries: int,
-    ) -> None:
-        self.name = "openai"
-        self._model = model
-        self._concurrency = concurrency
-        self._make = lambda: client_factory(timeout=timeout, max_retries=max_retries)
-        self._client = self._make()
-        self._slots = asyncio.Semaphore(concurrency)
-        self._loop: asyncio.AbstractEventLoop | None = None
+    def __init__(self, asker: Asker) -> None:
+        self.asker = asker
+        self.name = f"openai:{asker.model}"
 
     async def judge(self, *, question: Question, answer: str) -> Judgement:
-        import openai
-
-        judge = f"openai:{self._model}"
         if not question.gold_answers:
-            return Judgement(None, judge, error="the item has no gold answer to compare with")
+            return Judgement(None, self.name, error=_NO_GOLD)
         if not plain_answer(answer):
-            return Judgement(0, judge, reply="(empty answer, not sent)")
-        self._enter_loop()
-        try:
-            async with self._slots:
-                response = await self._client.chat.completions.create(
-                    model=self._model,
-                    temperature=0,
-                    messages=judge_messages(question=question, answer=answer),
-                )
-            reply = response.choices[0].message.content or ""
-        except (openai.OpenAIError, ValueError) as error:
-            return Judgement(None, judge, error=f"{type(error).__name__}: {error}")
-        except (AttributeError, IndexError, TypeError) as error:  # a reply of another shape
-            return Judgement(None, judge, reply=str(response), error=f"no chat completion: {error}")
-        label = parse_verdict(reply)
-        return Judgement(
-            label, judge, reply, None if label is not None else "no verdict in the reply"
-        )
+            return Judgement(0, self.name, reply="(empty answer, not sent)")
+        messages = judge_messages(question=question, answer=answer)
+        reply = await self.asker.ask(messages, parse_verdict)
+        label = None if reply.text is None else parse_verdict(reply.text)
+        return Judgement(label, self.name, reply.text or "", reply.error)
 
-    async def close(self) -> None:
-        """Close the connections that this event loop opened; the next call opens new ones."""
-        if self._loop is asyncio.get_running_loop():  # those of an ended loop cannot be closed
-            await self._client.close()
-        self._loop = None
-
-    def _enter_loop(self) -> None:
-        """Client and semaphore belong to one event loop: make new ones when it has changed."""
-        loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            self._client, self._slots = self._make(), asyncio.Semaphore(self._concurrency)
-            self._loop = loop
-
-
-class BackgroundLabels(AbstractContextManager):
-    """Runs a judge's coroutines on an event loop of its own thread."""
-
-    def __init__(self, judge: Judge) -> None:
-        self._judge = judge
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-
-    def __enter__(self) -> BackgroundLabels:
-        self._thread.start()
+    async def __aenter__(self) -> Judge:
+        await self.asker.__aenter__()
         return self
 
-    def submit(self, question: Question, answer: str) -> Future[Judgement]:
-        """Start judging; the future never raises for a failed call (the judgement carries it)."""
-        call = self._judge.judge(question=question, answer=answer)
-        return asyncio.run_coroutine_threadsafe(call, self._loop)
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.asker.__aexit__(*exc_info)
 
 
-RULE_NAMES = ("exact", "numeric", "choice", "math", "auto")
-
-Item = tuple[Question, str]
+# --- accuracy ---------------------------------------------------------------------------------
 
 
-class Accuracy(Protocol):
-    """Anything that says of (question, answer) whether the answer is right."""
+class Accuracy:
+    """Says of (question, answer) whether the answer is right, by one of the judges."""
 
-    name: str
-
-    def judge_many(self, items: Sequence[Item]) -> list[float | None]:
-        """Return 1.0 right, 0.0 wrong, None where that could not be judged."""
-
-
-def make_accuracy(
-    name: str,
-    *,
-    client_factory: Callable[..., Any] | None = None,
-    cache: Path | None = None,
-    concurrency: int = 64,
-    timeout: float = 30.0,
-) -> Accuracy:
-    """Return the accuracy measure of this name (see the module's table).
-
-    The options are those of `asking.Asker` and concern `llm_<model>` alone. Raises UserError for an
-    unknown name or a missing key.
-    """
-    if name == "squad":
-        return SquadAccuracy()
-    if name in RULE_NAMES:
-        return RuleAccuracy(name)
-    if name == "llm":
-        name = LLM_PREFIX + DEFAULT_MODEL
-    if not name.startswith(LLM_PREFIX):
-        names = ", ".join(("squad", *RULE_NAMES))
-        raise UserError(f'metric "{name}" is not one of {names}, llm or llm_<model>')
-    asker = make_asker(
-        name, client_factory=client_factory, cache=cache, concurrency=concurrency, timeout=timeout
-    )
-    return LLMAccuracy(name, asker)
-
-
-def _without_gold(items: Sequence[Item]) -> None:
-    """Say how many items have no gold answer: they stay unjudged."""
-    bare = [question.id for question, _ in items if not question.gold_answers]
-    if bare:
-        log.warning('%d items have no gold answer to compare with, first "%s"', len(bare), bare[0])
-
-
-class RuleAccuracy:
-    """One of the offline rules of `judging`."""
-
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, judge: Judge) -> None:
         self.name = name
+        self._judge = judge
+
+    @property
+    def asker(self) -> Asker:
+        """The client of a chat model's accuracy."""
+        return self._judge.asker
 
     def judge_many(self, items: Sequence[Item]) -> list[float | None]:
-        questions = [question for question, _ in items]
-        judgements = judge_many(make_judge(self.name, questions=questions), items)
-        errors = [one.error for one in judgements if one.error]
-        if errors:
-            log.warning("%s: %d items not judged; the first: %s", self.name, len(errors), errors[0])
+        """Return 1.0 right, 0.0 wrong, None where that could not be judged; log how many."""
+        judgements = judge_many(self._judge, items, desc="accuracy")
+        bare = [question.id for question, _ in items if not question.gold_answers]
+        if bare:
+            log.warning('%d items have no gold answer to compare with, first "%s"',
+                        len(bare), bare[0])  # fmt: skip
+        errors = [one.error for one in judgements if one.error and one.error != _NO_GOLD]
+        warn_of_failures("accuracy", errors, len(items) - len(bare))
         return [None if one.label is None else float(one.label) for one in judgements]
 
 
-class SquadAccuracy:
-    """Right when the best F1 over the gold answers is at least 50; never fails with a gold
-    answer.
+def make_accuracy(name: str, **options: Any) -> Accuracy:
+    """Return the accuracy measure of this name: squad, a rule, auto, llm or llm_<model>.
+
+    `options` are those of `make_judge`. Raises UserError for an unknown name or a missing key.
     """
-
-    name = "squad"
-
-    def judge_many(self, items: Sequence[Item]) -> list[float | None]:
-        _without_gold(items)
-        return [self._judge(question, plain_answer(answer)) for question, answer in items]
-
-    def _judge(self, question: Question, answer: str) -> float | None:
-        if not question.gold_answers:
-            return None
-        return float(max(squad_f1(answer, gold) for gold in question.gold_answers) >= SQUAD_RIGHT)
-
-
-# --- a chat model -----------------------------------------------------------------------------
-
-
-class LLMAccuracy:
-    """A chat model compares, in the words of `judging`; see `asking.Asker` for failures.
-
-    An empty answer is wrong without a call.
-    """
-
-    def __init__(self, name: str, asker: Asker) -> None:
-        self.name = name
-        self.asker = asker
-
-    def judge_many(self, items: Sequence[Item]) -> list[float | None]:
-        _without_gold(items)
-        empty = {i for i, (_, answer) in enumerate(items) if not plain_answer(answer)}
-        asked = [
-            i for i, (question, _) in enumerate(items) if question.gold_answers and i not in empty
-        ]
-        conversations = [judge_messages(question=items[i][0], answer=items[i][1]) for i in asked]
-        replies = self.asker.ask_many(conversations, desc="accuracy", parse=parse_verdict)
-        warn_of_failures("accuracy", replies)
-        labels: list[float | None] = [None] * len(items)
-        for i in empty:
-            labels[i] = 0.0 if items[i][0].gold_answers else None
-        for i, reply in zip(asked, replies, strict=True):
-            verdict = None if reply.text is None else parse_verdict(reply.text)
-            labels[i] = None if verdict is None else float(verdict)
-        return labels
+    if name == "llm":
+        name = LLM_PREFIX + DEFAULT_MODEL
+    if name not in ("squad", *RULE_NAMES) and not name.startswith(LLM_PREFIX):
+        names = ", ".join(("squad", *RULE_NAMES))
+        raise UserError(f'metric "{name}" is not one of {names}, llm or llm_<model>')
+    return Accuracy(name, make_judge(name, **options))

@@ -546,17 +546,6 @@ def free(question: Question, answer: str) -> tuple[int, str]:
     raise NoReference("the reference is free text: label it with the judge openai or nli")
 
 
-RULES: dict[str, Callable[[Question, str], tuple[int, str]]] = {
-    "exact": exact,
-    "numeric": numeric,
-    "choice": choice,
-    "math": math,
-    "list": every_member,
-    "free": free,
-}
-SQUAD_RIGHT = 50.0
-
-
 # --- SQuAD's token F1 -------------------------------------------------------------------------
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -580,3 +569,23 @@ def squad_f1(answer: str, gold: str) -> float:
         return 100.0 if given == wanted else 0.0
     shared = (Counter(given) & Counter(wanted)).total()
     return 100.0 * 2 * shared / (len(given) + len(wanted))
+
+
+SQUAD_RIGHT = 50.0
+
+
+def squad(question: Question, answer: str) -> tuple[int, str]:
+    """Return (label, best F1): the F1 of the answer with some gold answer is at least 50."""
+    best = max(squad_f1(plain_answer(answer), gold) for gold in question.gold_answers)
+    return int(best >= SQUAD_RIGHT), f"F1 {best:.1f}"
+
+
+RULES: dict[str, Callable[[Question, str], tuple[int, str]]] = {
+    "exact": exact,
+    "numeric": numeric,
+    "choice": choice,
+    "math": math,
+    "list": every_member,
+    "squad": squad,
+    "free": free,
+}

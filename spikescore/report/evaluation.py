@@ -194,7 +194,7 @@ def choose_items(items: Sequence[Item], *, include_train: bool) -> tuple[list[It
     if not coverage["labelled"]:
         raise UserError(
             f"none of the {len(items)} dialogues is labelled (nil_label is null everywhere); set a "
-            'judge ("judge" in config.json) and run python utils.py --relabel'
+            'judge ("judge" in config.json) and run python scripts/label_answers.py --relabel'
         )
     ready = [item for item in items if item.status == "ready" and item.y is not None]
     kept = [item for item in ready if include_train or item.probe_split not in TRAINING_SPLITS]

@@ -87,7 +87,8 @@ class Step:
     @property
     def counts_failures(self) -> bool:
         """Whether exit status 1 means that some items failed and the others are there."""
-        return self.command[1] in ("reasoning_lite.py", "scripts/measure_answers.py", "utils.py")
+        scripts = ("scripts/measure_answers.py", "scripts/label_answers.py")
+        return self.command[1] in ("reasoning_lite.py", *scripts)
 
     def __str__(self) -> str:
         return shlex.join(self.command)
@@ -217,8 +218,9 @@ class Experiment:
         main = self.data_dir(model)
         for variant in self.variants():
             if variant.judge:
-                again = ("python", "utils.py", "--relabel", str(main), "--judge", variant.judge)
-                command = (*again, "--to", str(self.data_dir(model, variant.name)))
+                again = ("python", "scripts/label_answers.py", "--relabel", str(main))
+                copies = ("--to", str(self.data_dir(model, variant.name)))
+                command = (*again, "--judge", variant.judge, *copies)
                 yield Step(f"{model.name}.{variant.name}", command, phase=2)
         if self.measures:
             command = ["python", "scripts/measure_answers.py", "--data_dir", str(main)]

@@ -90,13 +90,13 @@ def test_a_chat_model_says_right_wrong_or_nothing(tmp_path: Path, caplog, monkey
         assert sorted(asked) == ["Bonn", "Bonn", "Lyon", "Paris"]
         assert {body["model"] for body in server.bodies} == {"gpt-4o-mini"}
         assert judge.name == "llm_gpt-4o-mini"
-    assert "1 of 4 calls failed" in caplog.text and "2 items have no gold answer" in caplog.text
+    assert "1 of 5 failed" in caplog.text and "2 items have no gold answer" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("name", "factory", "message"),
     [
-        ("sqaud", None, "not one of squad, exact"),
+        ("sqaud", None, "not one of squad, auto"),
         ("llm_", utils.make_client, "names no model"),
         ("llm", None, "needs a client"),
         ("llm_m", utils.make_client, "OPENAI_API_KEY"),

@@ -136,7 +136,7 @@ def test_a_judgement_that_fails_is_none_never_neutral(caplog, monkeypatch) -> No
     with FaultyServer(reply) as server:
         judge = make_entailment("llm_m", client_factory=partial(client, server.url))
         assert judge.entail_many([("q", "ant", "bee"), ("q", "ant", "ape")]) == [None, ENTAILMENT]
-    assert "1 of 2 calls failed" in caplog.text and "400" in caplog.text
+    assert "1 of 2 failed" in caplog.text and "400" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import threading
 import time
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ import utils
 from spikescore.data.question import Question, question_from_record
 from spikescore.errors import UserError
 from spikescore.labels.judges import (
+    BackgroundLabels,
     Judgement,
     coverage_line,
     describe_judge,
@@ -27,9 +26,6 @@ from spikescore.labels.judges import (
     shipped_judgement,
 )
 from tests.helpers.fault_server import FaultyServer, completion
-from tests.helpers.running import run_script
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # (answer, gold answers separated by "|", expected label)
 EXACT = [
@@ -548,73 +544,52 @@ def server(monkeypatch: pytest.MonkeyPatch):
         yield server
 
 
-def test_openai_judge_survives_a_failing_server(server: FaultyServer) -> None:
+def chat_judge(**options):
+    def factory(timeout, max_retries):
+        return utils.make_client(timeout=timeout, max_retries=2)
+
+    return make_judge("openai", client_factory=factory, **options)
+
+
+def test_chat_judge_survives_a_failing_server(server: FaultyServer) -> None:
     question = Question("q", "d", "?", gold_answers=("Paris",))
-    judge = make_judge(
-        "openai", client_factory=utils.make_client, concurrency=4, timeout=0.4, max_retries=2
-    )
+    judge = chat_judge(concurrency=4, timeout=0.4)
     expected = {
         "yes": 1, "no": 0, "429 500 yes": 1, "503 no": 0, "slow yes": 1, "429 429 429": None,
-        "401": None, "garbage": None, "html": None, "empty": None,
+        "garbage": None, "html": None, "empty": None, "garbage yes": 1, "empty no": 0,
+        "html html yes": 1,
     }  # fmt: skip
     judgements = judge_many(judge, [(question, script) for script in expected])
     assert {s: one.label for s, one in zip(expected, judgements, strict=True)} == expected
     by_script = dict(zip(expected, judgements, strict=True))
     assert server.calls["429 500 yes"] == 3 and server.calls["429 429 429"] == 3
-    assert "429" in by_script["429 429 429"].error and "401" in by_script["401"].error
-    assert by_script["garbage"].reply == "garbage" and by_script["garbage"].error
+    assert "429" in by_script["429 429 429"].error and "garbage" in by_script["garbage"].error
     assert by_script["yes"].reply == "VERDICT: CONSISTENT" and by_script["yes"].error is None
     assert by_script["yes"].judge == "openai:gpt-4o-mini"
     assert all(body["temperature"] == 0 for body in server.bodies)
     assert 2 <= server.most <= 5  # a call given up by the client may still be sleeping
-    assert coverage_line(judgements).startswith("labels: 5 of 10 (openai:gpt-4o-mini 5), 5 failed")
+    assert coverage_line(judgements).startswith("labels: 8 of 12 (openai:gpt-4o-mini 8), 4 failed")
 
 
-def test_openai_judge_serves_a_second_event_loop(server: FaultyServer) -> None:
+def test_a_refused_key_ends_relabelling_but_no_generation(server: FaultyServer) -> None:
     question = Question("q", "d", "?", gold_answers=("Paris",))
-    judge = make_judge("openai", client_factory=utils.make_client, model="m")
-    for _ in range(2):
-        assert asyncio.run(judge.judge(question=question, answer="yes")).label == 1
-    assert judge_many(judge, [(question, "  ")])[0].label == 0  # empty: not worth a call
-    assert server.calls == {"yes": 2}
+    with pytest.raises(UserError, match="status 401.*check OPENAI_API_KEY"):
+        judge_many(chat_judge(), [(question, "401"), (question, "yes")])
+    with BackgroundLabels(chat_judge()) as labels:
+        refused, good = (labels.submit(question, script) for script in ("401", "yes"))
+        assert refused.result().label is None and "401" in refused.result().error
+        assert good.result().label == 1
 
 
-# --- labelling existing pairs -----------------------------------------------------------------
-
-
-def _pair(folder: Path, name: str, response: str, label: int | None = None, **more) -> Path:
-    path = folder / f"{name}.json"
-    record = {
-        "id": name, "question": "Capital of France?", "context": None, "choices": None,
-        "gold_answers": ["Paris"], "domain": "d", "nil_label": label, "nil_judge": None,
-        "cot_steps": [{"turn": 1, "response": response}], "metrics": {"kept": 1}, **more,
-    }  # fmt: skip
-    path.write_text(json.dumps(record))
-    return path
-
-
-def test_relabel_fills_gaps_and_all_does_it_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_replies_are_kept_and_an_empty_answer_is_not_worth_a_call(
+    server: FaultyServer, tmp_path: Path
 ) -> None:
-    right = _pair(tmp_path, "right", "It is Paris.")
-    wrong = _pair(tmp_path, "wrong", "It is Lyon.")
-    done = _pair(tmp_path, "done", "It is Paris.", label=0)
-    assert utils.relabel(tmp_path, "auto") == 0
-    read = {path: json.loads(path.read_text()) for path in (right, wrong, done)}
-    assert [read[path]["nil_label"] for path in (right, wrong, done)] == [1, 0, 0]
-    assert read[right]["nil_judge"]["judge"] == "exact" and read[right]["metrics"] == {"kept": 1}
-    assert "labels: 2 of 2 (exact 2)" in capsys.readouterr().out
-    assert utils.relabel(tmp_path, "exact", everything=True) == 0
-    assert json.loads(done.read_text())["nil_label"] == 1
-
-
-def test_relabel_counts_failures_and_keeps_old_labels(tmp_path: Path) -> None:
-    kept = _pair(tmp_path, "kept", "17", label=1)
-    open_one = _pair(tmp_path, "open", "17")
-    assert utils.relabel(tmp_path, "numeric", everything=True) == 2
-    assert json.loads(kept.read_text())["nil_label"] == 1
-    assert json.loads(open_one.read_text())["nil_label"] is None
-    assert "not a number" in json.loads(open_one.read_text())["nil_judge"]["error"]
+    question = Question("q", "d", "?", gold_answers=("Paris",))
+    for _ in range(2):
+        judge = chat_judge(cache=tmp_path / "replies.sqlite")
+        labels = judge_many(judge, [(question, "yes"), (question, "yes"), (question, "  ")])
+        assert [one.label for one in labels] == [1, 1, 0]
+    assert server.calls == {"yes": 1}
 
 
 def test_question_from_record_infers_the_answer_type() -> None:
@@ -622,15 +597,3 @@ def test_question_from_record_infers_the_answer_type() -> None:
     assert question_from_record({**base, "choices": ["a", "b"]}).answer_type == "choice"
     assert question_from_record({**base, "answer_type": "math"}).answer_type == "math"
     assert question_from_record(base).answer_type == "exact"
-
-
-def test_relabel_command(tmp_path: Path) -> None:
-    run = partial(run_script, "utils.py")
-    empty = run("--relabel", str(tmp_path))
-    assert empty.returncode == 2 and "holds no pair" in empty.stderr
-    assert "Traceback" not in empty.stderr
-    _pair(tmp_path, "one", "Paris")
-    good = run("--relabel", str(tmp_path), "--judge", "exact")
-    assert good.returncode == 0 and "labels: 1 of 1 (exact 1)" in good.stdout
-    failed = run("--relabel", str(tmp_path), "--judge", "numeric", "--all")
-    assert failed.returncode == 1

@@ -366,7 +366,7 @@ BAD = {
     ),
     "no labels": (
         lambda folder: write(folder, [dialogue("x", None, [0.1, 0.2, 0.3])]),
-        ["labelled", "python utils.py --relabel"],
+        ["labelled", "python scripts/label_answers.py --relabel"],
     ),
     "NaN": (bad_score(float("nan")), ["bad.json", "turn 2", "nan", "metrics_probe.py"]),
     "string": (bad_score("0.2"), ["bad.json", "turn 2", "'0.2'"]),

@@ -140,7 +140,7 @@ def _pair(folder: Path, name: str, response: str, gold: str) -> Path:
     return path
 
 
-run = partial(run_script, "utils.py")
+run = partial(run_script, "scripts/label_answers.py")
 
 
 def test_agreement_command_prints_and_writes_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,141 @@
+#!/usr/bin/env python3
+"""Between the stages: label the first answers of finished pairs, or label them again.
+
+    python scripts/label_answers.py --relabel outputs/demo --judge auto
+    python scripts/label_answers.py --relabel outputs/demo --judge openai --all
+
+Nothing is generated. By default only pairs without a label are judged, and each label is written
+when it is there, so an interrupted run goes on where it stopped. With --to the labels go to copies
+of the pairs, and the pairs themselves stay as they are:
+
+    python scripts/label_answers.py --relabel outputs/demo --judge exact --to outputs/demo_exact
+
+See how far two judges agree on the same answers, without writing a label:
+
+    python scripts/label_answers.py --agreement outputs/demo --judge auto --judge openai
+
+The replies of a chat model are kept in judge_cache.sqlite in the folder of pairs from the moment
+they arrive, and are not asked for, or paid for, again. Key and address: see utils.py.
+
+Exit status: 0 all labelled, 1 some could not be, 2 a mistake in the command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# The script lies one folder below the project root, where the spikescore package is.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from spikescore.errors import UserError, run_main  # noqa: E402
+
+if TYPE_CHECKING:
+    from spikescore.labels.judges import Judge
+    from spikescore.labels.relabelling import FirstAnswer
+
+
+def relabel(folder: Path, judge_name: str, *, everything: bool = False) -> int:
+    """Label the pairs under a folder; print coverage; return how many are left without a label."""
+    from spikescore.labels.judges import coverage_line
+    from spikescore.labels.relabelling import first_answers, label_pairs
+
+    found = first_answers(folder)
+    ours = [one for one in found if not one.legacy]
+    todo = [one for one in ours if everything or one.label is None]
+    judge = the_judge(judge_name, folder, todo)
+    left = len(found) - len(ours)
+    alone = f", {left} in the older form left alone" if left else ""
+    print(f"{len(found)} pairs, {len(todo)} to label with {judge_name}{alone}")
+    judgements = list(label_pairs(judge, todo))
+    print(coverage_line(judgements))
+    return sum(judgement.label is None for judgement in judgements)
+
+
+def show_agreement(folder: Path, first: str, second: str) -> int:
+    """Judge first answers with two judges and print how far they agree; return how many lack a
+    label of one of them.
+    """
+    from spikescore.labels.judges import coverage_line, judge_many
+    from spikescore.labels.relabelling import first_answers
+    from spikescore.stats.agreement import agree, agreement_report
+
+    found = first_answers(folder)
+    print(f"{len(found)} pairs, judged by {first} and by {second}")
+    labels = []
+    for name in (first, second):
+        judge = the_judge(name, folder, found)
+        judgements = judge_many(judge, [(one.question, one.answer) for one in found], desc=name)
+        print(f"{name}: {coverage_line(judgements)}")
+        labels.append([judgement.label for judgement in judgements])
+    try:
+        agreement = agree(*labels, groups=[one.question.group for one in found])
+    except ValueError as error:
+        raise UserError(f'folder "{folder}": {error}; choose judges that fit its items') from error
+    print(agreement_report(agreement, first, second))
+    return agreement.unlabelled
+
+
+def the_judge(name: str, folder: Path, answers: list[FirstAnswer]) -> Judge:
+    """Set a judge up; a mistake in its name or a missing key shows before anything is judged."""
+    from spikescore.labels.judges import make_judge
+    from utils import make_client
+
+    return make_judge(
+        name,
+        questions=[one.question for one in answers],
+        client_factory=make_client,
+        cache=folder / "judge_cache.sqlite",
+    )
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--relabel", metavar="DIR", help="folder of pairs, searched recursively")
+    task.add_argument("--agreement", metavar="DIR", help="compare two judges on a folder of pairs")
+    parser.add_argument(
+        "--judge",
+        action="append",
+        help="auto (by answer type), exact, numeric, choice, math, nli, openai or llm_<model> "
+        "(default: auto); for --agreement given twice",
+    )
+    parser.add_argument(
+        "--to", metavar="DIR", help="label copies of the pairs in this folder, not the pairs"
+    )
+    parser.add_argument("--all", action="store_true", help="judge labelled pairs again, too")
+    parser.add_argument("--verbose", action="store_true", help="log details")
+    args = parser.parse_args()
+    args.judge = args.judge or ["auto"]
+    if "none" in args.judge:
+        raise UserError(
+            "--judge none labels nothing; use auto, exact, numeric, choice, math, openai"
+        )
+    if args.agreement and len(args.judge) != 2:
+        raise UserError("--agreement compares two judges: give --judge A --judge B")
+    if args.relabel and len(args.judge) != 1:
+        raise UserError("--relabel labels by one judge: give --judge once")
+    return args
+
+
+def main() -> int:
+    args = parse_arguments()
+    from spikescore.labels.relabelling import copy_unlabelled
+    from utils import configure_logging
+
+    configure_logging(args.verbose)
+    if args.agreement:
+        return int(show_agreement(Path(args.agreement), *args.judge) > 0)
+    folder = Path(args.relabel)
+    if args.to:
+        copy_unlabelled(folder, Path(args.to))
+        folder = Path(args.to)
+    return int(relabel(folder, args.judge[0], everything=args.all) > 0)
+
+
+if __name__ == "__main__":
+    run_main(main)

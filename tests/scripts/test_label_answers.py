@@ -1,0 +1,163 @@
+"""scripts/label_answers.py: label pairs again, in place or in copies, killed or not."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from spikescore.errors import UserError
+from spikescore.labels.judges import make_judge
+from spikescore.labels.relabelling import copy_unlabelled, first_answers, label_pairs
+from tests.helpers.factories import make_pairs
+from tests.helpers.fault_server import FaultyServer, completion
+from tests.helpers.running import run_script, start_script
+
+SCRIPT = "scripts/label_answers.py"
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    folder = tmp_path / "pairs"
+    make_pairs(folder / "toy", n=4, turns=3)
+    (folder / "toy" / "toy-0000.measures.pkl").write_bytes(b"measures")
+    return folder
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
+
+
+def test_the_copies_are_labelled_and_the_pairs_stay(pairs, tmp_path):
+    before = contents(pairs)
+    copies = tmp_path / "copies"
+    done = run_script(SCRIPT, "--relabel", pairs, "--judge", "exact", "--to", copies)
+    assert done.returncode == 0 and "labels: 4 of 4 (exact 4)" in done.stdout
+    assert contents(pairs) == before
+    copied = contents(copies)
+    assert set(copied) == set(before)
+    for path, data in copied.items():
+        if path.suffix == ".json":
+            # gold is "gold", no answer holds it
+            record = json.loads(data)
+            assert record["nil_label"] == 0 and record["nil_judge"]["judge"] == "exact"
+        else:
+            assert data == before[path]
+
+
+def test_a_second_run_copies_and_judges_only_what_is_open(pairs, tmp_path):
+    copies = tmp_path / "copies"
+    copy_unlabelled(pairs, copies)
+    assert len(list(label_pairs(make_judge("exact"), first_answers(copies)))) == 4
+    (copies / "toy" / "toy-0002.json").unlink()
+    copy_unlabelled(pairs, copies)
+    assert [one.path.stem for one in first_answers(copies) if one.label is None] == ["toy-0002"]
+
+
+def test_copies_do_not_go_among_the_pairs(pairs):
+    with pytest.raises(UserError, match="inside"):
+        copy_unlabelled(pairs, pairs / "copies")
+
+
+def _pair(folder: Path, name: str, response: str, label: int | None = None) -> Path:
+    path = folder / f"{name}.json"
+    record = {
+        "id": name, "question": "Capital of France?", "context": None, "choices": None,
+        "gold_answers": ["Paris"], "domain": "d", "nil_label": label, "nil_judge": None,
+        "cot_steps": [{"turn": 1, "response": response}], "metrics": {"kept": 1},
+    }  # fmt: skip
+    path.write_text(json.dumps(record))
+    return path
+
+
+def label_of(path: Path) -> int | None:
+    return json.loads(path.read_text())["nil_label"]
+
+
+def test_the_command_fills_gaps_and_all_does_it_again(tmp_path):
+    run = partial(run_script, SCRIPT, "--relabel", tmp_path)
+    empty = run()
+    assert empty.returncode == 2 and "holds no pair" in empty.stderr
+    right = _pair(tmp_path, "right", "It is Paris.")
+    wrong = _pair(tmp_path, "wrong", "It is Lyon.")
+    done = _pair(tmp_path, "done", "It is Paris.", label=0)
+    filled = run()
+    assert filled.returncode == 0 and "3 pairs, 2 to label with auto" in filled.stdout
+    assert "labels: 2 of 2 (exact 2)" in filled.stdout
+    assert [label_of(path) for path in (right, wrong, done)] == [1, 0, 0]
+    record = json.loads(right.read_text())
+    assert record["nil_judge"]["judge"] == "exact" and record["metrics"] == {"kept": 1}
+    # the command of before says where it went, and does it
+    again = run_script("utils.py", "--relabel", tmp_path, "--judge", "exact", "--all")
+    assert again.returncode == 0 and SCRIPT in again.stderr and label_of(done) == 1
+    assert not any("Traceback" in one.stderr for one in (empty, filled, again))
+
+
+def test_failures_are_counted_and_take_no_label_away(tmp_path):
+    kept = _pair(tmp_path, "kept", "17", label=1)
+    open_one = _pair(tmp_path, "open", "17")
+    failed = run_script(SCRIPT, "--relabel", tmp_path, "--judge", "numeric", "--all")
+    assert failed.returncode == 1 and "labels: 0 of 2, 2 failed" in failed.stdout
+    assert label_of(kept) == 1 and label_of(open_one) is None
+    assert "not a number" in json.loads(open_one.read_text())["nil_judge"]["error"]
+
+
+def test_killed_it_has_kept_each_reply_and_asks_only_for_the_rest(tmp_path):
+    for number in range(12):
+        _pair(tmp_path, f"p{number}", f"Answer number {number}.")
+    stalled = True
+
+    def reply(body, number):
+        if stalled and number > 5:
+            time.sleep(5)
+        return completion("VERDICT: CONSISTENT")
+
+    command = (SCRIPT, "--relabel", tmp_path, "--judge", "openai")
+    with FaultyServer(reply) as server:
+        environment = {"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "x"}
+        process = start_script(*command, env=environment)
+        labelled = []
+        while len(labelled) < 5:
+            assert process.poll() is None
+            labelled = [path for path in tmp_path.glob("p*.json") if label_of(path) is not None]
+            time.sleep(0.05)
+        process.kill()
+        process.communicate()
+        stalled, before = False, len(server.bodies)
+        for path in labelled:  # as if it had been killed before the labels were written
+            _pair(tmp_path, path.stem, f"Answer number {path.stem[1:]}.")
+        again = run_script(*command, env=environment)
+        assert again.returncode == 0 and "labels: 12 of 12" in again.stdout
+        assert len(server.bodies) - before == 7
+
+
+def test_the_guides_snippet_in_utils_is_what_judges(tmp_path):
+    """Before or after all else in the file; the environment then has no say."""
+    text = (Path(__file__).resolve().parents[2] / "utils.py").read_text()
+    with FaultyServer(lambda *_: completion("VERDICT: CONSISTENT")) as server:
+        made = f'client = OpenAI(\n    api_key="sk-mine",\n    base_url="{server.url}"\n)\n'
+        snippet = f"from openai import OpenAI\n\n{made}"
+        marker = "import logging\n"
+        for number, edited in enumerate((text + snippet, text.replace(marker, marker + snippet))):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            _pair(folder, "one", "It is Paris.")
+            (folder / "utils.py").write_text(edited)
+            # run as the script would be, with this utils.py found first
+            code = (
+                f"import sys; sys.path.insert(0, {str(folder)!r}); import utils; "
+                "from pathlib import Path; "
+                "from spikescore.labels.judges import make_judge; "
+                "from spikescore.labels.relabelling import *; "
+                "judge = make_judge('openai', client_factory=utils.make_client); "
+                f"answers = first_answers(Path({str(folder)!r})); "
+                "print([one.label for one in label_pairs(judge, answers)])"
+            )
+            environment = {"OPENAI_API_KEY": "", "OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}
+            done = run_script("-c", code, env={**os.environ, **environment})
+            assert done.stdout.strip() == "[1]", done.stderr
+        assert server.keys == ["Bearer sk-mine"] * 2
