@@ -3,7 +3,7 @@ template.
 
 The core speaks messages and texts, so the same dialogue can be held by the local engine, which
 asks for token ids and returns token ids, by a server, or be read from a file. Here it becomes
-steps and the record on disk (DESIGN: the pair).
+steps and the record on disk (docs/design.md, section 3).
 """
 
 from __future__ import annotations

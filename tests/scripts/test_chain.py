@@ -93,22 +93,3 @@ def test_no_prompt_shows_its_gold_answer_outside_passage_and_options(chain):
             if len(gold) > 1:  # a single letter or digit is in every text
                 shown = " ".join([first, *others])
                 assert not re.search(rf"\b{re.escape(gold)}\b", shown, re.IGNORECASE), path
-
-
-def test_the_readme_prints_what_make_demo_runs():
-    recipe = (ROOT / "Makefile").read_text().split("demo: ")[1].split("\n\n")[0]
-    run = [line.strip().replace("$(BIN)/", "") for line in recipe.splitlines()[1:]]
-    readme = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"```bash\n(.*?)```", readme, re.DOTALL)
-    assert any(block.splitlines() == run for block in blocks)
-    assert len(run) == 4
-
-
-def test_every_config_key_is_in_the_readme():
-    from dataclasses import fields
-
-    from spikescore.dialogues.config import Config
-
-    readme = (ROOT / "README.md").read_text()
-    missing = [f.name for f in fields(Config) if f"`{f.name}" not in readme]
-    assert missing == [] or missing == ["sampling"]
