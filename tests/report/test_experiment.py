@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,6 @@ from reproduce import Runner, digests
 from spikescore.dialogues.config import load_config, parse_config
 from spikescore.errors import UserError
 from spikescore.report.experiment import (
-    Ablations,
-    Experiment,
-    Measures,
-    Model,
     Step,
     load_experiment,
 )

@@ -19,13 +19,15 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
 from spikescore.dialogues.config import Config
 from spikescore.report.experiment import Ablations, Experiment, Measures, Model
 from tests.helpers.fault_server import FaultyServer, completion
-from tests.helpers.running import ROOT, run_command
+from tests.helpers.native_rows import ragtruth
+from tests.helpers.running import ROOT, run
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ORDER = ["README.md", "stages.md", "data.md", "probes.md", "tables.md"]
@@ -39,6 +41,7 @@ ADAPTED = (
     (r"--model_max_new_tokens=100", "--model_max_new_tokens=8"),
     (r"--p_true_num_fewshot=10", "--p_true_num_fewshot=2"),
     (r"--n_samples 10", "--n_samples 2"),
+    (r"sampling\.n=\d+", "sampling.n=4"),
     # the embedded model, its layers and its data in place of larger ones
     (r"\./models/Llama-3\.2-3B-Instruct", "./models/demo"),
     (r"13,21", "2,4"),
@@ -49,7 +52,10 @@ ADAPTED = (
     (r"(reproduce\.py --config configs/demo\.json)$", r"\1 --dry_run"),
     (r"(reproduce\.py --config configs/paper\.json)$", r"\1 --dry_run"),
     # processes on the CPU where there is no GPU
-    (r"accelerate launch --multi_gpu --num_processes 4", "accelerate launch --cpu --num_processes 2"),
+    (
+        r"accelerate launch --multi_gpu --num_processes 4",
+        "accelerate launch --cpu --num_processes 2",
+    ),
     # what tests/scripts/test_prepare.py fetches from a server of its own
     (r"(datasets/prepare\.py) [a-z].*", r"\1 --list"),
     (r"(pip install .*|conda env .*)", "true"),
@@ -86,6 +92,13 @@ def adapted(command: str) -> str:
     return command
 
 
+def verdict(body: dict, _: int) -> tuple:
+    """A judge's reply to either kind of question: a fixed function of it, as good as a coin."""
+    asked = json.dumps(body["messages"])
+    kinds = ("ENTAILMENT", "NEUTRAL") if "ENTAILMENT" in asked else ("CONSISTENT", "INCONSISTENT")
+    return completion(f"VERDICT: {kinds[crc32(asked.encode()) % 2]}")
+
+
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory):
     """A copy of the project, its experiment small; a judge on loopback that says yes."""
@@ -105,7 +118,11 @@ def sandbox(tmp_path_factory):
     for name, source in FILES.items():
         own = json.loads((folder / source).read_text()) | {"output_dir": "./outputs/my"}
         (folder / name).write_text(json.dumps(own))
-    with FaultyServer(lambda *_: completion("VERDICT: YES")) as server:
+    shipped = folder / "RAGTruth" / "dataset" / "response.jsonl"
+    shipped.parent.mkdir(parents=True)
+    rows = [{**ragtruth(n), "response": f"It takes {n} hours."} for n in range(4)]
+    shipped.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with FaultyServer(verdict) as server:
         yield (
             folder,
             {
@@ -117,10 +134,19 @@ def sandbox(tmp_path_factory):
         )
 
 
+@pytest.fixture(scope="module")
+def ran() -> set[str]:
+    """The commands that were run."""
+    return set()
+
+
 @pytest.mark.parametrize("command", printed())
-def test_a_printed_command_runs_after_those_before_it(sandbox, command):
+def test_a_printed_command_runs_after_those_before_it(sandbox, ran, command):
     folder, environment = sandbox
-    done = run_command(["bash", "-c", adapted(command)], cwd=folder, env=environment)
+    if adapted(command) in ran:
+        pytest.skip("ran before, on another page")
+    ran.add(adapted(command))
+    done = run(["bash", "-c", adapted(command)], cwd=folder, env=environment)
     assert done.returncode == 0, f"{adapted(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
 
 
@@ -129,7 +155,7 @@ def mentioned() -> list:
     scripts = [
         *ROOT.glob("*.py"), *ROOT.glob("scripts/*.py"), *ROOT.glob("benchmarks/*.py"),
         *ROOT.glob("datasets/*.py"), *ROOT.glob("semantic-entropy-probes/**/*.py"),
-        *ROOT.glob("models/*/*.py"),
+        *ROOT.glob("models/*/train.py"),
     ]  # fmt: skip
     found = []
     for page in [*PAGES, *ROOT.glob("models/*/README.md")]:
@@ -160,7 +186,7 @@ def test_a_mentioned_command_is_understood(command, monkeypatch):
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
     monkeypatch.setattr(sys, "argv", [script, *arguments])
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "path", [str((ROOT / script).parent), *sys.path])
     monkeypatch.chdir(ROOT)
     with pytest.raises(Parsed):
         runpy.run_path(str(ROOT / script), run_name="__main__")
