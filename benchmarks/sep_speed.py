@@ -139,17 +139,18 @@ def run_ours(args: Namespace) -> dict[str, Any]:
 
     from spikescore.labels.entailment import make_entailment
     from spikescore.labels.judges import make_accuracy
-    from spikescore.measures.answer_run import AnswerRun, RunSettings, make_plan
+    from spikescore.measures.answer_run import AnswerRun
     from spikescore.measures.run_folder import read_run
     from spikescore.measures.run_measures import measure_run
+    from spikescore.measures.run_plan import RunSettings, make_plan
 
     with tempfile.TemporaryDirectory() as folder:
         command = f"--model_name {args.model} --dataset {args.dataset} --num_few_shot 0"
         command += f" --num_samples {args.questions} --num_generations {args.generations}"
         command += f" --no-get_training_set_generations --model_max_new_tokens {NEW_TOKENS}"
         command += f" --max_workers_for_entailment {args.concurrency} --output_dir {folder}/run"
-        options = script.parse_arguments(command.split())
-        plan = make_plan(RunSettings(**vars(options)), ROOT / "datasets")
+        options = script.parse_settings(RunSettings, "", command.split())
+        plan = make_plan(options, ROOT / "datasets")
         run = AnswerRun(plan, Path(options.output_dir))
         _ = run.model, run.engine  # loading is not timed on either side
         started = time.monotonic()
@@ -162,7 +163,7 @@ def run_ours(args: Namespace) -> dict[str, Any]:
             entailment = make_entailment("llm_judge", **judges)
             started = time.monotonic()
             accuracy.judge_many([(q, answers[q.id]) for q in plan.questions["validation"]])
-            measure_run(read_run(options.output_dir), entailment)
+            measure_run(read_run(options.output_dir), entailment, options)
             seconds = time.monotonic() - started
             return seconds, accuracy.asker.stats["asked"] + entailment.asker.stats["asked"]
 
@@ -189,7 +190,8 @@ def run_plain(args: Namespace, questions: list[Any]) -> dict[str, Any]:
     from spikescore.dialogues.config import Config
     from spikescore.labels.entailment import entailment_messages
     from spikescore.labels.judges import judge_messages
-    from spikescore.measures.samples import BRIEF, AnswerPrompt
+    from spikescore.measures.run_plan import BRIEF
+    from spikescore.measures.samples import AnswerPrompt
     from spikescore.model.chat import ChatFormat
     from spikescore.model.loading import load_model, load_tokenizer, stop_ids
 

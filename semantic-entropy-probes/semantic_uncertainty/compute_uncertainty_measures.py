@@ -14,50 +14,46 @@ Exit status: 0 all measured, 1 some questions could not be clustered, 2 a mistak
 
 from __future__ import annotations
 
-import argparse
 import sys
-from argparse import BooleanOptionalAction
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # its sister script
 sys.path.insert(0, str(HERE.parents[1]))  # the project root, where the spikescore package is
 
-from generate_answers import add_measure_arguments, judge_options, measure  # noqa: E402
+from generate_answers import judge_options, measure, parse_settings  # noqa: E402
 
 from spikescore.errors import UserError, run_main  # noqa: E402
 from spikescore.labels.entailment import make_entailment  # noqa: E402
+from spikescore.measures.run_plan import MeasureSettings, flag  # noqa: E402
 from spikescore.report.tracking import Tracker  # noqa: E402
 from utils import configure_logging  # noqa: E402
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data_dir", required=True, help="a run folder of generate_answers.py")
-    parser.add_argument("--wandb", action=BooleanOptionalAction, default=True,
-        help="log to W&B; offline when no key is set (default: yes)")  # fmt: skip
-    add_measure_arguments(parser)
-    return parser.parse_args()
+@dataclass(frozen=True, kw_only=True)
+class Settings(MeasureSettings):
+    """The run folder, and how it is measured."""
+
+    data_dir: str = flag("a run folder of generate_answers.py")
 
 
 def main() -> int:
     """Measure and print the means."""
-    args = parse_arguments()
+    settings = parse_settings(Settings, __doc__, None)
     configure_logging()
-    folder = Path(args.data_dir)
+    folder = Path(settings.data_dir)
     if not folder.is_dir():
         raise UserError(
             f'--data_dir "{folder}" does not exist; give a folder of generate_answers.py'
         )
-    entailment = make_entailment(args.entailment_model, **judge_options(args, folder))
+    entailment = make_entailment(settings.entailment_model, **judge_options(settings, folder))
     tracker = Tracker(
-        enabled=args.wandb, project="semantic_uncertainty", folder=folder, settings=vars(args)
-    )
+        enabled=settings.wandb, project="semantic_uncertainty", folder=folder,
+        settings=asdict(settings),
+    )  # fmt: skip
     try:
-        return int(measure(args, folder, entailment, tracker) > 0)
+        return int(measure(settings, folder, entailment, tracker) > 0)
     finally:
         tracker.finish()
 

@@ -1,138 +1,41 @@
-"""A run of generate_answers.py: what is asked, what is done already, and the run folder.
+"""A run of generate_answers.py: asking, judging, P(True), and the run folder in the making.
 
-Answers are kept in parts (`parts/<split>-<number>.pkl`) while they come in, so that a run that is
-killed loses the questions in flight at most; at the end of a split they become its generations
-file. What a run is made of stands in experiment_details.pkl from the start, and going on with other
-settings is refused.
+What is known of a question is on disk as soon as it is known: its answers and its P(True) are parts
+(`parts/<split>-<number>.pkl`, {question id: what is new of its entry}) until its split's
+generations file takes them in. A run that is killed loses the questions in flight, and going on
+gives what an uninterrupted run gives. What a run is made of stands in experiment_details.pkl from
+the start, and going on with other settings is refused.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
 from spikescore.data.question import Question
-from spikescore.data.splits import find_dataset, load_splits, pick
-from spikescore.dialogues.config import Config
 from spikescore.errors import UserError
 from spikescore.files import write_atomic
-from spikescore.labels.judges import Accuracy
-from spikescore.measures.formulas import p_true
 from spikescore.measures.run_folder import accuracy_of, file_of, write_details, write_generations
-from spikescore.measures.samples import BRIEF, AnswerPrompt, as_entry, draw_answers
-from spikescore.measures.self_questions import (
-    next_token_log_probabilities,
-    option_id,
-    p_true_prompt,
-)
-from spikescore.model.architecture import text_config
-from spikescore.model.chat import ChatFormat
-from spikescore.model.engine import Engine
-from spikescore.model.loading import auto_batch_size, load_model, load_tokenizer, stop_ids
-from spikescore.model.sampling import Sampling
-from spikescore.model.turns import Limits
+from spikescore.measures.run_plan import BRIEF, Plan
+from spikescore.measures.samples import AnswerPrompt, as_entry, draw
 from spikescore.pickles import load_pickle
 
+if TYPE_CHECKING:  # a folder is checked before these, and torch with them, are loaded
+    from transformers import PreTrainedModel
+
+    from spikescore.labels.judges import Accuracy
+    from spikescore.model.engine import Engine
+    from spikescore.model.loading import Placement
+    from spikescore.model.sampling import Sampling
+
 log = logging.getLogger("spikescore")
-
-PART = 5  # questions written at a time
-# Arguments that may differ when a run goes on: they change nothing that was generated
-FREE = {
-    "output_dir", "wandb", "resume", "batch_size", "compute_uncertainties", "entailment_model",
-    "strict_entailment", "condition_on_question", "compute_p_ik", "compute_p_ik_answerable",
-    "max_workers_for_entailment", "judge_timeout", "compute_accuracy_at_all_temps",
-}  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """What generate_answers.py was asked for, by the names of its flags; kept in the run folder."""
-
-    model_name: str
-    dataset: str
-    ood_train_dataset: str | None = None
-    num_samples: int = 400
-    random_seed: int = 42
-    get_training_set_generations: bool = True
-    answerable_only: bool = False
-    brief_prompt: str = "default"
-    num_few_shot: int = 5
-    use_context: bool = False
-    chat_template: bool = True
-    num_generations: int = 10
-    temperature: float = 1.0
-    low_temperature: float = 0.1
-    model_max_new_tokens: int = 50
-    batch_size: int | str = "auto"
-    dtype: str = "auto"
-    metric: str = "squad"
-    compute_accuracy_at_all_temps: bool = False
-    compute_uncertainties: bool = True
-    entailment_model: str = "deberta"
-    strict_entailment: bool = True
-    condition_on_question: bool = True
-    compute_p_ik: bool = True
-    compute_p_ik_answerable: bool = False
-    max_workers_for_entailment: int = 64
-    judge_timeout: float = 30.0
-    compute_p_true: bool = False
-    p_true_num_fewshot: int = 20
-    output_dir: str
-    wandb: bool = True
-    resume: bool = True
-
-
-@dataclass
-class Plan:
-    """What a run asks: the questions of each split, and examples for the prompts."""
-
-    args: RunSettings
-    questions: dict[str, list[Question]]
-    examples: tuple[Question, ...]
-    p_true_examples: list[Question]
-
-
-def make_plan(args: RunSettings, root: Path) -> Plan:
-    """Choose the questions: the same ones whatever the order of the data set's rows.
-
-    Examples come from the training questions and are asked in neither split. Raises UserError for
-    an unknown data set or one that is too small for the examples.
-    """
-    seed = args.random_seed
-    path = find_dataset(args.dataset, root)
-    splits = load_splits(path, seed=seed, answerable_only=args.answerable_only)
-    train, validation = splits.train, splits.validation
-    if args.ood_train_dataset:
-        other = find_dataset(args.ood_train_dataset, root)
-        validation = [*train, *validation]
-        train = load_splits(other, seed=seed, answerable_only=args.answerable_only).train
-    with_answer = [question for question in train if question.gold_answers]
-    needed = args.num_few_shot + (args.p_true_num_fewshot if args.compute_p_true else 0)
-    if len(with_answer) < needed:
-        raise UserError(
-            f'"{args.ood_train_dataset or args.dataset}" has {len(with_answer)} training questions '
-            f"with an answer, {needed} are needed as examples; give smaller --num_few_shot and "
-            "--p_true_num_fewshot"
-        )
-    examples = pick(with_answer, needed, seed=seed, what="examples")
-    taken = {question.id for question in examples}
-    train = [question for question in train if question.id not in taken]
-    chosen = {"validation": pick(validation, args.num_samples, seed=seed, what="validation")}
-    if args.get_training_set_generations and train:
-        chosen["train"] = pick(train, args.num_samples, seed=seed, what="train")
-    if not chosen["validation"]:
-        raise UserError(f'"{path}" leaves no question to ask; use a larger data set')
-    few_shot, for_p_true = examples[: args.num_few_shot], examples[args.num_few_shot :]
-    return Plan(args, chosen, tuple(few_shot), for_p_true)
 
 
 @dataclass
@@ -143,6 +46,7 @@ class AnswerRun:
     folder: Path
     entries: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    _n_parts: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.plan.args.resume:
@@ -154,12 +58,17 @@ class AnswerRun:
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        return load_model(self._config.placement)
+        from spikescore.model.loading import load_model
+
+        return load_model(self._placement)
 
     @cached_property
     def prompt(self) -> AnswerPrompt:
+        from spikescore.model.chat import ChatFormat
+        from spikescore.model.loading import load_tokenizer
+
         args = self.plan.args
-        chat = ChatFormat(load_tokenizer(self._config.placement), enable_thinking=False)
+        chat = ChatFormat(load_tokenizer(self._placement), enable_thinking=False)
         return AnswerPrompt(
             chat,
             instruction=BRIEF[args.brief_prompt],
@@ -168,13 +77,13 @@ class AnswerRun:
             use_template=args.chat_template and chat.tokenizer.chat_template is not None,
         )
 
-    @property
-    def _config(self) -> Config:
-        return Config(model_path=self.plan.args.model_name, dtype=self.plan.args.dtype)
-
     @cached_property
     def engine(self) -> Engine:
-        args, config = self.plan.args, text_config(self.model.config)
+        from spikescore.model.engine import Engine
+        from spikescore.model.loading import auto_batch_size, stop_ids
+        from spikescore.model.turns import Limits
+
+        args = self.plan.args
         prompts = [self.prompt.ids(q) for q in self.plan.questions["validation"][:50]]
         tokens = max(map(len, prompts)) + args.model_max_new_tokens
         n_answers = sum(map(len, self.plan.questions.values())) * (args.num_generations + 1)
@@ -185,11 +94,25 @@ class AnswerRun:
             self.model,
             stop_ids=stop_ids(self.model, self.prompt.chat.tokenizer) | self.prompt.stop_ids(),
             sampling=self._sampling(args.temperature),
-            limits=Limits(args.model_max_new_tokens, config.max_position_embeddings),
+            limits=Limits(args.model_max_new_tokens, self._max_context),
             batch_size=size,
         )
 
+    @property
+    def _placement(self) -> Placement:
+        from spikescore.model.loading import Placement
+
+        return Placement(self.plan.args.model_name, self.plan.args.dtype)
+
+    @property
+    def _max_context(self) -> int:
+        from spikescore.model.architecture import text_config
+
+        return text_config(self.model.config).max_position_embeddings
+
     def _sampling(self, temperature: float) -> Sampling:
+        from spikescore.model.sampling import Sampling
+
         return Sampling(temperature, 1.0, self.plan.args.random_seed)
 
     # --- generating ---------------------------------------------------------------------------
@@ -204,8 +127,7 @@ class AnswerRun:
                 path.unlink()
         for split, questions in self.plan.questions.items():
             self._ask(split, questions)
-            write_generations(self.folder, split, self._in_order(split))
-            self._drop_parts(split)
+            self._write(split)
         for question_id, error in self.errors.items():
             log.warning("question %s was not answered: %s", question_id, error)
         return len(self.errors)
@@ -214,45 +136,43 @@ class AnswerRun:
         missing = [question for question in questions if question.id not in self.entries[split]]
         if not missing:
             return
-        args, fresh = self.plan.args, {}
+        args = self.plan.args
         self._write_details()
-        drawn = draw_answers(
-            self.engine,
-            missing,
-            self.prompt,
-            n_samples=args.num_generations,
-            low=self._sampling(args.low_temperature),
-            high=self._sampling(args.temperature),
-        )
-        for question, turns, error in tqdm(drawn, total=len(missing), desc=f"asking {split}"):
-            if error:
-                self.errors[question.id] = error
-                continue
-            fresh[question.id] = as_entry(question, turns, self.prompt)
-            if len(fresh) == PART:
-                fresh = self._keep_part(split, fresh)
-        if fresh:
-            self._keep_part(split, fresh)
+        high = self._sampling(args.temperature)
+        samplings = {0: self._sampling(args.low_temperature)}
+        samplings |= dict.fromkeys(range(1, args.num_generations + 1), high)
+        drawn = draw(self.engine, ((q.id, self.prompt.ids(q)) for q in missing), samplings)
+        for place, turns in tqdm(drawn, total=len(missing), desc=f"asking {split}"):
+            question = missing[place]
+            if isinstance(turns, str):
+                self.errors[question.id] = turns
+            else:
+                self._keep(split, question.id, as_entry(question, turns, self.prompt))
 
-    def _keep_part(self, split: str, fresh: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Write fresh entries as the next part; return an empty dict for those to come."""
+    def _keep(self, split: str, question_id: str, news: dict[str, Any]) -> None:
+        """Put what is new of a question into its entry, and on disk as the next part."""
         folder = self.folder / "parts"
         folder.mkdir(parents=True, exist_ok=True)
-        number = len(list(folder.glob(f"{split}-*.pkl")))
-        write_atomic(folder / f"{split}-{number:05d}.pkl", pickle.dumps(fresh, protocol=4))
-        self.entries[split] |= fresh
-        return {}
+        if split not in self._n_parts:
+            taken = [int(path.stem.rpartition("-")[2]) for path in folder.glob(f"{split}-*.pkl")]
+            self._n_parts[split] = max(taken, default=-1) + 1
+        path = folder / f"{split}-{self._n_parts[split]:05d}.pkl"
+        write_atomic(path, pickle.dumps({question_id: news}, protocol=4))
+        self._n_parts[split] += 1
+        self.entries[split].setdefault(question_id, {}).update(news)
 
     def _kept(self, split: str) -> dict[str, dict[str, Any]]:
         """What an earlier run has left of a split, the generations file first."""
         found: dict[str, dict[str, Any]] = {}
         whole = file_of(self.folder, split)
         for path in [whole, *sorted((self.folder / "parts").glob(f"{split}-*.pkl"))]:
-            if path.exists():
-                found |= load_pickle(path)
+            for question_id, news in (load_pickle(path) if path.exists() else {}).items():
+                found.setdefault(question_id, {}).update(news)
         return found
 
-    def _drop_parts(self, split: str) -> None:
+    def _write(self, split: str) -> None:
+        """Write a split's generations file, which holds all that its parts hold."""
+        write_generations(self.folder, split, self._in_order(split))
         for path in (self.folder / "parts").glob(f"{split}-*.pkl"):
             path.unlink()
 
@@ -268,7 +188,7 @@ class AnswerRun:
         failed = 0
         for split, questions in self.plan.questions.items():
             failed += self._judge(split, questions, accuracy, samples_too)
-            write_generations(self.folder, split, self._in_order(split))
+            self._write(split)
         if failed:
             log.warning("%d answers could not be judged; run again to ask what failed", failed)
         return failed
@@ -304,31 +224,55 @@ class AnswerRun:
     def ask_p_true(self, accuracy: Accuracy) -> None:
         """Add P(True) to the entries that have none; its examples are answered and judged first."""
         todo = [
-            entry
+            (split, question_id)
             for split in self.plan.questions
-            for entry in self.entries[split].values()
+            for question_id, entry in self._in_order(split).items()
             if "p_true" not in entry
         ]
         if not todo:
             return
-        examples = self.plan.p_true_examples
-        self._ask("p_true", examples)
-        self._judge("p_true", examples, accuracy, samples_too=False)
-        asked = [self.entries["p_true"][q.id] for q in examples if q.id in self.entries["p_true"]]
-        known = [entry for entry in asked if accuracy_of(entry) is not None]
-        prompts = [p_true_prompt(entry, known, self.prompt) for entry in todo]
-        most = text_config(self.model.config).max_position_embeddings
-        longest = max(map(len, prompts))
-        if longest > most:
-            raise UserError(
-                f"P(True): a prompt with {len(known)} examples has {longest} tokens, the model "
-                f"takes {most}; give a smaller --p_true_num_fewshot"
-            )
-        values = next_token_log_probabilities(self.model, prompts, option_id(self.prompt))
-        for entry, value in zip(todo, values, strict=True):
-            entry["p_true"] = p_true(value)
+        from spikescore.measures.self_questions import option_tokens, p_true_prompt, probability
+        from spikescore.model.prompt_ends import read_ends
+
+        asked = self.plan.p_true_examples
+        self._ask("p_true", asked)
+        self._judge("p_true", asked, accuracy, samples_too=False)
+        known = [self.entries["p_true"][q.id] for q in asked if q.id in self.entries["p_true"]]
+        known = [entry for entry in known if accuracy_of(entry) is not None]
+        examples = self._that_fit(known)
+        begin, token = option_tokens(self.prompt)
+        prompts = [
+            p_true_prompt(self.entries[split][one], examples, self.prompt) + begin
+            for split, one in todo
+        ]
+        places = [n for n, ids in enumerate(prompts) if len(ids) <= self._max_context]
+        ends = read_ends(self.model, [[prompts[n] for n in places]], slots=1)
+        for end in tqdm(ends, total=len(places), desc="asking P(True)"):
+            self._keep(*todo[places[end.number]], {"p_true": probability(end, token)})
         for split in self.plan.questions:
-            write_generations(self.folder, split, self._in_order(split))
+            self._write(split)
+
+    def _that_fit(self, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """As many of P(True)'s examples as leave room for every question that fits without any.
+
+        They are counted over all entries, so that a run that goes on takes as many.
+        """
+        from spikescore.measures.self_questions import option_tokens, p_true_prompt
+
+        room = self._max_context - len(option_tokens(self.prompt)[0])
+        entries = [one for split in self.plan.questions for one in self._in_order(split).values()]
+        longest = max(
+            (entry for entry in entries if len(p_true_prompt(entry, [], self.prompt)) <= room),
+            key=lambda entry: len(p_true_prompt(entry, [], self.prompt)),
+            default=None,
+        )
+        n = len(examples)
+        while n and longest and len(p_true_prompt(longest, examples[:n], self.prompt)) > room:
+            n -= 1
+        if n < len(examples):
+            log.warning("P(True): %d of %d examples fit into the model's %d tokens", n,
+                        len(examples), self._max_context)  # fmt: skip
+        return examples[:n]
 
     # --- the run's own description ------------------------------------------------------------
 
@@ -351,20 +295,16 @@ class AnswerRun:
         made = details.get("args") if isinstance(details, dict) else None
         if not isinstance(made, dict):
             raise UserError(f'"{path}" is not of a run of this script; give another --output_dir')
-        now = {name: value for name, value in asdict(self.plan.args).items() if name not in FREE}
-        differing = [
-            f"{name}: {json.dumps(made.get(name))} there, {json.dumps(value)} now"
-            for name, value in now.items()
-            if made.get(name) != value
-        ]
-        if differing:
+        if differing := self.plan.args.differences(made):
             raise UserError(
                 f'"{self.folder}" holds a run with other settings ({"; ".join(differing)}); give '
-                "another --output_dir, or --no-resume to begin anew in this one"
+                "these settings, another --output_dir, or --no-resume to begin anew in this one"
             )
 
     def _write_details(self) -> None:
         """Write what the run is made of, before its first answer."""
+        from spikescore.model.architecture import text_config
+
         config, prompt = text_config(self.model.config), self.prompt
         example = self.plan.questions["validation"][0]
         write_details(

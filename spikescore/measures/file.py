@@ -55,6 +55,11 @@ HOLDS = {
 }
 """What each group puts into the file, by section."""
 GROUPS = tuple(HOLDS)
+FIXED: dict[str, dict[str, float]] = {
+    "lens": {"late_from": 2 / 3, "sharpness_depth": 26 / 32},
+    "attention": {"top_p": 0.1},
+}
+"""Settings of a group that no run changes; `lens` and `icr` say what they mean."""
 Measures = dict[str, Any]
 
 

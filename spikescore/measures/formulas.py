@@ -86,16 +86,6 @@ def lexical_similarity(answers: Sequence[str]) -> float:
     return sum(scores) / len(scores) if scores else math.nan
 
 
-def p_true(log_probability: float) -> float:
-    """P(True): the probability of the token for "True", given its log-probability.
-
-    Range 0 to 1; higher = LESS uncertain. The model is shown its own sampled answers and asked
-    whether one of them is true. Source: Kadavath et al. (2022), section 4. The semantic-uncertainty
-    scripts stored the log-probability under this name.
-    """
-    return math.exp(log_probability)
-
-
 def rouge_l(first: Sequence[str], second: Sequence[str]) -> float:
     """ROUGE-L F1 of two word sequences: 2 LCS / (len + len), LCS = longest common subsequence.
 

@@ -1,37 +1,175 @@
-"""Measuring finished pairs group by group, many items at a time (see `measures` for the file)."""
+"""Measuring finished pairs group by group, many items at a time (see `file` for what is kept).
+
+`survey` finds what is to do, `Measurer.run` does it. Each item's file is written whenever one of
+its groups is finished, so that a run that is killed goes on from there.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from transformers import PreTrainedModel
 
 from spikescore.dialogues.config import Config
 from spikescore.errors import UserError
 from spikescore.labels.entailment import Entailment, NLIEntailment
 from spikescore.measures.clustering import cluster_many
-from spikescore.measures.file import Item, add_group, same_model, stored_turns
-from spikescore.measures.icr import IcrReader
-from spikescore.measures.lens import LensReader
-from spikescore.measures.self_questions import (
-    TRUTH_STATES,
-    Case,
-    SelfQuestions,
-    draw_samples,
-    selfcheck_nli,
+from spikescore.measures.file import (
+    FIXED,
+    GROUPS,
+    Item,
+    add_group,
+    measures_path,
+    not_computed,
+    open_item,
+    same_model,
+    stored_turns,
+    write_measures,
 )
-from spikescore.model.architecture import text_config
-from spikescore.model.chat import ChatFormat
-from spikescore.model.engine import Engine
-from spikescore.model.loading import auto_batch_size, stop_ids
-from spikescore.model.sampling import Sampling
 from spikescore.model.turns import LAST, Limits, Turn
+from spikescore.pairs import iter_records, read_record
 
+if TYPE_CHECKING:  # what is to do is seen before these, and torch with them, are loaded
+    from transformers import PreTrainedModel
+
+    from spikescore.measures.self_questions import Case
+    from spikescore.model.chat import ChatFormat
+
+log = logging.getLogger("spikescore")
+
+BLOCK = 64  # items that are asked and judged together
 TYPICAL_TOKENS = 256  # of an answer, for the choice of the batch size
+# settings of the dialogues that must be the same for all pairs of a run
+SHARED = ("dtype", "enable_thinking", "model_max_tokens", "max_new_tokens")
+# settings of the machine that stage 1 ran on, taken from the first pair
+PLACEMENT = ("device_map", "max_memory", "attn_implementation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureRequest:
+    """What measure_answers.py was asked for, by the names of its flags."""
+
+    data_dir: str
+    model_path: str | None
+    groups: tuple[str, ...]
+    n_samples: int
+    temperature: float
+    seed: int
+    entailment: str
+    batch_size: int | str
+    redo: bool
+
+
+# --- what is to do ----------------------------------------------------------------------------
+
+
+@dataclass
+class Work:
+    """The pairs to be measured, and what is common to them."""
+
+    config: Config
+    settings: dict[str, dict[str, Any]]
+    redo: bool
+    todo: list[Path] = field(default_factory=list)
+    n_pairs: int = 0
+    unfinished: int = 0
+
+    def open(self, path: Path, record: dict[str, Any]) -> Item:
+        """What a pair has and what it lacks; UserError as `open_item` raises it."""
+        return open_item(
+            path, record, model=self.config.model_path, settings=self.settings, redo=self.redo
+        )
+
+
+def survey(request: MeasureRequest) -> Work:
+    """Find the finished pairs and what they lack.
+
+    Raises UserError when there are none, when they were made under different settings, or when
+    their files of measures were.
+    """
+    work: Work | None = None
+    first, unfinished = None, 0
+    for path, record in iter_records(request.data_dir):
+        if not record.get("complete"):
+            unfinished += 1
+            continue
+        config = _config_of(record, request)
+        if work is None:
+            work, first = Work(config, _settings_of(config, request), request.redo), path
+        for name in ("model_path", *SHARED):
+            one, other = getattr(work.config, name), getattr(config, name)
+            if one != other:
+                raise UserError(
+                    f'"{first}" was made with {name} {one}, "{path}" with {other}; give a '
+                    "--data_dir whose pairs were made alike"
+                )
+        work.n_pairs += 1
+        if work.open(path, record).groups:
+            work.todo.append(path)
+    if work is None:
+        raise UserError(
+            f'no finished pairs in "{request.data_dir}" ({unfinished} unfinished); give the folder '
+            "that reasoning_lite.py wrote to"
+        )
+    work.unfinished = unfinished
+    return work
+
+
+def _config_of(record: dict[str, Any], request: MeasureRequest) -> Config:
+    """What of a pair's configuration its model is loaded and asked with."""
+    made_under = record.get("config") or {}
+    kept = {name: made_under[name] for name in (*SHARED, *PLACEMENT) if name in made_under}
+    model = request.model_path or record.get("model")
+    if not model:
+        raise UserError(f'the pair "{record.get("id")}" names no model; give --model_path')
+    return Config(model_path=model, batch_size=request.batch_size, **kept)
+
+
+def _settings_of(config: Config, request: MeasureRequest) -> dict[str, dict[str, Any]]:
+    """The settings of each group that is asked for, as they go into the files."""
+    samples = {
+        "n_samples": request.n_samples,
+        "temperature": request.temperature,
+        "top_p": 1.0,
+        "seed": request.seed,
+        "max_new_tokens": config.max_new_tokens,
+    }
+    known = {
+        **FIXED,
+        "samples": {**samples, "entailment": request.entailment},
+        "questions": {"samples": samples},
+    }
+    return {group: known[group] for group in request.groups}
+
+
+# --- the work ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Tally:
+    """What happened, for the summary and the exit status."""
+
+    measured: int = 0
+    failed: int = 0
+    unjudged: int = 0
+    missing: Counter[str] = field(default_factory=Counter)
+
+    def add(self, item: Item) -> None:
+        """Count an item that is done, and log why where it failed."""
+        if item.error:
+            log.warning('"%s" failed: %s', item.path, item.error)
+            self.failed += 1
+            return
+        missing = not_computed(item.content, item.groups)
+        self.measured += 1
+        self.missing.update(missing)
+        self.unjudged += "clusters" in missing
 
 
 class Measurer:
@@ -49,6 +187,8 @@ class Measurer:
         settings: dict[str, dict[str, Any]],
         entailment: Entailment | None,
     ) -> None:
+        from spikescore.model.architecture import text_config
+
         self._model = model
         self._chat = chat
         self._config = config
@@ -56,9 +196,35 @@ class Measurer:
         self._entailment = entailment
         self._shape = text_config(model.config)
         self._max_context = min(config.model_max_tokens, self._shape.max_position_embeddings)
-        self._lens_reader: LensReader | None = None
+        self._reader: dict[str, Any] = {}
 
-    def open(self, item: Item) -> None:
+    def run(self, work: Work, todo: Sequence[Path], told: Callable[[str], None]) -> Iterator[Item]:
+        """Measure what these pairs lack, writing their files; yield each item when it is done.
+
+        They are read again, a block at a time: all of them at once need not fit into memory.
+        `told` hears which group is at work.
+        """
+        measured_by = {
+            "lens": self._lens,
+            "attention": self._attention,
+            "samples": self._samples,
+            "questions": self._questions,
+        }
+        for start in range(0, len(todo), BLOCK):
+            paths = todo[start : start + BLOCK]
+            block = [work.open(path, read_record(path)) for path in paths]
+            for item in block:
+                self._open(item)
+            for group in GROUPS:
+                asked = [item for item in block if group in item.groups and not item.error]
+                if not asked:
+                    continue
+                told(group)
+                for item in measured_by[group](asked):
+                    write_measures(measures_path(item.path), item.content)
+            yield from block
+
+    def _open(self, item: Item) -> None:
         """Read an item's token ids and see that they are this model's."""
         try:
             item.turns = stored_turns(item.record)
@@ -76,66 +242,88 @@ class Measurer:
                 )
                 return
 
-    def measure(self, group: str, items: Sequence[Item]) -> None:
-        """Measure one group of these items and put it into their contents."""
-        measured_by = {
-            "lens": self._lens,
-            "attention": self._attention,
-            "samples": self._samples,
-            "questions": self._questions,
-        }
-        if todo := [item for item in items if item.error is None]:
-            measured_by[group](todo)
-
-    def _put(self, item: Item, group: str, **sections: dict[str, Any]) -> None:
+    def _put(self, item: Item, group: str, **sections: dict[str, Any]) -> Item:
         add_group(item.content, group, self._settings[group], **sections)
+        return item
 
     # --- read from the dialogue's own tokens ---------------------------------------------------
 
-    def _lens(self, items: Sequence[Item]) -> None:
-        reader = self._lens_reader = self._lens_reader or LensReader(self._model)
-        for item in items:
-            try:
-                found = reader.read(item.turns)
-            except torch.OutOfMemoryError:
-                item.error = "out of memory while reading the layers"
-                continue
-            turns = {"reasoning_score": found.reasoning_score, "sharpness": found.sharpness}
-            self._put(item, "lens", turns=turns, first={"mind": found.mind})
+    def _lens(self, items: Sequence[Item]) -> Iterator[Item]:
+        from spikescore.measures.lens import LensReader
 
-    def _attention(self, items: Sequence[Item]) -> None:
-        reader = IcrReader(self._model)
+        for item, found in self._read("lens", LensReader, items, lambda item: [item.turns]):
+            turns = {"reasoning_score": found.reasoning_score, "sharpness": found.sharpness}
+            yield self._put(item, "lens", turns=turns, first={"mind": found.mind})
+
+    def _attention(self, items: Sequence[Item]) -> Iterator[Item]:
+        from spikescore.measures.icr import IcrReader
+
+        for item, found in self._read("attention", IcrReader, items, lambda item: item.turns[0]):
+            yield self._put(item, "attention", first={"icr": found})
+
+    def _read(
+        self,
+        group: str,
+        kind: Callable[[PreTrainedModel], Any],
+        items: Sequence[Item],
+        read: Callable[[Item], Sequence[Any]],
+    ) -> Iterator[tuple[Item, Any]]:
+        """Read items one after another; one that is too large for the memory gets its error."""
+        import torch
+
         for item in items:
+            if group not in self._reader:
+                self._reader[group] = kind(self._model)
             try:
-                found = reader.read(*item.turns[0])
+                found = self._reader[group].read(*read(item))
             except torch.OutOfMemoryError:
-                item.error = "out of memory while reading the attention"
+                item.error = f"{group}: out of memory"
                 continue
-            self._put(item, "attention", first={"icr": found})
+            yield item, found
 
     # --- asked of the model --------------------------------------------------------------------
 
-    def _samples(self, items: Sequence[Item]) -> None:
-        asked = self._settings["samples"]
+    def _samples(self, items: Sequence[Item]) -> Iterator[Item]:
+        """Draw what was not drawn yet, then put equal samples together, and hold the first answer
+        against them. Samples that are not judged yet are those of a judgement that failed.
+        """
+        from spikescore.measures.samples import draw
+        from spikescore.measures.self_questions import selfcheck_nli
+        from spikescore.model.engine import Engine
+        from spikescore.model.loading import stop_ids
+        from spikescore.model.sampling import Sampling
+
+        asked, judge = self._settings["samples"], self._entailment
         fresh = [item for item in items if "samples" not in item.content]
         sampling = Sampling(asked["temperature"], asked["top_p"], asked["seed"])
         limits = Limits(asked["max_new_tokens"], self._max_context)
         n_draws = len(fresh) * asked["n_samples"]
-        engine = Engine(
-            self._model,
-            stop_ids=stop_ids(self._model, self._chat.tokenizer),
-            sampling=sampling,
-            limits=limits,
-            batch_size=self._batch_size(limits.max_new_tokens, n_draws),
-        )
-        cases = [self._case(item) for item in fresh]
-        drawn = draw_samples(engine, cases, asked["n_samples"], sampling)
-        for item, turns in zip(fresh, drawn, strict=True):
-            if isinstance(turns, str):
-                item.error = f"samples: {turns}"
-            else:
-                item.content["samples"] = self._as_samples(turns)
-        self._judge([item for item in items if item.error is None])
+        if fresh:
+            engine = Engine(
+                self._model,
+                stop_ids=stop_ids(self._model, self._chat.tokenizer),
+                sampling=sampling,
+                limits=limits,
+                batch_size=self._batch_size(limits.max_new_tokens, n_draws),
+            )
+            prompts = ((str(item.record["id"]), item.turns[0][0]) for item in fresh)
+            numbers = dict.fromkeys(range(1, asked["n_samples"] + 1), sampling)
+            for place, turns in draw(engine, prompts, numbers):
+                if isinstance(turns, str):
+                    fresh[place].error = f"samples: {turns}"
+                else:
+                    samples = self._as_samples(turns) | {"clusters": None, "entailment": judge.name}
+                    first = {"selfcheck_nli": math.nan}
+                    yield self._put(fresh[place], "samples", samples=samples, first=first)
+        drawn = [item for item in items if not item.error]
+        answers = [(item.record["question"], item.content["samples"]["texts"]) for item in drawn]
+        clusters = cluster_many(answers, judge, strict=True)
+        contradicted = [math.nan] * len(drawn)
+        if isinstance(judge, NLIEntailment):
+            contradicted = selfcheck_nli(judge, [self._case(item) for item in drawn])
+        for item, ids, value in zip(drawn, clusters, contradicted, strict=True):
+            samples = {**item.content["samples"], "clusters": ids, "entailment": judge.name}
+            yield self._put(item, "samples", samples=samples, first={"selfcheck_nli": value})
 
     def _as_samples(self, turns: Sequence[Turn]) -> dict[str, Any]:
         middle = self._shape.num_hidden_layers // 2
@@ -146,21 +334,11 @@ class Measurer:
             "states": np.stack([turn.states[LAST][middle] for turn in turns]),
         }
 
-    def _judge(self, items: Sequence[Item]) -> None:
-        """Put equal samples together, and hold the first answer against them."""
-        judge = self._entailment
-        answers = [(item.record["question"], item.content["samples"]["texts"]) for item in items]
-        clusters = cluster_many(answers, judge, strict=True)
-        contradicted = [math.nan] * len(items)
-        if isinstance(judge, NLIEntailment):
-            contradicted = selfcheck_nli(judge, [self._case(item) for item in items])
-        for item, ids, value in zip(items, clusters, contradicted, strict=True):
-            samples = {**item.content["samples"], "clusters": ids, "entailment": judge.name}
-            self._put(item, "samples", samples=samples, first={"selfcheck_nli": value})
+    def _questions(self, items: Sequence[Item]) -> Iterator[Item]:
+        from spikescore.measures.self_questions import SelfQuestions
+        from spikescore.model.loading import stop_ids
 
-    def _questions(self, items: Sequence[Item]) -> None:
         n_samples = self._settings["questions"]["samples"]["n_samples"]
-        cases = [self._case(item) for item in items]
         asks = SelfQuestions(
             self._model,
             self._chat,
@@ -168,32 +346,24 @@ class Measurer:
             max_context=self._max_context,
             batch_size=self._batch_size((2 + n_samples) * TYPICAL_TOKENS, len(items)),
         )
-        shape = self._shape.num_hidden_layers + 1, self._shape.hidden_size
-        none = np.full(shape, np.nan, np.float16)
-        for item, states, *values in zip(
-            items,
-            asks.truth_states(cases),
-            asks.p_true(cases),
-            asks.verbalised_confidence(cases),
-            asks.selfcheck_prompt(cases),
-            strict=True,
-        ):
-            names = ("p_true", "verbalised_confidence", "selfcheck_prompt")
-            first = states or dict.fromkeys(TRUTH_STATES, none)
-            self._put(item, "questions", first=first | dict(zip(names, values, strict=True)))
+        for place, values in asks.ask([self._case(item) for item in items]):
+            yield self._put(items[place], "questions", first=values)
 
     def _case(self, item: Item) -> Case:
+        from spikescore.measures.self_questions import Case
+
         made_under = item.record.get("config") or {}
         return Case(
             item_id=str(item.record["id"]),
             system=made_under.get("system_prompt", self._config.system_prompt),
             prompt=item.first["prompt"],
-            prompt_ids=tuple(item.turns[0][0]),
             answer=item.first["response"],
             samples=tuple(item.content.get("samples", {}).get("texts", ())),
         )
 
     def _batch_size(self, tokens: int, n_items: int) -> int:
+        from spikescore.model.loading import auto_batch_size
+
         if self._config.batch_size != "auto":
             return self._config.batch_size
         tokens = min(self._max_context, tokens + 2 * TYPICAL_TOKENS)

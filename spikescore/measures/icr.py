@@ -26,13 +26,13 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from spikescore.errors import UserError
+from spikescore.measures.file import FIXED
 from spikescore.measures.lens import js_divergence
 from spikescore.model.architecture import decoder_of, layers_of
 from spikescore.model.hidden_states import TEACHER_CHUNK
 
-TOP_P = 0.1
+TOP_P = FIXED["attention"]["top_p"]
 LEAST = 2
-ICR_SETTINGS = {"top_p": TOP_P}
 
 
 def icr_scores(
@@ -40,7 +40,6 @@ def icr_scores(
     states: torch.Tensor,
     attention: torch.Tensor,
     visible: torch.Tensor,
-    top_p: float = TOP_P,
 ) -> torch.Tensor:
     """Score the answer tokens of one layer: `[A]`, float32.
 
@@ -48,7 +47,7 @@ def icr_scores(
     `[A, n]`, mean over heads; token i sees the first `visible[i]` of the n.
     """
     updates, states, attention = updates.float(), states.float(), attention.float()
-    counts = torch.clamp((visible * top_p - 1e-6).ceil().long(), min=LEAST)
+    counts = torch.clamp((visible * TOP_P - 1e-6).ceil().long(), min=LEAST)
     counts = torch.minimum(counts, visible)
     ahead = torch.arange(attention.shape[1], device=visible.device) >= visible[:, None]
     chosen, places = attention.masked_fill(ahead, -1.0).topk(int(counts.max()), dim=1)

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spikescore.errors import UserError
+from spikescore.measures.file import FIXED
 from spikescore.model.architecture import decoder_of, text_config
 from spikescore.model.attention import Part
 from spikescore.model.slots import SlotModel
@@ -27,11 +28,10 @@ Exchange = tuple[list[int], list[int]]
 """Ids of one turn: its whole prompt, and its answer."""
 
 LENS_CHUNK = 1024  # tokens per forward pass; bounds memory to chunk x layers x hidden
-LATE_FROM = 2 / 3
+LATE_FROM = FIXED["lens"]["late_from"]
 """The share of a model's layers after which the late ones begin."""
-SHARPNESS_DEPTH = 26 / 32
+SHARPNESS_DEPTH = FIXED["lens"]["sharpness_depth"]
 """In-Context Sharpness reads layer 26 of the 32 of its authors' 7B models."""
-LENS_SETTINGS = {"late_from": LATE_FROM, "sharpness_depth": SHARPNESS_DEPTH}
 LENS_NUMBERS = {"cpu": 2**20, "cuda": 2**26}
 """Numbers of one matrix [rows, vocabulary] of a lens; bounds memory, and fits a CPU's cache."""
 _FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm")

@@ -17,25 +17,21 @@ from spikescore.labels.entailment import Entailment
 from spikescore.measures.clustering import cluster_many
 from spikescore.measures.formulas import sample_measures
 from spikescore.measures.run_folder import RunFolder, accuracy_of
+from spikescore.measures.run_plan import MeasureSettings
 
 log = logging.getLogger("spikescore")
 
 
 def measure_run(
-    run: RunFolder,
-    entailment: Entailment,
-    *,
-    strict: bool = True,
-    condition_on_question: bool = True,
-    p_ik: bool = False,
-    p_ik_answerable: bool = False,
+    run: RunFolder, entailment: Entailment, settings: MeasureSettings
 ) -> dict[str, Any]:
     """Return the content of uncertainty_measures.pkl for all questions of a run.
 
     Lists follow the order of `ids` (validation) and `train_ids`. A question of which a needed
-    judgement failed is in `failed` and NaN in what needs clusters. `p_ik` adds P(IK), and
-    `p_ik_answerable` the same for whether a question has an answer at all.
+    judgement failed is in `failed` and NaN in what needs clusters. P(IK) is there where it was
+    asked for and there are training questions.
     """
+    strict, condition_on_question = settings.strict_entailment, settings.condition_on_question
     measures: dict[str, Any] = {
         "entailment": entailment.name,
         "strict_entailment": strict,
@@ -73,9 +69,9 @@ def measure_run(
         ]
         name = "train_is_false" if prefix else "validation_is_false"
         measures[name] = [_is_wrong(entry) for _, entry in entries]
-    if p_ik:
+    if settings.compute_p_ik and run.train:
         measures["uncertainty_measures"]["p_ik"] = p_ik_scores(run, _is_wrong)
-    if p_ik_answerable:
+    if settings.compute_p_ik_answerable:
         scores = p_ik_scores(run, _is_unanswerable)
         measures["uncertainty_measures"]["p_ik_answerable"] = scores
     return measures
@@ -96,7 +92,7 @@ def _lists(
 
 
 def p_ik_scores(run: RunFolder, wrong: Callable[[dict[str, Any]], float | None]) -> list[float]:
-    """P(IK) of the validation questions (see `logistic.p_ik`), learnt from the training questions.
+    """P(IK) of the validation questions (see `p_ik`), learnt from the training questions.
 
     `wrong` is 1 or 0 for an entry, None where it is not known. Higher = LESS uncertain. NaN, with a
     warning, where the training questions are all of one class.
@@ -129,18 +125,16 @@ def _prompt_state(entry: dict[str, Any]) -> np.ndarray:
     return state.reshape(-1, state.shape[-1])[-1].astype(np.float32)
 
 
-def summary(measures: dict[str, Any]) -> dict[str, float]:
-    """Mean of each measure over the validation questions where it is known, and counts."""
+def means(measures: dict[str, Any]) -> dict[str, tuple[float, int]]:
+    """Each measure's mean over the validation questions where it is known, and their number."""
     found = {}
     for name, values in measures["uncertainty_measures"].items():
         known = [value for value in values if not math.isnan(value)]
-        found[name] = sum(known) / len(known) if known else math.nan
+        found[name] = (sum(known) / len(known) if known else math.nan, len(known))
     return found
 
 
-def p_ik(
-    train_states: np.ndarray, train_is_false: np.ndarray, states: np.ndarray, *, c: float = 1.0
-) -> np.ndarray:
+def p_ik(train_states: np.ndarray, train_is_false: np.ndarray, states: np.ndarray) -> np.ndarray:
     """P(IK), "I know": probability that the answer will be right, from the question's state alone.
 
     States [n, H] of the last prompt token with labels [n] (1 = the answer was wrong) to fit on, and
@@ -151,7 +145,7 @@ def p_ik(
     """
     if len(set(np.asarray(train_is_false).tolist())) != 2:
         raise ValueError("P(IK) needs right and wrong answers to learn from")
-    learner = LogisticRegression(C=c, tol=1e-8, max_iter=10_000)
+    learner = LogisticRegression(tol=1e-8, max_iter=10_000)
     model = make_pipeline(StandardScaler(), learner)
     model.fit(train_states.astype(np.float64), train_is_false)
     return model.predict_proba(states.astype(np.float64))[:, 0]

@@ -11,22 +11,17 @@ what prompts have in common (instruction and examples) once in all.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spikescore.data.question import Question, first_message
-from spikescore.model.chat import ChatFormat, Message
-from spikescore.model.engine import Engine
-from spikescore.model.sampling import Sampling
 from spikescore.model.turns import BEFORE_GENERATION, LAST, Turn
 
-BRIEF = {
-    "default": "Answer each question with as few words as possible, without an explanation.",
-    "chat": "Answer each question in a single short but complete sentence.",
-    "none": "",
-}
-"""Instructions before the questions, by the value of --brief_prompt."""
+if TYPE_CHECKING:  # a command is checked before these, and torch with them, are loaded
+    from spikescore.model.chat import ChatFormat, Message
+    from spikescore.model.engine import Engine
+    from spikescore.model.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,17 @@ class AnswerPrompt:
         """The whole prompt of a question as token ids."""
         if self.use_template:
             return self.chat.render(self.messages(question))
-        return list(self.chat.tokenizer(self.text(question))["input_ids"])
+        return self.encode(self.text(question))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text that the model is to continue: they end with its last word, whatever
+        the tokenizer puts after a text.
+        """
+        encoded = self.chat.tokenizer(text, return_special_tokens_mask=True)
+        ids, added = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
+        while ids and added.pop():
+            ids.pop()
+        return ids
 
     def messages(self, question: Question) -> list[Message]:
         """The prompt as chat messages."""
@@ -85,53 +90,48 @@ class AnswerPrompt:
         }
 
 
-class Sample:
+class _Asking:
     """One answer to a prompt: a conversation of one turn, with a sampling of its own."""
 
-    def __init__(self, question: Question, number: int, ids: list[int], sampling: Sampling) -> None:
-        self.item_id = f"{question.id}#{number}"
-        self.question = question
-        self.number = number  # 0 is the low-temperature answer
+    def __init__(
+        self, place: int, number: int, name: str, ids: Sequence[int], sampling: Sampling
+    ) -> None:
+        self.place = place
+        self.number = number
+        self.item_id = f"{name}#{number}"
         self.sampling = sampling
         self._ids = ids
 
-    def next_prompt(self, last: Turn | None) -> list[int] | None:
+    def next_prompt(self, last: Turn | None) -> Sequence[int] | None:
         """Return the prompt once."""
         return self._ids if last is None else None
 
 
-def draw_answers(
+def draw(
     engine: Engine,
-    questions: Iterable[Question],
-    prompt: AnswerPrompt,
-    *,
-    n_samples: int,
-    low: Sampling,
-    high: Sampling,
-) -> Iterator[tuple[Question, list[Turn], str | None]]:
-    """Yield each question with its 1 + n_samples answers, low temperature first, when all are done.
+    prompts: Iterable[tuple[str, Sequence[int]]],
+    samplings: Mapping[int, Sampling],
+) -> Iterator[tuple[int, list[Turn] | str]]:
+    """Answer each (name, prompt ids) once by every sampling; yield (its place, its answers).
 
-    Questions come as they are finished. One that cannot be asked has no answers and its error.
+    A prompt comes as soon as all of its answers are there, in the order of `samplings`; one that
+    could not be answered comes with the error. What is drawn depends on (seed, name, number of the
+    sampling) alone. Prompts that begin alike are best neighbours: what they share is encoded once.
     """
-
-    def samples() -> Iterator[Sample]:
-        for question in questions:
-            ids = prompt.ids(question)
-            for number in range(n_samples + 1):
-                yield Sample(question, number, ids, high if number else low)
-
-    found: dict[str, dict[int, Turn | None]] = defaultdict(dict)
-    for finished in engine.run(samples()):
-        sample: Any = finished.conversation
-        answers = found[sample.question.id]
-        answers[sample.number] = None if finished.error else finished.turns[0]
-        if finished.error:
-            answers.setdefault(-1, finished.error)
-        if sum(number >= 0 for number in answers) == n_samples + 1:
-            error = answers.pop(-1, None)
-            del found[sample.question.id]
-            turns = [] if error else [answers[number] for number in range(n_samples + 1)]
-            yield sample.question, turns, error
+    found: dict[int, dict[int, Turn | str]] = defaultdict(dict)
+    asked = (
+        _Asking(place, number, name, ids, sampling)
+        for place, (name, ids) in enumerate(prompts)
+        for number, sampling in samplings.items()
+    )
+    for finished in engine.run(asked):
+        one: Any = finished.conversation
+        found[one.place][one.number] = finished.error or finished.turns[0]
+        if len(found[one.place]) == len(samplings):
+            answers = found.pop(one.place)
+            turns = [answers[number] for number in samplings]
+            errors = [answer for answer in turns if isinstance(answer, str)]
+            yield one.place, errors[0] if errors else turns
 
 
 def as_entry(question: Question, turns: Sequence[Turn], prompt: AnswerPrompt) -> dict[str, Any]:

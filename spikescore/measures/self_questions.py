@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +21,13 @@ from spikescore.dialogues.dialogue import opening
 from spikescore.errors import UserError
 from spikescore.labels.entailment import NLIEntailment, Pair
 from spikescore.labels.rules import plain_answer
-from spikescore.measures.samples import AnswerPrompt
+from spikescore.measures.samples import AnswerPrompt, draw
+from spikescore.model.architecture import text_config
 from spikescore.model.chat import ChatFormat, Message
 from spikescore.model.engine import Engine
 from spikescore.model.prompt_ends import End, read_ends
 from spikescore.model.sampling import Sampling
-from spikescore.model.turns import Limits, Turn, common_prefix
-
-T = TypeVar("T")
+from spikescore.model.turns import Limits, common_prefix
 
 CONFIDENCE_TOKENS = 32  # of the reply that names a number
 _CONFIDENCE = (
@@ -43,74 +43,25 @@ _TRUTH = (
     "Question:\n{prompt}\n\nAnswer:\n{answer}\n\n"
     "Does this answer to the question reflect the truth?"
 )
+_JUDGE_IDEAS = (
+    "You see a question, answers that were brainstormed for it, and one possible answer. "
+    "Say whether the possible answer is true. Reply with A or B alone."
+)
 
 
 @dataclass(frozen=True)
 class Case:
     """A first answer that the model is asked about.
 
-    item_id: names the draws. prompt: the message that was answered; prompt_ids: the whole prompt.
-    samples: other answers to the same prompt.
+    item_id: names the draws. prompt: the message that was answered. samples: other answers to the
+    same prompt.
     """
 
     item_id: str
     system: str | None
     prompt: str
-    prompt_ids: tuple[int, ...]
     answer: str
     samples: tuple[str, ...] = ()
-
-
-# --- samples ----------------------------------------------------------------------------------
-
-
-class _Draw:
-    """A conversation of one turn: one more answer to a prompt."""
-
-    def __init__(self, place: int, item_id: str, ids: Sequence[int], sampling: Sampling) -> None:
-        self.place = place
-        self.item_id = item_id
-        self.sampling = sampling
-        self._ids = ids
-
-    def next_prompt(self, last: Turn | None) -> Sequence[int] | None:
-        return self._ids if last is None else None
-
-
-def draw(
-    engine: Engine, prompts: Sequence[tuple[str, Sequence[int]]], sampling: Sampling
-) -> list[Turn | str]:
-    """Return the model's answer to each (name, prompt ids), or the error that it met.
-
-    Names, not places, seed the draws. Prompts that begin alike are best neighbours.
-    """
-    answers: list[Turn | str] = [""] * len(prompts)
-    asked = (_Draw(place, *prompt, sampling) for place, prompt in enumerate(prompts))
-    for finished in engine.run(asked):
-        place = finished.conversation.place
-        answers[place] = finished.error or finished.turns[0]
-    return answers
-
-
-def draw_samples(
-    engine: Engine, cases: Sequence[Case], n_samples: int, sampling: Sampling
-) -> list[list[Turn] | str]:
-    """Return n_samples more answers to each case's prompt, or the error that one of them met.
-
-    Sample n of an item is drawn with a seed of (seed, item, n) alone.
-    """
-    prompts = [
-        (f"{case.item_id}#{number}", case.prompt_ids)
-        for case in cases
-        for number in range(1, n_samples + 1)
-    ]
-    drawn = draw(engine, prompts, sampling)
-    found: list[list[Turn] | str] = []
-    for first in range(0, len(drawn), n_samples):
-        own = drawn[first : first + n_samples]
-        errors = [answer for answer in own if isinstance(answer, str)]
-        found.append(errors[0] if errors else own)
-    return found
 
 
 # --- SelfCheckGPT -----------------------------------------------------------------------------
@@ -128,7 +79,8 @@ def selfcheck_nli(judge: NLIEntailment, cases: Sequence[Case]) -> list[float]:
 
     Range 0 to 1; higher = the samples contradict the answer = more hallucinated. Empty samples say
     nothing and are left out; NaN without a sentence or a sample. Source: Manakul, Liusie and Gales
-    (2023), SelfCheckGPT.
+    (2023), SelfCheckGPT; their code gives the NLI model the pair the other way round, the sentence
+    first and the sample second.
     """
     pairs: list[list[list[Pair]]] = [
         [
@@ -204,81 +156,97 @@ class SelfQuestions:
         self._stop_ids = stop_ids
         self._max_context = max_context
         self._batch_size = batch_size
-        self._yes_no = reply_tokens(chat, ("Yes", "No"))
-        self._a_b = reply_tokens(chat, ("A", "B"))
+        self._prompt = AnswerPrompt(chat)
+        self._before_a, self._a = option_tokens(self._prompt)
+        self._before_yes, (self._yes, self._no) = reply_tokens(chat, ("Yes", "No"))
+        self._read = {"p_true": self._p_true, "selfcheck_prompt": self._share_of_no, "truth": _half}
 
-    def p_true(self, cases: Sequence[Case]) -> list[float]:
-        """P(True): the probability of "A", shown question, samples and answer (`p_true`).
+    def ask(self, cases: Sequence[Case]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield (place, values by name) of each case as soon as all its questions are answered.
 
-        Range 0 to 1; higher = LESS hallucinated. Of all tokens, not of "A" and "B" alone; no
-        examples are shown. Source: Kadavath et al. (2022), section 4.
+        p_true: the probability of "A", shown question, samples and answer (`p_true_prompt`), with
+        no examples. Range 0 to 1; higher = LESS hallucinated. Of all tokens, not of "A" and "B"
+        alone.
+
+        selfcheck_prompt: is the answer supported by this sample? A sample counts
+        P(No) / (P(Yes) + P(No)) of the next token, where the source takes a written reply as 0, 1
+        or, unclear, 0.5; mean over the samples. Range 0 to 1; higher = more hallucinated. Empty
+        samples are left out. Source: Manakul, Liusie and Gales (2023).
+
+        truth_state, truth_state_yes, truth_state_no: float16 `[L+1, H]` at the end of a prompt that
+        asks whether the answer reflects the truth, features for a probe (PRISM, Zhang et al., 2024,
+        "Prompt-Guided Internal States for Hallucination Detection of Large Language Models", arXiv
+        2411.04847), and at the end of the replies "Yes" and "No" to it, a contrast pair (CCS, Burns
+        et al., 2023). The prompt is a message in the chat template; PRISM's code gives the model
+        the bare text.
+
+        verbalised_confidence: 0 to 1, what the model names when asked after its answer, decoded
+        greedily (`parse_confidence`). Higher = LESS hallucinated. Source: Lin, Hilton and Evans
+        (2022); Tian et al. (2023), "Just Ask for Calibration".
+
+        What could not be asked or read is NaN.
         """
-        prompt = AnswerPrompt(self._chat)
-        begin, (yes, _) = self._a_b
-        entries = [
-            {
-                "prompt": case.prompt,
-                "responses": [(sample,) for sample in case.samples],
-                "most_likely_answer": {"response": case.answer},
-            }
-            for case in cases
-        ]
-        groups = [[p_true_prompt(entry, [], prompt) + begin] for entry in entries]
+        confidences = self._confidences(cases)
+        asked = [self._prompts(case) for case in cases]
+        kinds = [[kind for kind, prompts in own.items() for _ in prompts] for own in asked]
+        groups = [list(chain.from_iterable(own.values())) for own in asked]
+        read: list[list[Any]] = [[] for _ in cases]  # a group's ends come in their order
+        for place in (place for place, group in enumerate(groups) if not group):
+            yield place, self._values([], [], confidences[place])
+        for end in read_ends(self._model, groups, slots=self._batch_size):
+            place = end.group
+            read[place].append(self._read[kinds[place][end.number]](end))
+            if len(read[place]) == len(groups[place]):
+                yield place, self._values(kinds[place], read[place], confidences[place])
 
-        def probability(end: End) -> float:
-            return float(torch.softmax(end.logits.float(), dim=-1)[yes])
-
-        return [math.nan if own[0] is None else own[0] for own in self._ends(groups, probability)]
-
-    def selfcheck_prompt(self, cases: Sequence[Case]) -> list[float]:
-        """SelfCheck-Prompt: is the answer supported by this sample? The mean over samples of "No".
-
-        A sample counts P(No) / (P(Yes) + P(No)) of the next token, where the source takes a written
-        reply as 0, 1 or, unclear, 0.5. Range 0 to 1; higher = more hallucinated. Empty samples are
-        left out; NaN when there is no other. Source: Manakul, Liusie and Gales (2023).
-        """
-        begin, (yes, no) = self._yes_no
-        groups = [
-            [
-                self._render(_SUPPORT, case, sample=sample) + begin
+    def _prompts(self, case: Case) -> dict[str, list[list[int]]]:
+        """The prompts of each kind of question; a kind of which one is too long is left out."""
+        entry = {
+            "prompt": case.prompt,
+            "responses": [(sample,) for sample in case.samples],
+            "most_likely_answer": {"response": case.answer},
+        }
+        truth = self._render(_TRUTH, case)
+        prompts = {
+            "p_true": [p_true_prompt(entry, [], self._prompt) + self._before_a],
+            "selfcheck_prompt": [
+                self._render(_SUPPORT, case, sample=sample) + self._before_yes
                 for sample in case.samples
                 if sample.strip()
-            ]
-            for case in cases
-        ]
+            ],
+            "truth": [
+                truth, *([*truth, *self._before_yes, token] for token in (self._yes, self._no))
+            ],
+        }  # fmt: skip
+        most = self._max_context
+        return {kind: own for kind, own in prompts.items() if max(map(len, own), default=0) <= most}
 
-        def share_of_no(end: End) -> float:
-            return float(torch.sigmoid(end.logits[no].double() - end.logits[yes].double()))
+    def _render(self, template: str, case: Case, **texts: str) -> list[int]:
+        text = template.format(prompt=case.prompt, answer=case.answer, **texts)
+        return self._chat.render([{"role": "user", "content": text}])
 
-        return [math.nan if None in own else _mean(own) for own in self._ends(groups, share_of_no)]
+    def _p_true(self, end: End) -> float:
+        return probability(end, self._a)
 
-    def truth_states(self, cases: Sequence[Case]) -> list[dict[str, np.ndarray] | None]:
-        """States float16 `[L+1, H]` of a prompt that asks whether the answer reflects the truth.
+    def _share_of_no(self, end: End) -> float:
+        no, yes = end.logits[self._no].double(), end.logits[self._yes].double()
+        return float(torch.sigmoid(no - yes))
 
-        Under the keys of TRUTH_STATES: at the prompt's last token, features for a probe (PRISM,
-        Zhang et al., 2024, "Prompt-Guided Internal States for Hallucination Detection of Large
-        Language Models", arXiv 2411.04847); and at the last token of the replies "Yes" and "No" to
-        it, a contrast pair (CCS, Burns et al., 2023). None where the prompt is too long.
-        """
-        begin, decided = self._yes_no
-        replies = [[], *([*begin, token] for token in decided)]
-        groups = [[self._render(_TRUTH, case) + reply for reply in replies] for case in cases]
+    def _values(self, kinds: list[str], read: list[Any], confidence: float) -> dict[str, Any]:
+        found: dict[str, list[Any]] = {kind: [] for kind in self._read}
+        for kind, value in zip(kinds, read, strict=True):
+            found[kind].append(value)
+        config = text_config(self._model.config)
+        shape = config.num_hidden_layers + 1, config.hidden_size
+        states = found["truth"] or [np.full(shape, np.nan, np.float16)] * len(TRUTH_STATES)
+        return {
+            **dict(zip(TRUTH_STATES, states, strict=True)),
+            "p_true": _mean(found["p_true"]),
+            "verbalised_confidence": confidence,
+            "selfcheck_prompt": _mean(found["selfcheck_prompt"]),
+        }
 
-        def states(end: End) -> np.ndarray:
-            return torch.stack([state.half().cpu() for state in end.states]).numpy()
-
-        found = self._ends(groups, states)
-        return [
-            None if any(one is None for one in own) else dict(zip(TRUTH_STATES, own, strict=True))
-            for own in found
-        ]
-
-    def verbalised_confidence(self, cases: Sequence[Case]) -> list[float]:
-        """The confidence 0 to 1 that the model names when asked after its answer, decoded greedily.
-
-        Higher = LESS hallucinated. NaN when the reply has no number (`parse_confidence`). Source:
-        Lin, Hilton and Evans (2022); Tian et al. (2023), "Just Ask for Calibration".
-        """
+    def _confidences(self, cases: Sequence[Case]) -> list[float]:
         greedy = Sampling(temperature=0, top_p=1, seed=0)
         engine = Engine(
             self._model,
@@ -287,30 +255,16 @@ class SelfQuestions:
             limits=Limits(CONFIDENCE_TOKENS, self._max_context),
             batch_size=self._batch_size,
         )
-        prompts = [(case.item_id, self._chat.render(confidence_messages(case))) for case in cases]
-        return [
-            math.nan
-            if isinstance(turn, str)
-            else parse_confidence(self._chat.text(turn.answer_ids))
-            for turn in draw(engine, prompts, greedy)
-        ]
-
-    def _render(self, template: str, case: Case, **texts: str) -> list[int]:
-        text = template.format(prompt=case.prompt, answer=case.answer, **texts)
-        return self._chat.render([{"role": "user", "content": text}])
-
-    def _ends(
-        self, groups: list[list[list[int]]], value: Callable[[End], T]
-    ) -> list[list[T | None]]:
-        """Return the value at the end of each prompt, None of those that are too long."""
-        found: list[list[T | None]] = [[None] * len(group) for group in groups]
-        places = [
-            [n for n, ids in enumerate(group) if len(ids) <= self._max_context] for group in groups
-        ]
-        asked = [[group[n] for n in own] for group, own in zip(groups, places, strict=True)]
-        for end in read_ends(self._model, asked, slots=self._batch_size):
-            found[end.group][places[end.group][end.number]] = value(end)
+        prompts = ((case.item_id, self._chat.render(confidence_messages(case))) for case in cases)
+        found = [math.nan] * len(cases)
+        for place, turns in draw(engine, prompts, {0: greedy}):
+            if not isinstance(turns, str):
+                found[place] = parse_confidence(self._chat.text(turns[0].answer_ids))
         return found
+
+
+def _half(end: End) -> np.ndarray:
+    return torch.stack([state.half().cpu() for state in end.states]).numpy()
 
 
 def confidence_messages(case: Case) -> list[Message]:
@@ -322,14 +276,36 @@ def confidence_messages(case: Case) -> list[Message]:
     ]
 
 
-_INSTRUCTION = (
-    "You see a question, answers that were brainstormed for it, and one possible answer. "
-    "Say whether the possible answer is true. Reply with A or B alone."
-)
+# --- P(True) ----------------------------------------------------------------------------------
 
 
-def p_true_case(entry: dict[str, Any]) -> str:
-    """The question of whether an entry's most likely answer is true."""
+def p_true_prompt(
+    entry: dict[str, Any], examples: Sequence[dict[str, Any]], prompt: AnswerPrompt
+) -> list[int]:
+    """Ids of the prompt that ends where "A" (true) or "B" (false) is to follow.
+
+    P(True) is the probability of the letter "A" there: 0 to 1, higher = LESS uncertain. The model
+    is shown the question, its own samples as ideas, and its most likely answer. Examples, entries
+    with a known accuracy, come before it with their letter. Source: Kadavath et al. (2022), section
+    4. The semantic-uncertainty scripts list the most likely answer among the ideas as well, and
+    stored the log-probability under this name.
+    """
+    letters = ["A" if one["most_likely_answer"]["accuracy"] else "B" for one in examples]
+    if prompt.use_template:
+        messages = [{"role": "system", "content": _JUDGE_IDEAS}]
+        for example, letter in zip(examples, letters, strict=True):
+            messages.append({"role": "user", "content": _idea_of(example)})
+            messages.append({"role": "assistant", "content": letter})
+        return prompt.chat.render([*messages, {"role": "user", "content": _idea_of(entry)}])
+    blocks = [
+        f"{_idea_of(example)}\nThe possible answer is: {letter}"
+        for example, letter in zip(examples, letters, strict=True)
+    ]
+    text = "\n\n".join([_JUDGE_IDEAS, *blocks, f"{_idea_of(entry)}\nThe possible answer is:"])
+    return prompt.encode(text)
+
+
+def _idea_of(entry: dict[str, Any]) -> str:
     ideas = "\n".join(f"- {response[0]}" for response in entry["responses"])
     return (
         f"{entry['prompt']}\n\nBrainstormed answers:\n{ideas}\n\n"
@@ -338,46 +314,20 @@ def p_true_case(entry: dict[str, Any]) -> str:
     )
 
 
-def p_true_prompt(
-    entry: dict[str, Any], examples: Sequence[dict[str, Any]], prompt: AnswerPrompt
-) -> list[int]:
-    """Ids of the prompt whose next token is "A" or "B"; examples need a known accuracy."""
-    chat = prompt.chat
-    letters = ["A" if one["most_likely_answer"]["accuracy"] else "B" for one in examples]
+def option_tokens(prompt: AnswerPrompt) -> tuple[list[int], int]:
+    """Return what a reply to `p_true_prompt` begins with, and the token of "A" after it."""
     if prompt.use_template:
-        messages = [{"role": "system", "content": _INSTRUCTION}]
-        for example, letter in zip(examples, letters, strict=True):
-            messages.append({"role": "user", "content": p_true_case(example)})
-            messages.append({"role": "assistant", "content": letter})
-        return chat.render([*messages, {"role": "user", "content": p_true_case(entry)}])
-    blocks = [
-        f"{p_true_case(example)}\nThe possible answer is: {letter}"
-        for example, letter in zip(examples, letters, strict=True)
-    ]
-    blocks.append(f"{p_true_case(entry)}\nThe possible answer is:")
-    return list(chat.tokenizer("\n\n".join([_INSTRUCTION, *blocks]))["input_ids"])
+        begin, (token, _) = reply_tokens(prompt.chat, ("A", "B"))
+        return begin, token
+    tokenizer = prompt.chat.tokenizer
+    one, other = (tokenizer(f" {x}", add_special_tokens=False)["input_ids"] for x in "AB")
+    shared = common_prefix(one, other)
+    return one[:shared], one[shared]
 
 
-def option_id(prompt: AnswerPrompt, letter: str = "A") -> int:
-    """The token that answers with this letter, at the start of a reply or after a space."""
-    text = letter if prompt.use_template else f" {letter}"
-    ids = prompt.chat.tokenizer(text, add_special_tokens=False)["input_ids"]
-    if not ids:
-        raise UserError(f'the tokenizer has no token for "{letter}", which P(True) needs')
-    return ids[-1]
-
-
-def next_token_log_probabilities(
-    model: Any, prompts: Sequence[Sequence[int]], token: int
-) -> list[float]:
-    """Natural log-probability of a token right after each prompt, from raw logits.
-
-    What a prompt has in common with the one before it is not encoded again.
-    """
-    found = [
-        float(torch.log_softmax(end.logits.float(), dim=-1)[token])
-        for end in read_ends(model, [prompts], slots=1)
-    ]
-    if not all(map(math.isfinite, found)):
-        raise UserError("P(True): the model's output is not a number")
+def probability(end: End, token: int) -> float:
+    """The probability of a token right after a prompt; UserError where that is no number."""
+    found = float(torch.softmax(end.logits.float(), dim=-1)[token])
+    if not math.isfinite(found):
+        raise UserError("P(True): the model's output is not a number; run it in float32")
     return found

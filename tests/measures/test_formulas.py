@@ -15,7 +15,6 @@ from spikescore.measures.formulas import (
     length_normalised_entropy,
     lexical_similarity,
     n_semantic_sets,
-    p_true,
     predictive_entropy,
     rouge_l,
     sample_measures,
@@ -177,7 +176,3 @@ def test_common_subsequence_equals_the_textbook_table() -> None:
             table[i + 1][j + 1] = step
         total = len(a) + len(b)
         assert rouge_l(a, b) == pytest.approx(2 * table[-1][-1] / total if total else 1.0)
-
-
-def test_p_true_is_a_probability() -> None:
-    assert p_true(math.log(0.2)) == pytest.approx(0.2)

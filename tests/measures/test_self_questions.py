@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from spikescore.errors import UserError
+from spikescore.measures.samples import draw
 from spikescore.measures.self_questions import (
+    _JUDGE_IDEAS,
+    _TRUTH,
+    TRUTH_STATES,
     Case,
     SelfQuestions,
     confidence_messages,
-    draw_samples,
     parse_confidence,
     reply_tokens,
     selfcheck_nli,
@@ -133,17 +136,12 @@ def test_ends_of_prompts_equal_plain_passes(kind, slots, room, monkeypatch):
 # --- samples ----------------------------------------------------------------------------------
 
 
-def make_cases(chat: ChatFormat, n: int = 3) -> list[Case]:
+def make_cases(n: int = 3) -> list[Case]:
     cases = []
     for item in range(n):
         prompt = f"the question of the passage {item}"
-        messages = [
-            {"role": "system", "content": "answer"},
-            {"role": "user", "content": prompt},
-        ]
-        ids = tuple(chat.render(messages))
         samples = ("the passage", "the question and the answer", "", "and the")[: item + 1]
-        cases.append(Case(f"q{item}", "answer", prompt, ids, f"the answer {item}. It is.", samples))
+        cases.append(Case(f"q{item}", "answer", prompt, f"the answer {item}. It is.", samples))
     return cases
 
 
@@ -154,32 +152,44 @@ def make_engine(model, batch_size: int) -> Engine:
     )  # fmt: skip
 
 
+def make_prompts(chat: ChatFormat) -> list[tuple[str, list[int]]]:
+    texts = ("the question", "the question of the passage", "the answer")
+    return [(f"q{n}", chat.render([{"role": "user", "content": text}]))
+            for n, text in enumerate(texts)]  # fmt: skip
+
+
+def drawn_by(model, batch_size: int, prompts, samplings) -> dict[int, list | str]:
+    return dict(draw(make_engine(model, batch_size), prompts, samplings))
+
+
 def test_samples_carry_the_models_own_probabilities_and_depend_on_names_alone():
-    model, chat = small_model(), make_chat()
-    cases = make_cases(chat)
-    drawn = draw_samples(make_engine(model, 4), cases, 3, Sampling(1.0, 1.0, 7))
-    for case, turns in zip(cases, drawn, strict=True):
-        assert len({tuple(turn.answer_ids) for turn in turns}) > 1
+    model, prompts = small_model(), make_prompts(make_chat())
+    samplings = {0: Sampling(0, 1, 7), **dict.fromkeys((1, 2, 3), Sampling(1.0, 1.0, 7))}
+    drawn = drawn_by(model, 4, prompts, samplings)
+    for place, (_, prompt) in enumerate(prompts):
+        turns = drawn[place]
+        assert len({tuple(turn.answer_ids) for turn in turns[1:]}) > 1
         for turn in turns:
-            ids = [*case.prompt_ids, *turn.answer_ids]
+            ids = [*prompt, *turn.answer_ids]
             output = plain(model, ids)
             logprobs = torch.log_softmax(output.logits[0].double(), dim=-1)
-            at = range(len(case.prompt_ids) - 1, len(ids) - 1)
+            at = range(len(prompt) - 1, len(ids) - 1)
             expected = sum(float(logprobs[i, ids[i + 1]]) for i in at)
             assert sum(turn.logprobs) == pytest.approx(expected, abs=1e-3)
             state = output.hidden_states[1][0, -1].numpy()
             np.testing.assert_allclose(turn.states[LAST][1], state, rtol=2e-3, atol=1e-3)
-    alone = draw_samples(make_engine(model, 1), cases[2:], 3, Sampling(1.0, 1.0, 7))
-    assert [turn.answer_ids for turn in alone[0]] == [turn.answer_ids for turn in drawn[2]]
-    other = draw_samples(make_engine(model, 1), cases[2:], 3, Sampling(1.0, 1.0, 8))
-    assert [turn.answer_ids for turn in other[0]] != [turn.answer_ids for turn in drawn[2]]
+            if turn is turns[0]:  # greedy
+                assert turn.answer_ids == [int(logprobs[i].argmax()) for i in at]
+    ids = [[turn.answer_ids for turn in turns] for turns in drawn.values()]
+    alone = drawn_by(model, 1, prompts[2:], samplings)
+    assert [turn.answer_ids for turn in alone[0]] == ids[2]
+    other = drawn_by(model, 1, prompts[2:], dict.fromkeys((1, 2, 3), Sampling(1.0, 1.0, 8)))
+    assert [turn.answer_ids for turn in other[0]] != ids[2][1:]
 
 
 def test_a_prompt_that_cannot_be_asked_is_an_error_of_its_item():
-    model, chat = small_model(), make_chat()
-    fine, long = make_cases(chat)[:2]
-    long = Case("x", None, "the", tuple([5] * 500), "the")
-    found = draw_samples(make_engine(model, 2), [long, fine], 2, Sampling(1.0, 1.0, 7))
+    prompts = [("x", [5] * 500), *make_prompts(make_chat())[:1]]
+    found = drawn_by(small_model(), 2, prompts, dict.fromkeys((1, 2), Sampling(1.0, 1.0, 7)))
     assert "more than the context of 400" in found[0] and len(found[1]) == 2
 
 
@@ -207,7 +217,7 @@ def test_selfcheck_nli_is_a_mean_over_sentences_of_a_mean_over_samples():
     )
 
     def case(answer, *samples):
-        return Case("x", None, "?", (), answer, samples)
+        return Case("x", None, "?", answer, samples)
 
     cases = [case("One. Two.", "A", " ", "B"), case("Three", "C"), case("", "A"), case("One.", "")]
     found = selfcheck_nli(judge, cases)
@@ -217,12 +227,19 @@ def test_selfcheck_nli_is_a_mean_over_sentences_of_a_mean_over_samples():
 # --- questions --------------------------------------------------------------------------------
 
 
+def answers_of(asks: SelfQuestions, cases: list[Case]) -> list[dict]:
+    found = dict(asks.ask(cases))
+    assert sorted(found) == list(range(len(cases)))
+    return [found[place] for place in range(len(cases))]
+
+
 @pytest.fixture(scope="module")
 def asked():
-    """A model, its questions, and three cases with 1, 2 and 3 samples, the third one empty."""
+    """A model, three cases with 1, 2 and 3 samples, the third one empty, and their answers."""
     model, chat = small_model("qwen3"), make_chat()
     asks = SelfQuestions(model, chat, stop_ids={2}, max_context=1500, batch_size=2)
-    return model, chat, asks, make_cases(chat)
+    cases = make_cases()
+    return model, chat, list(zip(cases, answers_of(asks, cases), strict=True))
 
 
 def next_probabilities(model, chat, messages, begin) -> torch.Tensor:
@@ -232,28 +249,26 @@ def next_probabilities(model, chat, messages, begin) -> torch.Tensor:
 
 
 def test_p_true_is_the_probability_of_a(asked):
-    model, chat, asks, cases = asked
+    model, chat, cases = asked
     begin, (a, _) = reply_tokens(chat, ("A", "B"))
-    for case, found in zip(cases, asks.p_true(cases), strict=True):
+    for case, found in cases:
         ideas = "\n".join(f"- {sample}" for sample in case.samples)
         shown = (
             f"{case.prompt}\n\nBrainstormed answers:\n{ideas}\n\nPossible answer: {case.answer}"
             "\n\nIs the possible answer:\nA) true\nB) false"
         )
-        from spikescore.measures.self_questions import _INSTRUCTION
-
         messages = [
-            {"role": "system", "content": _INSTRUCTION},
+            {"role": "system", "content": _JUDGE_IDEAS},
             {"role": "user", "content": shown},
         ]
         expected = float(next_probabilities(model, chat, messages, begin)[a])
-        assert found == pytest.approx(expected, rel=1e-3)
+        assert found["p_true"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_selfcheck_prompt_is_the_mean_share_of_no(asked):
-    model, chat, asks, cases = asked
+    model, chat, cases = asked
     begin, (yes, no) = reply_tokens(chat, ("Yes", "No"))
-    for case, found in zip(cases, asks.selfcheck_prompt(cases), strict=True):
+    for case, found in cases:
         shares = []
         for sample in filter(None, case.samples):
             text = (
@@ -263,13 +278,13 @@ def test_selfcheck_prompt_is_the_mean_share_of_no(asked):
             )
             p = next_probabilities(model, chat, [{"role": "user", "content": text}], begin)
             shares.append(float(p[no] / (p[yes] + p[no])))
-        assert found == pytest.approx(np.mean(shares), rel=1e-3)
+        assert found["selfcheck_prompt"] == pytest.approx(np.mean(shares), rel=1e-3)
 
 
 def test_truth_states_are_those_of_the_last_prompt_token_and_of_both_replies(asked):
-    model, chat, asks, cases = asked
+    model, chat, cases = asked
     begin, (yes, no) = reply_tokens(chat, ("Yes", "No"))
-    for case, found in zip(cases, asks.truth_states(cases), strict=True):
+    for case, found in cases:
         text = (
             f"Question:\n{case.prompt}\n\nAnswer:\n{case.answer}\n\n"
             "Does this answer to the question reflect the truth?"
@@ -277,7 +292,6 @@ def test_truth_states_are_those_of_the_last_prompt_token_and_of_both_replies(ask
         shown = f"<bos><user> {text}<end><assistant>"
         ids = chat.tokenizer(shown, add_special_tokens=False)["input_ids"]
         replies = {"": [], "_yes": [*begin, yes], "_no": [*begin, no]}
-        assert set(found) == {f"truth_state{name}" for name in replies}
         for name, reply in replies.items():
             states = plain(model, ids + reply).hidden_states
             expected = torch.stack([state[0, -1] for state in states]).numpy()
@@ -286,40 +300,43 @@ def test_truth_states_are_those_of_the_last_prompt_token_and_of_both_replies(ask
             np.testing.assert_allclose(state, expected, rtol=2e-3, atol=1e-3)
 
 
-def test_confidence_is_asked_after_the_answer_and_decoded_greedily(asked, monkeypatch):
-    model, chat, asks, cases = asked
+def test_confidence_is_asked_after_the_answer_and_decoded_greedily(monkeypatch):
     from spikescore.measures import self_questions
 
-    replies = []
+    model, chat, cases = small_model("qwen3"), make_chat(), make_cases()
+    read = {}
     monkeypatch.setattr(self_questions, "CONFIDENCE_TOKENS", 6)
     monkeypatch.setattr(
-        self_questions, "parse_confidence", lambda text: replies.append(text) or 0.5
+        self_questions, "parse_confidence", lambda text: read.setdefault(text, len(read) / 10)
     )
-    assert asks.verbalised_confidence(cases) == [0.5] * 3
-    for case, reply in zip(cases, replies, strict=True):
-        roles = [message["role"] for message in confidence_messages(case)]
-        assert roles == ["system", "user", "assistant", "user"]
-        assert [m["content"] for m in confidence_messages(case)][:3] == [
-            "answer", case.prompt, case.answer,
-        ]  # fmt: skip
-        ids, n = chat.render(confidence_messages(case)), 0
+    asks = SelfQuestions(model, chat, stop_ids={2}, max_context=1500, batch_size=2)
+    for case, found in zip(cases, answers_of(asks, cases), strict=True):
+        messages = confidence_messages(case)
+        assert [m["role"] for m in messages] == ["system", "user", "assistant", "user"]
+        assert [m["content"] for m in messages][:3] == ["answer", case.prompt, case.answer]
+        ids = chat.render(messages)
         begun = len(ids)
-        while n < 6:
+        while len(ids) < begun + 6:
             token = int(plain(model, ids).logits[0, -1].argmax())
             if token == 2:
                 break
             ids.append(token)
-            n += 1
-        assert reply == chat.tokenizer.decode(ids[begun:], skip_special_tokens=True).strip()
+        reply = chat.tokenizer.decode(ids[begun:], skip_special_tokens=True).strip()
+        assert found["verbalised_confidence"] == read[reply]
 
 
 def test_what_does_not_fit_the_context_is_missing():
     model, chat = small_model(), make_chat()
-    asks = SelfQuestions(model, chat, stop_ids={2}, max_context=60, batch_size=2)
-    case = make_cases(chat)[0]
-    assert math.isnan(asks.p_true([case])[0]) and math.isnan(asks.selfcheck_prompt([case])[0])
-    assert asks.truth_states([case]) == [None]
-    assert math.isnan(asks.verbalised_confidence([case])[0])
-    bare = Case("x", None, "?", (1,), "the", ())
+    case, bare = make_cases()[0], Case("x", None, "?", "the", ())
+    short = SelfQuestions(model, chat, stop_ids={2}, max_context=60, batch_size=2)
+    (found,) = answers_of(short, [case])
+    assert len(found) == 6 and all(np.isnan(value).all() for value in found.values())
     wide = SelfQuestions(model, chat, stop_ids={2}, max_context=1500, batch_size=2)
-    assert math.isnan(wide.selfcheck_prompt([bare])[0])
+    (found,) = answers_of(wide, [bare])  # no sample to hold the answer against
+    assert math.isnan(found["selfcheck_prompt"]) and 0 < found["p_true"] < 1
+    # one token too little for the replies: the whole of that question is left out, no other is
+    longest = len(chat.render([{"role": "user", "content": _TRUTH.format(
+        prompt=case.prompt, answer=case.answer)}])) + 1  # fmt: skip
+    tight = SelfQuestions(model, chat, stop_ids={2}, max_context=longest - 1, batch_size=2)
+    (found,) = answers_of(tight, [case])
+    assert all(np.isnan(found[name]).all() for name in TRUTH_STATES)

@@ -14,12 +14,13 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from spikescore.data.reading import load_questions
 from spikescore.labels.entailment import ExactEntailment, entailment_messages
-from spikescore.labels.judges import judge_messages
+from spikescore.labels.judges import judge_messages, make_accuracy
 from spikescore.measures.clustering import cluster_many
 from spikescore.measures.formulas import cluster_assignment_entropy
 from spikescore.measures.run_folder import read_run
-from spikescore.measures.samples import BRIEF, AnswerPrompt
-from spikescore.measures.self_questions import next_token_log_probabilities
+from spikescore.measures.run_plan import BRIEF
+from spikescore.measures.samples import AnswerPrompt
+from spikescore.measures.self_questions import option_tokens, p_true_prompt
 from spikescore.model.chat import ChatFormat
 from spikescore.pickles import load_pickle
 from tests.helpers.oracles import states_at
@@ -202,14 +203,27 @@ def test_measures_are_those_of_the_answers(small_run):
     assert len(found.measures["train_ids"]) == len(found.train)
 
 
-def test_p_true_is_the_next_token_probability():
+def test_p_true_is_the_next_token_probability(small_run):
+    found = read_run(small_run[0])
     model = LlamaForCausalLM.from_pretrained(DEMO, dtype=torch.float32).eval()
-    prompts = [[1, 7, 8, 9, 10] * 30 + [n, 5] for n in range(20, 24)] + [[1, 4]]
-    found = next_token_log_probabilities(model, prompts, 77)
-    for ids, value in zip(prompts, found, strict=True):
+    prompt = AnswerPrompt(ChatFormat(AutoTokenizer.from_pretrained(DEMO), enable_thinking=False))
+    parts = [load_pickle(path) for path in sorted(small_run[0].glob("parts/p_true-*.pkl"))]
+    examples = {key: entry for part in parts for key, entry in part.items()}
+    assert list(examples) and set(examples) == set(found.details["p_true_examples"])
+    questions = {question.id: question for question in load_questions(TRIVIA).questions}
+    judge = make_accuracy("auto")
+    for key, entry in examples.items():
+        answer = entry["most_likely_answer"]
+        (answer["accuracy"],) = judge.judge_many([(questions[key], answer["response"])])
+    shown = [examples[key] for key in found.details["p_true_examples"]]
+    begin, token = option_tokens(prompt)
+    for entry in list(found.validation.values())[:4]:
+        ids = p_true_prompt(entry, shown, prompt) + begin
         with torch.no_grad():
             logits = model(torch.tensor([ids])).logits[0, -1].double()
-        assert value == pytest.approx(float(torch.log_softmax(logits, dim=-1)[77]), abs=1e-4)
+        assert entry["p_true"] == pytest.approx(
+            float(torch.softmax(logits, dim=-1)[token]), abs=1e-4
+        )
 
 
 # --- going on, other settings, mistakes -------------------------------------------------------
@@ -291,7 +305,7 @@ def test_the_conda_environment_is_that_of_requirements_txt():
     environment = yaml.safe_load(text)
     assert environment["name"] == "se_probes"
     (pip,) = [part["pip"] for part in environment["dependencies"] if isinstance(part, dict)]
+    assert pip == ["-r ../requirements.txt"]  # seen from the file, as conda reads it
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     pinned = [line for line in lines if line and not line.startswith("#")]
-    assert sorted(pip) == sorted(pinned)
-    assert all(len(Requirement(line).specifier) == 1 for line in pip)
+    assert all(len(Requirement(line).specifier) == 1 for line in pinned)
