@@ -27,23 +27,23 @@ import platform
 import shlex
 import sys
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 # The script lies one folder below the project root, where the spikescore package is.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from spikescore.detectors.score_book import ScoreBook  # noqa: E402
+from spikescore.detectors.answers import read_answers  # noqa: E402
+from spikescore.detectors.scoring import (  # noqa: E402
+    Settings,
+    score_layer_grid,
+    score_methods,
+    summary,
+)
 from spikescore.errors import UserError, run_main  # noqa: E402
-from spikescore.pairs import DEFAULT_TOKEN_KEY, TOKEN_KEYS, model_basename  # noqa: E402
-from spikescore.probes.data import SPLITS  # noqa: E402
-
-if TYPE_CHECKING:
-    from spikescore.detectors.answers import Answers
+from spikescore.pairs import DEFAULT_TOKEN_KEY, TOKEN_KEYS  # noqa: E402
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -91,11 +91,6 @@ def names(text: str) -> list[str] | None:
 def main() -> int:
     args = parse_arguments()
     save_path = Path(args.save_path)
-    make_folder(save_path)
-
-    from spikescore.detectors.answers import read_answers
-    from spikescore.detectors.scoring import Settings, score_layer_grid, score_methods
-
     started = time.perf_counter()
     settings = Settings(
         methods=args.methods,
@@ -106,6 +101,7 @@ def main() -> int:
         test_fraction=args.test_fraction,
         seed=args.seed,
     )
+    make_folder(save_path)
     if args.layer_grid:
         books = {save_path: score_layer_grid(args.data_dir, settings)}
     else:
@@ -114,7 +110,6 @@ def main() -> int:
         if args.score_dirs:
             folders = {one: read_answers(one, token_key=args.token_key) for one in args.score_dirs}
             targets = {book_path(save_path, one): found for one, found in folders.items()}
-            require_same_model(items, folders)
         found = score_methods(items, settings, targets=list(targets.values()))
         books = dict(zip(targets, found, strict=True))
     for path, book in books.items():
@@ -125,7 +120,7 @@ def main() -> int:
             "numpy": np.__version__,
         }
         written = book.save(path)
-        print_summary(book)
+        print(summary(book))
         print("wrote " + " and ".join(map(str, written)))
     print(f"{time.perf_counter() - started:.0f} s in all")
     return 0
@@ -136,16 +131,6 @@ def book_path(save_path: Path, folder: str) -> Path:
     return save_path.with_name(f"{save_path.stem}.{Path(folder).resolve().name}.pkl")
 
 
-def require_same_model(items: Answers, folders: Mapping[str, Answers]) -> None:
-    """Raise UserError when a folder to score holds dialogues of another model."""
-    for folder, found in folders.items():
-        if model_basename(found.model) != model_basename(items.model):
-            raise UserError(
-                f'--score_dirs: "{folder}" holds dialogues of the model "{found.model}", the '
-                f'methods are fitted on those of "{items.model}"; give folders of one model'
-            )
-
-
 def make_folder(save_path: Path) -> None:
     """Make the folder of the score book before any work is done; UserError if that cannot be."""
     if save_path.is_dir():
@@ -154,40 +139,6 @@ def make_folder(save_path: Path) -> None:
         save_path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'"{save_path.parent}" cannot be made: {error.strerror}') from error
-
-
-def print_summary(book: ScoreBook) -> None:
-    """Print what was scored by what, where the time went, and what was left out."""
-    from spikescore.detectors.scoring import told
-
-    about = book.about
-    without = ", ".join(f"{n} {why}" for why, n in about["items_left_out"].items())
-    print(
-        f"items: {len(book.items)} dialogues in {len(book.domain_names())} domains, "
-        f"{int(book.y.sum())} hallucinated" + (f"; left out: {without}" if without else "")
-    )
-    families = Counter(method["family"] for method in book.methods.values())
-    print(
-        f"methods: {len(book.methods)} ("
-        + ", ".join(f"{n} {family}" for family, n in families.items())
-        + f"); scores of turns: {', '.join(sorted({key[0] for key in book.turns})) or 'none'}"
-    )
-    if book.splits:
-        shown = ", ".join(f"{domain} {sizes(split)}" for domain, split in book.splits.items())
-        seeds = about["settings"]["probe_seeds"]
-        print(f"trained on (train/val/test): {shown}; {seeds} probe seeds")
-    for name, count in about["unscored"].items():
-        print(f"{name}: {count} of {len(book.items)} items have no score")
-    for line in told(about["left_out"]):
-        print(f"left out: {line}")
-    slowest = Counter(about["seconds"]).most_common(5)
-    shown = ", ".join(f"{name} {spent:.1f}" for name, spent in slowest)
-    print(f"seconds: {shown}")
-
-
-def sizes(split: np.ndarray) -> str:
-    """Return how many items each split has."""
-    return "/".join(str(int((split == part).sum())) for part in SPLITS)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,8 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 # The script lies one folder below the project root, where the spikescore package is.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -33,40 +32,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from spikescore.errors import UserError, run_main  # noqa: E402
 from spikescore.pairs import TOKEN_KEYS  # noqa: E402
 from spikescore.probes.layers import parse_layer_range  # noqa: E402
-from spikescore.probes.linear import LOSS_NAMES  # noqa: E402
-from spikescore.probes.probe import KINDS, Probe  # noqa: E402
-from spikescore.probes.report import report, save_with_report, summary  # noqa: E402
-from spikescore.probes.training import KIND_DEFAULTS, Settings, train_probe  # noqa: E402
+from spikescore.probes.probe import KINDS  # noqa: E402
+from spikescore.probes.report import ProbeTrainer, save_with_report, summary  # noqa: E402
+from spikescore.probes.training import LOSS_NAMES, RECIPES, Settings  # noqa: E402
 
-
-@dataclass
-class ProbeTrainer:
-    """Train a probe and keep it: `train_from_directories`, then `save_models`.
-
-    `best` is the probe of the best validation epoch, `last` that of the last epoch; both are None
-    before training.
-    """
-
-    settings: Settings = field(default_factory=Settings)
-    best: Probe | None = None
-    last: Probe | None = None
-
-    def train_from_directories(
-        self, directories: Sequence[str | Path], dataset_names: Sequence[str] | None = None
-    ) -> dict[str, Any]:
-        """Train on all the directories pooled (one data set name each) and return the report.
-
-        Raises UserError when there is nothing to learn from.
-        """
-        self.best, self.last = train_probe(directories, self.settings, dataset_names=dataset_names)
-        return report(self.best)
-
-    def save_models(self, save_dir: str | Path, prefix: str) -> Path:
-        """Write <prefix>_best.pkl and <prefix>_last.pkl with reports; return the best's path."""
-        if self.best is None or self.last is None:
-            raise UserError("nothing to save: call train_from_directories first")
-        save_with_report(self.last, Path(save_dir) / f"{prefix}_last.pkl")
-        return save_with_report(self.best, Path(save_dir) / f"{prefix}_best.pkl")[0]
+SemanticEntropyProbeTrainer = ProbeTrainer
+"""As the public release calls it, for code written for that."""
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -143,7 +114,7 @@ def _help(name: str, meaning: str) -> str:
     value = getattr(Settings(), name)
     if value is not None:
         return f"{meaning} (default: {value})"
-    by_kind = ", ".join(f"{kind} {values[name]}" for kind, values in KIND_DEFAULTS.items())
+    by_kind = ", ".join(f"{kind} {getattr(recipe, name)}" for kind, recipe in RECIPES.items())
     return f"{meaning} (default: {by_kind})"
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -51,33 +52,39 @@ def this_process() -> Process:
     return Process(number["RANK"], number["WORLD_SIZE"], number["LOCAL_RANK"])
 
 
-WIDE = 2**16
-"""Bytes of one item's states from which a fit has work for several threads. Below, they wait for
-each other: with 7 states of width 256, two threads took SAPLMA 10 s of CPU time on two busy cores,
-one thread 0.3 s."""
-MOST = 8
-
-
 def usable_cores() -> int:
     """Return how many cores this process may run on."""
     has_affinity = hasattr(os, "sched_getaffinity")
     return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
-def threads_for(item_bytes: int) -> int:
-    """Return how many threads serve a fit on items whose states have this many bytes each."""
-    return 1 if item_bytes < WIDE else min(usable_cores(), MOST)
+def end_with_parent() -> None:
+    """End this process, started by `multiprocessing`, when its parent has ended, however it did.
+
+    Nothing tells a worker when its parent is killed: it would wait for work for ever.
+    """
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager
-def limited_threads(number: int) -> Iterator[None]:
-    """Let torch, BLAS and OpenMP use that many threads inside, and as many as before after it."""
+def one_thread() -> Iterator[None]:
+    """Let torch, BLAS and OpenMP use one thread inside, and as many as before after it.
+
+    For many small fits: threads wait for each other. At the paper's size (28 layers of width 3072,
+    800 answers) two threads on a busy machine took SAPLMA 534 s, one took 104 s.
+    """
     import torch  # before the limits, which reach only libraries that are loaded
 
     before = torch.get_num_threads()
-    torch.set_num_threads(number)
+    torch.set_num_threads(1)
     try:
-        with threadpool_limits(number):
+        with threadpool_limits(1):
             yield
     finally:
         torch.set_num_threads(before)

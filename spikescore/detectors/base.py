@@ -14,9 +14,6 @@ import numpy as np
 
 from spikescore.detectors.answers import Answers
 
-NEEDS = ("texts", "logprobs", "states", "lens", "attentions", "samples", "questions")
-"""What a detector reads: texts and logprobs are in the JSON, states in the PKL; lens, attentions,
-samples and questions (to the model about its answer) come from measure_answers.py."""
 FAMILIES = ("training-free", "trained", "control")
 
 
@@ -35,6 +32,8 @@ class Detector(ABC):
     """As printed in tables."""
     family: ClassVar[str]
     needs: ClassVar[frozenset[str]]
+    """What it reads: "texts" and "logprobs" are in the JSON, "states" in the PKL; "lens",
+    "attentions", "samples" and "questions" come from measure_answers.py."""
     seeded: ClassVar[bool] = False
     """Whether another seed gives another result; a detector without chance is fitted once."""
 

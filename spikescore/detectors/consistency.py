@@ -151,14 +151,14 @@ class EigenScore(SampleDetector):
         return eigen_score(states) if len(states) > 1 else math.nan
 
 
-def eigen_score(states: np.ndarray, alpha: float = EIGENSCORE_ALPHA) -> float:
+def eigen_score(states: np.ndarray) -> float:
     """Return INSIDE's EigenScore of states [N, H]; see `EigenScore`. NaN if one is not finite."""
     if not np.isfinite(states).all():
         return math.nan
     centred = states - states.mean(axis=1, keepdims=True)
     covariance = centred @ centred.T
     # alpha bounds the eigenvalues from below; rounding may take those of a singular matrix under it
-    eigenvalues = np.maximum(np.linalg.eigvalsh(covariance), 0) + alpha
+    eigenvalues = np.maximum(np.linalg.eigvalsh(covariance), 0) + EIGENSCORE_ALPHA
     return float(np.log(eigenvalues).mean())
 
 

@@ -15,6 +15,7 @@ from spikescore.detectors.base import Detector
 from spikescore.detectors.lesson import LayerReader, lesson
 from spikescore.detectors.networks import fit_saplma
 from spikescore.errors import UserError
+from spikescore.probes.fit import normaliser
 from spikescore.probes.probe import Probe
 from spikescore.runtime import derived_seed
 
@@ -195,17 +196,12 @@ class RandomProjection(LayerReader):
 
     def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
         self._layer = max(1, (train.first_states.shape[1] - 1) // 2)
-        states = train.first_states[:, self._layer].astype(np.float32)
-        deviation = states.std(axis=0)
+        states = train.first_states[:, self._layer]
+        mean, scale = normaliser(states)
         rng = np.random.default_rng(derived_seed(seed, "random_projection"))
         weight = rng.standard_normal(states.shape[1]) / np.sqrt(states.shape[1])
         linear = ("linear", weight[None].astype(np.float32), np.zeros(1, np.float32))
-        self._network = Probe(
-            "saplma",
-            [linear, ("sigmoid",)],
-            mean=states.mean(axis=0),
-            scale=np.where(deviation > 1e-6, deviation, np.float32(1)),
-        )
+        self._network = Probe("saplma", [linear, ("sigmoid",)], mean=mean, scale=scale)
         self.chosen["layer"] = self._layer
 
 

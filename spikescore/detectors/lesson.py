@@ -8,23 +8,17 @@ validation items AUROCs are coarse, and the loss does decide.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from spikescore.detectors.answers import Answers
 from spikescore.detectors.base import StateDetector
 from spikescore.errors import UserError
+from spikescore.probes.fit import Examples, Fit
 from spikescore.probes.layers import Layers
-from spikescore.probes.linear import fit_sep_logistic
 from spikescore.probes.probe import Probe
-from spikescore.stats.roc import auroc
-
-if TYPE_CHECKING:
-    from spikescore.probes.network import Examples, Fit, NetworkFit
-
 
 CLASSES = "hallucinated / consistent"
 
@@ -65,11 +59,8 @@ class Lesson:
 
         Labels choose on the validation split, and the target is what the loss learns.
         """
-        from spikescore.probes.network import Examples
-
-        return Examples(
-            self.train, self.val, self.labels, self.labels if target is None else target
-        )
+        target = self.labels if target is None else target
+        return Examples(self.train, self.val, self.labels, target)
 
 
 def lesson(
@@ -97,43 +88,39 @@ def first_answers(train: Answers, val: Answers) -> Lesson:
     return lesson(train.first_states, val.first_states, train.y, val.y)
 
 
-def present(arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, np.ndarray]:
-    """Return which items [n] have an array, finite throughout, and those arrays stacked [m, ...].
-
-    Without any, the stack is empty and of shape [0].
+def measured_lesson(train: Answers, val: Answers, *names: str) -> Lesson:
+    """Return the lesson of what was measured of first answers (`measured`); items without it are
+    left out. UserError when a split has none, or lacks a class.
     """
-    there = np.array([array is not None and np.isfinite(array).all() for array in arrays], bool)
-    kept = [np.asarray(array) for array, known in zip(arrays, there, strict=True) if known]
-    return there, np.stack(kept) if kept else np.empty(0)
+    (known, rows), (val_known, val_rows) = (measured(part, *names) for part in (train, val))
+    if not (known.any() and val_known.any()):
+        told = " and ".join(f'"{name}"' for name in names)
+        raise UserError(f"no {told} measured of these answers; run measure_answers.py")
+    return lesson(rows, val_rows, train.y[known], val.y[val_known])
 
 
-def fit_logistic(
-    features: Sequence[np.ndarray], layers: Sequence[Layers], examples: Examples
-) -> Fit:
-    """Fit a logistic regression on each layer's standardised rows [n, d]; return the best layer.
-
-    L2 with C = 1. Best is the highest validation AUROC (of equal ones: the lowest cross-entropy).
+def measured(items: Answers, *names: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return which items [n] have an array measured under each name, finite throughout, and those
+    arrays: [m, ...], or for several names [m, names, ...]. Without any it is of shape [0].
     """
-    return fit_sep_logistic(features, layers, examples)
+    found = zip(*(items.measured_arrays(name) for name in names), strict=True)
+    known, kept = [], []
+    for arrays in found:
+        there = all(array is not None and np.isfinite(array).all() for array in arrays)
+        known.append(there)
+        if there:
+            kept.append(np.stack(arrays) if len(names) > 1 else np.asarray(arrays[0]))
+    return np.array(known, bool), np.stack(kept) if kept else np.empty(0)
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The chosen candidate's place, its validation AUROC, and the AUROCs of all candidates."""
-
-    place: int
-    auroc: float
-    aurocs: list[float]
-
-
-def choose(y: np.ndarray, scores: Sequence[np.ndarray], losses: Sequence[float]) -> Choice:
-    """Choose among candidates by validation scores [n] each: AUROC, then lowest loss, then first.
-
-    y [n] are the validation items' labels, of both classes.
-    """
-    aurocs = [auroc(y, np.asarray(row, dtype=np.float64)) for row in scores]
-    place = max(range(len(aurocs)), key=lambda c: (aurocs[c], -losses[c], -c))
-    return Choice(place, aurocs[place], aurocs)
+def score_known(
+    known: np.ndarray, rows: np.ndarray, score: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Return the scores of the m known items' rows [m, ...], NaN for the others: float64 [n]."""
+    scores = np.full(len(known), np.nan)
+    if known.any():
+        scores[known] = score(rows)
+    return scores
 
 
 class LayerReader(StateDetector):
@@ -143,7 +130,7 @@ class LayerReader(StateDetector):
     """
 
     _layer: int
-    _network: Probe | NetworkFit
+    _network: Probe
 
     def keep(self, fit: Fit) -> None:
         """Take over what a trainer found to be best."""
@@ -161,10 +148,11 @@ def as_network(fit: Fit) -> Probe:
 
 
 def told(fit: Fit) -> dict[str, object]:
-    """Return what a fit chose, as plain values; the epoch only where there are epochs."""
-    (layer,) = fit.layers
-    areas = [max(areas) for areas in fit.val_auroc.values()]
-    chosen: dict[str, object] = {"layer": layer, "val_auroc": fit.score[0]}
+    """Return what a fit chose, as plain values; layers and epoch only where there are such."""
+    chosen: dict[str, object] = {"val_auroc": fit.score[0]}
     if fit.epoch:
         chosen["epoch"] = fit.epoch
-    return chosen | {"val_auroc_by_layer": areas}
+    if fit.layers:
+        (chosen["layer"],) = fit.layers
+        chosen["val_auroc_by_layer"] = [max(areas) for areas in fit.val_auroc.values()]
+    return chosen

@@ -6,8 +6,11 @@ import numpy as np
 
 from spikescore.detectors.answers import Answers
 from spikescore.detectors.base import Detector
-from spikescore.detectors.lesson import LayerReader, Lesson, choose, first_answers, fit_logistic
+from spikescore.detectors.lesson import LayerReader, Lesson, first_answers
+from spikescore.probes.fit import Fit, best_of
+from spikescore.probes.linear import fit_logistic
 from spikescore.probes.probe import Probe
+from spikescore.stats.roc import auroc
 
 
 class MassMean(LayerReader):
@@ -28,22 +31,15 @@ class MassMean(LayerReader):
 
     def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
         material = first_answers(train, val)
-        networks = [
-            mass_mean(rows[material.train], material.labels[material.train])
-            for rows in material.by_layer
-        ]
         y = material.labels[material.val]
-        scores = [
-            network.score(rows[material.val])
-            for network, rows in zip(networks, material.by_layer, strict=True)
-        ]
-        choice = choose(y, scores, [float(np.square(row - y).mean()) for row in scores])
-        self._layer, self._network = choice.place + 1, networks[choice.place]
-        self.chosen |= {
-            "layer": self._layer,
-            "val_auroc": choice.auroc,
-            "val_auroc_by_layer": choice.aurocs,
-        }
+        fits = []
+        for layers, rows in zip(material.layers, material.by_layer, strict=True):
+            found = mass_mean(rows[material.train], material.labels[material.train])
+            scores = found.score(rows[material.val]).astype(np.float64)
+            rank = (auroc(y, scores), -float(np.square(scores - y).mean()))
+            weights = found.weights
+            fits.append(Fit(layers, rank, weights, weights, found.mean, found.scale, [rank[0]]))
+        self.keep(best_of(fits))
 
 
 def mass_mean(states: np.ndarray, y: np.ndarray) -> Probe:
@@ -103,7 +99,7 @@ class AllTurnProbe(LayerReader):
         self.keep(fit)
         scores = self.score_states(first.features[first.val])
         self.chosen |= {
-            "val_auroc": choose(first.labels[first.val], [scores], [0.0]).auroc,
+            "val_auroc": auroc(first.labels[first.val], scores),
             "val_auroc_all_turns": fit.score[0],
             "val_auroc_by_layer": [max(areas) for areas in layer_choice.val_auroc.values()],
         }

@@ -8,8 +8,9 @@ best epoch is chosen on the validation split in any case.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,42 +21,48 @@ from spikescore.detectors.lesson import (
     Lesson,
     as_network,
     first_answers,
-    fit_logistic,
     lesson,
-    present,
+    measured,
+    measured_lesson,
+    score_known,
     told,
 )
-from spikescore.errors import UserError
 from spikescore.measures.formulas import cluster_assignment_entropy
-from spikescore.probes.linear import best_split
-from spikescore.probes.training import Settings, fit_candidates
+from spikescore.probes.fit import SAPLMA, Examples, Fit, Recipe
+from spikescore.probes.layers import Layers
+from spikescore.probes.linear import best_split, fit_logistic
 
-if TYPE_CHECKING:
-    from spikescore.probes.network import Fit, NetworkFit, Recipe
-
-
-BATCH_SIZE = 32
 LEAST_STEPS = 95
 """Five epochs of 600 items in batches of 32."""
 
 
-def epochs_for(n_train: int, least: int = 5) -> int:
-    """Return the number of epochs: `least`, or more where these make fewer than LEAST_STEPS."""
-    steps_per_epoch = -(-n_train // BATCH_SIZE)
-    return max(least, -(-LEAST_STEPS // steps_per_epoch))
+def train_network(
+    rows: Sequence[np.ndarray],
+    candidates: Sequence[Layers],
+    examples: Examples,
+    recipe: Recipe,
+    seed: int,
+) -> Fit:
+    """Train as `fit_network` does, for LEAST_STEPS steps at least."""
+    from spikescore.probes.network import fit_network  # torch, which the registry need not wait for
+
+    recipe = replace(recipe, epochs=max(recipe.epochs, least_epochs(len(examples.train))))
+    return fit_network(rows, candidates, examples, recipe, seed=seed)
+
+
+def least_epochs(n_train: int) -> int:
+    """Return how many epochs in batches of 32 make LEAST_STEPS steps."""
+    return -(-LEAST_STEPS // -(-n_train // SAPLMA.batch_size))
 
 
 def fit_saplma(material: Lesson, seed: int, *, layer: int | None = None) -> Fit:
     """Train SAPLMA's network on every layer's states [n, H], or on the one given, and return the
     best layer and epoch.
     """
-    settings = Settings(
-        probe="saplma", epochs=epochs_for(material.n_train), batch_size=BATCH_SIZE, seed=seed
-    )
     layers, rows = material.layers, material.by_layer
     if layer is not None:
         layers, rows = [(layer,)], [material.features[:, layer]]
-    return fit_candidates(rows, layers, material.examples(), settings, seed)
+    return train_network(rows, layers, material.examples(), SAPLMA, seed)
 
 
 # --- networks on hidden states ------------------------------------------------------------------
@@ -101,16 +108,13 @@ class SemanticEntropyProbe(LayerReader):
     needs = frozenset({"states", "samples"})
 
     def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
-        parts = []
-        for part in (train, val):
-            entropy = semantic_entropies(part)
-            known = np.isfinite(entropy)
-            parts.append((part.first_states[known], entropy[known]))
-        (states, entropy), (val_states, val_entropy) = parts
+        entropies = [semantic_entropies(part) for part in (train, val)]
+        known = [np.isfinite(entropy) for entropy in entropies]
+        entropy, val_entropy = (row[there] for row, there in zip(entropies, known, strict=True))
         gamma = best_split(entropy)
         material = lesson(
-            states,
-            val_states,
+            train.first_states[known[0]],
+            val.first_states[known[1]],
             entropy > gamma,
             val_entropy > gamma,
             classes="high / low semantic entropy",
@@ -154,24 +158,8 @@ class Prism(Detector):
         self.chosen |= told(fit)
 
     def score(self, items: Answers) -> np.ndarray:
-        known, states = present(items.measured_arrays("truth_state"))
-        scores = np.full(len(items), np.nan)
-        if known.any():
-            scores[known] = self._network.score(states[:, self._layer])
-        return scores
-
-
-def measured_lesson(train: Answers, val: Answers, name: str) -> Lesson:
-    """Return the lesson of an array measured of first answers; items without it are left out.
-
-    UserError when a split has none, or lacks a class.
-    """
-    (known, features), (val_known, val_features) = (
-        present(part.measured_arrays(name)) for part in (train, val)
-    )
-    if not (known.any() and val_known.any()):
-        raise UserError(f'no "{name}" was measured of these answers; run measure_answers.py')
-    return lesson(features, val_features, train.y[known], val.y[val_known])
+        known, states = measured(items, "truth_state")
+        return score_known(known, states, lambda x: self._network.score(x[:, self._layer]))
 
 
 # --- networks on measured vectors ---------------------------------------------------------------
@@ -186,36 +174,18 @@ class VectorNetwork(Detector):
 
     family = "trained"
     seeded = True
-    least_epochs: ClassVar[int]
-
-    @staticmethod
-    @abstractmethod
-    def recipe() -> Recipe:
-        """Return the network's shape and training."""
-
-    @property
-    def _vector(self) -> str:
-        return self.name.removesuffix("_probe")
+    recipe: ClassVar[Recipe]
+    vector: ClassVar[str]
+    """What measure_answers.py calls it."""
 
     def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
-        from spikescore.probes.network import fit_network
-
-        material = measured_lesson(train, val, self._vector)
-        self._fit: NetworkFit = fit_network(
-            material.features,
-            material.examples(),
-            self.recipe(),
-            epochs=epochs_for(material.n_train, self.least_epochs),
-            seed=seed,
-        )
-        self.chosen |= {"epoch": self._fit.epoch, "val_auroc": self._fit.rank[0]}
+        material = measured_lesson(train, val, self.vector)
+        fit = train_network([material.features], [()], material.examples(), self.recipe, seed)
+        self._network = as_network(fit)
+        self.chosen |= told(fit)
 
     def score(self, items: Answers) -> np.ndarray:
-        known, vectors = present(items.measured_arrays(self._vector))
-        scores = np.full(len(items), np.nan)
-        if known.any():
-            scores[known] = self._fit.score(vectors)
-        return scores
+        return score_known(*measured(items, self.vector), self._network.score)
 
 
 class IcrProbe(VectorNetwork):
@@ -231,13 +201,10 @@ class IcrProbe(VectorNetwork):
     name = "icr_probe"
     title = "ICR Probe"
     needs = frozenset({"attentions"})
-    least_epochs = 50
-
-    @staticmethod
-    def recipe() -> Recipe:
-        from spikescore.probes.network import Recipe
-
-        return Recipe((128, 64, 32), batch_norm=True, leaky=True, dropout=0.3)
+    vector = "icr"
+    recipe = Recipe(
+        "icr", (128, 64, 32), epochs=50, activation="leaky_relu", norm="batch", dropout=0.3
+    )
 
 
 class Mind(VectorNetwork):
@@ -255,13 +222,10 @@ class Mind(VectorNetwork):
     name = "mind"
     title = "MIND"
     needs = frozenset({"lens"})
-    least_epochs = 20
-
-    @staticmethod
-    def recipe() -> Recipe:
-        from spikescore.probes.network import Recipe
-
-        return Recipe((256, 128, 64), input_dropout=0.2, learning_rate=5e-4, weight_decay=1e-5)
+    vector = "mind"
+    recipe = Recipe(
+        "mind", (256, 128, 64), epochs=20, learning_rate=5e-4, weight_decay=1e-5, input_dropout=0.2
+    )
 
 
 DETECTORS: tuple[type[Detector], ...] = (Saplma, SemanticEntropyProbe, Prism, IcrProbe, Mind)

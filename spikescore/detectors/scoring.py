@@ -3,7 +3,8 @@
 A method that learns nothing scores once. A method that learns is fitted on the train split of each
 training domain, chooses on its validation split, and scores all items of all domains. What cannot
 be done (a measure is missing, a domain has too few items of a class) is left out and the reason
-kept; nothing is made up for it.
+kept; nothing is made up for it. What a detector returns is checked where it is called.
+`score_layer_grid` does the same for one probe at every layer and token, for the tables of layers.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import difflib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,9 +28,9 @@ from spikescore.detectors.lesson import first_answers
 from spikescore.detectors.networks import Saplma
 from spikescore.detectors.score_book import BookItem, Key, ScoreBook
 from spikescore.errors import UserError
-from spikescore.pairs import TOKEN_KEYS, question_digest
+from spikescore.pairs import TOKEN_KEYS, model_basename, question_digest
 from spikescore.probes.data import SPLITS, split_by_group
-from spikescore.runtime import limited_threads, threads_for
+from spikescore.runtime import one_thread
 from spikescore.stats.trajectory import apply
 
 log = logging.getLogger("spikescore")
@@ -69,13 +70,30 @@ class Settings:
     test_fraction: float = 0.3
     seed: int = 42
 
+    def __post_init__(self) -> None:
+        """Raise UserError for an unknown name, before anything is read."""
+        for name in chosen("turn scorer among the methods", self.turn_scorers, self.names):
+            scores_turns = issubclass(REGISTRY[name], StateDetector | TurnDetector)
+            if self.turn_scorers is not None and not scores_turns:
+                raise UserError(
+                    f'"{name}" scores first answers only, not turns; leave it out of the turn '
+                    "scorers"
+                )
+
+    @property
+    def names(self) -> list[str]:
+        """The methods asked for, or all."""
+        return chosen("method", self.methods, REGISTRY)
+
+    @property
+    def readers(self) -> list[str]:
+        """Those of them that score every turn."""
+        usual = [name for name in TURN_SCORERS if name in self.names]
+        return usual if self.turn_scorers is None else list(self.turn_scorers)
+
 
 def score_methods(
-    items: Answers,
-    settings: Settings,
-    registry: Mapping[str, type[Detector]] = REGISTRY,
-    *,
-    targets: Sequence[Answers] | None = None,
+    items: Answers, settings: Settings, *, targets: Sequence[Answers] | None = None
 ) -> list[ScoreBook]:
     """Fit on the items and score every target (default: the items themselves); a book for each.
 
@@ -85,7 +103,13 @@ def score_methods(
     other methods run. In a target's book a question that a probe was fitted on keeps its split,
     whatever became of its answer; one that the fit never saw is in "test".
     """
-    scoring = _Scoring(items, settings, registry)
+    for target in targets or ():
+        if model_basename(target.model) != model_basename(items.model):
+            raise UserError(
+                f'"{target.paths[0].parent}" holds dialogues of the model "{target.model}", the '
+                f'methods are fitted on those of "{items.model}"; give folders of one model'
+            )
+    scoring = _Scoring(items, settings)
     fitted = scoring.fit()
     return [scoring.score(target, fitted) for target in targets or [items]]
 
@@ -98,14 +122,11 @@ def learns(detector: type[Detector]) -> bool:
 class _Scoring:
     """One run: what was chosen, what is fitted, and what was left out."""
 
-    def __init__(
-        self, items: Answers, settings: Settings, registry: Mapping[str, type[Detector]]
-    ) -> None:
+    def __init__(self, items: Answers, settings: Settings) -> None:
         known_domains = list(dict.fromkeys(items.domains.tolist()))
-        self.items, self.settings, self.registry = items, settings, registry
-        self.methods = chosen("method", settings.methods, registry)
+        self.items, self.settings = items, settings
+        self.methods, self.turn_scorers = settings.names, settings.readers
         self.domains = chosen("training domain", settings.train_domains, known_domains)
-        self.turn_scorers = _turn_scorers(settings.turn_scorers, self.methods, registry)
         self.splits: dict[str, np.ndarray] = {}
         self.left_out: list[tuple[str, str]] = []
         self.seconds: Counter[str] = Counter()
@@ -114,29 +135,22 @@ class _Scoring:
 
     def fit(self) -> dict[Key, Detector]:
         """Split the training domains and return every detector, those that learn fitted."""
-        learning = [name for name in self.methods if learns(self.registry[name])]
+        learning = [name for name in self.methods if learns(REGISTRY[name])]
         learning = [name for name in learning if self._has_measures(name)]
         if learning:
             self.splits, reasons = split_domains(self.items, self.domains, self.settings)
             self.left_out += reasons
-        free = [name for name in self.methods if not learns(self.registry[name])]
-        fitted: dict[Key, Detector] = {(name, "", 0): self.registry[name]() for name in free}
+        free = [name for name in self.methods if not learns(REGISTRY[name])]
+        fitted: dict[Key, Detector] = {(name, "", 0): REGISTRY[name]() for name in free}
         n_fits = sum(self._n_seeds(name) for name in learning) * len(self.splits)
         if not n_fits:
             return fitted
-        with (
-            limited_threads(threads_for(self._item_bytes(learning))),
-            tqdm(total=n_fits, desc="fitting", unit="fit") as bar,
-        ):
+        if any("states" in REGISTRY[name].needs for name in learning):
+            _ = self.items.first_states  # read once: what is selected from the items shares them
+        with one_thread(), tqdm(total=n_fits, desc="fitting", unit="fit") as bar:
             for domain in self.splits:
                 fitted |= self._fit_domain(domain, learning, bar)
         return fitted
-
-    def _item_bytes(self, names: Sequence[str]) -> int:
-        """Bytes of an item's states, which are read once and shared; 0 if no method reads them."""
-        if not any("states" in self.registry[name].needs for name in names):
-            return 0
-        return self.items.first_states[0].nbytes
 
     def _fit_domain(self, domain: str, names: Sequence[str], bar: tqdm) -> dict[Key, Detector]:
         """Fit the methods on one domain, once per probe seed; one that fails is left out."""
@@ -146,21 +160,18 @@ class _Scoring:
         for name in names:
             for seed in range(self._n_seeds(name)):
                 bar.set_postfix_str(f"{name} on {domain}", refresh=False)
-                detector = self.registry[name]()
-                try:
-                    with self._timed(name):
-                        detector.fit(train, val, seed=seed)
+                detector = REGISTRY[name]()
+                with self._leaving_out(f"{name} on {domain}"), timed(self.seconds, name):
+                    detector.fit(train, val, seed=seed)
                     fitted[name, domain, seed] = detector
-                except UserError as error:
-                    self._leave_out(f"{name} on {domain}", str(error))
                 bar.update()
         return fitted
 
     def _n_seeds(self, name: str) -> int:
-        return self.settings.probe_seeds if self.registry[name].seeded else 1
+        return self.settings.probe_seeds if REGISTRY[name].seeded else 1
 
     def _has_measures(self, name: str) -> bool:
-        detector = self.registry[name]
+        detector = REGISTRY[name]
         if not detector.needs & MEASURED or any(self.items.measures):
             return True
         self._leave_out(name, f"nothing was measured; {_remedy(detector)}")
@@ -171,10 +182,12 @@ class _Scoring:
             self.left_out.append((what, why))
 
     @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] += time.perf_counter() - start
+    def _leaving_out(self, what: str) -> Iterator[None]:
+        """Leave out what fails inside with a UserError, and keep the reason."""
+        try:
+            yield
+        except UserError as error:
+            self._leave_out(what, str(error))
 
     # --- scores -----------------------------------------------------------------------------
 
@@ -184,33 +197,30 @@ class _Scoring:
         book.splits = self._splits_in(target)
         readers: dict[Key, StateDetector] = {}
         for key, detector in fitted.items():
-            with self._timed(key[0]):
-                scored = self._score(book, target, key, detector)
-            if scored and key[0] in self.turn_scorers and isinstance(detector, StateDetector):
-                readers[key] = detector
-        book.turns |= score_turns(target, readers, timed=self._timed)
+            name, domain, _ = key
+            with (
+                self._leaving_out(f"{name} on {domain}" if domain else name),
+                timed(self.seconds, name),
+            ):
+                self._score(book, target, key, detector)
+                if name in self.turn_scorers and isinstance(detector, StateDetector):
+                    readers[key] = detector
+        book.turns |= score_turns(target, readers, self.seconds)
         if not book.scores:
             raise UserError("nothing could be scored: " + "; ".join(told(self.left_out)))
         self._tell_about(book, target)
         return book
 
-    def _score(self, book: ScoreBook, target: Answers, key: Key, detector: Detector) -> bool:
-        """Keep the scores of all items, and of computed turns; False when no item has one."""
-        what = f"{key[0]} on {key[1]}" if key[1] else key[0]
-        try:
-            scores = np.asarray(detector.score(target), dtype=np.float64)
-        except UserError as error:
-            self._leave_out(what, str(error))
-            return False
+    def _score(self, book: ScoreBook, target: Answers, key: Key, detector: Detector) -> None:
+        """Keep the scores of all items, and of computed turns; UserError when no item has one."""
+        scores = np.asarray(detector.score(target), dtype=np.float64)
         if not np.isfinite(scores).any():
-            self._leave_out(what, f"no item has a score; {_remedy(type(detector))}")
-            return False
+            raise UserError(f"no item has a score; {_remedy(type(detector))}")
+        if key[0] in self.turn_scorers and isinstance(detector, TurnDetector):
+            book.turns[key] = detector.score_turns(target).astype(np.float32)
         book.scores[key] = scores
         if learns(type(detector)):
             book.chosen["/".join(map(str, key))] = detector.chosen
-        if key[0] in self.turn_scorers and isinstance(detector, TurnDetector):
-            book.turns[key] = detector.score_turns(target).astype(np.float32)
-        return True
 
     def _splits_in(self, target: Answers) -> dict[str, np.ndarray]:
         """Return the splits of a target's items, by what each item asks."""
@@ -235,9 +245,7 @@ class _Scoring:
         for (name, _, _), scores in book.scores.items():
             unscored[name] = max(unscored[name], int(np.isnan(scores).sum()))
         scored = {key[0] for key in book.scores}
-        book.methods = {
-            name: _described(self.registry[name]) for name in self.methods if name in scored
-        }
+        book.methods = {name: _described(REGISTRY[name]) for name in self.methods if name in scored}
         book.about = {
             "settings": asdict(self.settings),
             "items_left_out": target.left_out,
@@ -278,14 +286,12 @@ def split_domains(
 
 
 def score_turns(
-    items: Answers,
-    readers: Mapping[Key, StateDetector],
-    *,
-    timed: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
+    items: Answers, readers: Mapping[Key, StateDetector], seconds: Counter[str]
 ) -> dict[Key, np.ndarray]:
     """Return every turn's score by each fitted reader of states: float32 [n, K], NaN after the end.
 
     One pass over the PKL files serves all readers; a block of dialogues is in memory at a time.
+    `seconds` grows by what each method took.
     """
     if not readers:
         return {}
@@ -298,7 +304,7 @@ def score_turns(
             states = np.concatenate(list(items.select(places).turn_states()))
             filled = np.arange(n_turns.max()) < n_turns[places, None]
             for key, detector in readers.items():
-                with timed(key[0]):
+                with timed(seconds, key[0]):
                     block = np.full(filled.shape, np.nan, dtype=np.float32)
                     block[filled] = detector.score_states(states)
                     tables[key][places] = block
@@ -306,7 +312,15 @@ def score_turns(
     return tables
 
 
-def chosen(what: str, asked: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+@contextmanager
+def timed(seconds: Counter[str], name: str) -> Iterator[None]:
+    """Add the seconds that pass inside to a method's."""
+    start = time.perf_counter()
+    yield
+    seconds[name] += time.perf_counter() - start
+
+
+def chosen(what: str, asked: Sequence[str] | None, known: Collection[str]) -> list[str]:
     """Return the names asked for, or all known; UserError, with the nearest, for an unknown one."""
     for name in asked or ():
         if name not in known:
@@ -322,18 +336,33 @@ def told(left_out: Sequence[tuple[str, str]]) -> list[str]:
     return [", ".join(what for what, own in left_out if own == why) + f": {why}" for why in reasons]
 
 
-def _turn_scorers(
-    asked: Sequence[str] | None, methods: Sequence[str], registry: Mapping[str, type[Detector]]
-) -> list[str]:
-    if asked is None:
-        return [name for name in TURN_SCORERS if name in methods]
-    names = chosen("turn scorer among the methods", asked, methods)
-    for name in names:
-        if not issubclass(registry[name], StateDetector | TurnDetector):
-            raise UserError(
-                f'"{name}" scores first answers only, not turns; leave it out of the turn scorers'
-            )
-    return names
+def summary(book: ScoreBook) -> str:
+    """Return in lines what was scored by what, where the time went, and what was left out."""
+    about = book.about
+    without = ", ".join(f"{n} {why}" for why, n in about["items_left_out"].items())
+    families = Counter(method["family"] for method in book.methods.values())
+    shown = ", ".join(f"{n} {family}" for family, n in families.items())
+    lines = [
+        f"items: {len(book.items)} dialogues in {len(book.domain_names())} domains, "
+        f"{int(book.y.sum())} hallucinated" + (f"; left out: {without}" if without else ""),
+        f"methods: {len(book.methods)} ({shown}); scores of turns: "
+        + (", ".join(sorted({key[0] for key in book.turns})) or "none"),
+    ]
+    if book.splits:
+        shown = ", ".join(
+            f"{domain} " + "/".join(str(int((split == part).sum())) for part in SPLITS)
+            for domain, split in book.splits.items()
+        )
+        seeds = about["settings"]["probe_seeds"]
+        lines.append(f"trained on (train/val/test): {shown}; {seeds} probe seeds")
+    lines += [
+        f"{name}: {count} of {len(book.items)} items have no score"
+        for name, count in about["unscored"].items()
+    ]
+    lines += [f"left out: {line}" for line in told(about["left_out"])]
+    slowest = Counter(about["seconds"]).most_common(5)
+    lines.append("seconds: " + ", ".join(f"{name} {spent:.1f}" for name, spent in slowest))
+    return "\n".join(lines)
 
 
 def too_few(y: np.ndarray, split: np.ndarray) -> str:
@@ -421,9 +450,9 @@ def score_layer_grid(folder: str | Path, settings: Settings) -> ScoreBook:
                 "items_left_out": items.left_out, "left_out": left_out, "unscored": {},
                 "seconds": {}, "settings": {"probe_seeds": 1},
             }  # fmt: skip
-        with limited_threads(threads_for(items.first_states[0].nbytes)):
+        with one_thread():
             readers = dict(_fit(items, splits, token_key))
-        for (name, domain, seed), turns in score_turns(items, readers).items():
+        for (name, domain, seed), turns in score_turns(items, readers, Counter()).items():
             for what, functional in WHAT.items():
                 key = f"{what}@{name}"
                 book.scores[key, domain, seed] = apply(functional, turns)

@@ -6,22 +6,30 @@ each says in its docstring what it takes from them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from spikescore.detectors.answers import Answers
 from spikescore.detectors.base import Detector
-from spikescore.detectors.lesson import LayerReader, Lesson, choose, first_answers, lesson, present
-from spikescore.detectors.networks import epochs_for
+from spikescore.detectors.lesson import (
+    LayerReader,
+    Lesson,
+    as_network,
+    first_answers,
+    measured,
+    measured_lesson,
+    score_known,
+)
+from spikescore.detectors.networks import train_network
 from spikescore.errors import UserError
+from spikescore.probes.fit import Fit, Recipe, normaliser
 from spikescore.runtime import derived_seed
 from spikescore.stats.roc import auroc
 
 if TYPE_CHECKING:
-    from spikescore.probes.network import NetworkFit
-
+    import torch
 
 # --- contrast-consistent search -----------------------------------------------------------------
 
@@ -31,6 +39,7 @@ LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.01
 CELLS_AT_ONCE = 2**25
 """Float32 numbers of states that are searched together (0.1 GB for each reply)."""
+PAIR = ("truth_state_yes", "truth_state_no")
 
 
 class Ccs(Detector):
@@ -55,42 +64,29 @@ class Ccs(Detector):
     seeded = True
 
     def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
-        (known, pairs), (val_known, val_pairs) = (contrast_pairs(part) for part in (train, val))
-        if not (known.any() and val_known.any()):
-            raise UserError(
-                'no "truth_state_yes" and "truth_state_no" were measured of these answers; run '
-                "measure_answers.py"
-            )
-        material = lesson(pairs, val_pairs, train.y[known], val.y[val_known])
-        y, y_val = material.labels[material.train], material.labels[material.val]
-        probes = [
-            _oriented(probe, pairs[:, layer], y)
-            for layer, probe in enumerate(search(pairs[:, 1:], seed=seed), start=1)
-        ]
-        scores = [probe.score(val_pairs[:, layer]) for layer, probe in enumerate(probes, start=1)]
-        choice = choose(y_val, scores, [float(np.square(row - y_val).mean()) for row in scores])
-        self._layer, self._probe = choice.place + 1, probes[choice.place]
+        material = measured_lesson(train, val, *PAIR)
+        pairs, val_pairs = (material.features[at] for at in (material.train, material.val))
+        y, y_val = (material.labels[at] for at in (material.train, material.val))
+        probes = search(pairs[:, :, 1:], seed=seed)
+        ranks = []
+        for layer, probe in enumerate(probes, start=1):
+            if auroc(y, probe.score(pairs[:, :, layer])) < 0.5:
+                probes[layer - 1] = probe = replace(probe, sign=-1)
+            scores = probe.score(val_pairs[:, :, layer])
+            ranks.append((auroc(y_val, scores), -float(np.square(scores - y_val).mean())))
+        place = ranks.index(max(ranks))
+        self._layer, self._probe = place + 1, probes[place]
         self.chosen |= {
             "layer": self._layer,
-            "val_auroc": choice.auroc,
+            "val_auroc": ranks[place][0],
             "loss": self._probe.loss,
             "direction": self._probe.sign,
-            "val_auroc_by_layer": choice.aurocs,
+            "val_auroc_by_layer": [area for area, _ in ranks],
         }
 
     def score(self, items: Answers) -> np.ndarray:
-        known, pairs = contrast_pairs(items)
-        scores = np.full(len(items), np.nan)
-        if known.any():
-            scores[known] = self._probe.score(pairs[:, self._layer])
-        return scores
-
-
-def contrast_pairs(items: Answers) -> tuple[np.ndarray, np.ndarray]:
-    """Return which items have both states, and those states [m, L+1, 2, H], yes before no."""
-    names = ("truth_state_yes", "truth_state_no")
-    found = zip(*(items.measured_arrays(name) for name in names), strict=True)
-    return present([None if a is None or b is None else np.stack([a, b], 1) for a, b in found])
+        known, pairs = measured(items, *PAIR)
+        return score_known(known, pairs, lambda x: self._probe.score(x[:, :, self._layer]))
 
 
 @dataclass(frozen=True)
@@ -108,104 +104,71 @@ class CcsProbe:
     def score(self, pairs: np.ndarray) -> np.ndarray:
         """Return scores in 0 to 1 of pairs [m, 2, H]: float64 [m], higher = more hallucinated."""
         z = (pairs.astype(np.float64) - self.mean) / self.scale
-        p = _sigmoid(z @ self.weight.astype(np.float64) + self.bias)
+        p = 0.5 * (1 + np.tanh(0.5 * (z @ self.weight.astype(np.float64) + self.bias)))  # a sigmoid
         true = (p[:, 0] + 1 - p[:, 1]) / 2
         return 1 - true if self.sign == 1 else true
 
 
-def _oriented(probe: CcsProbe, pairs: np.ndarray, y: np.ndarray) -> CcsProbe:
-    sign = 1 if auroc(y, probe.score(pairs)) >= 0.5 else -1
-    return CcsProbe(probe.weight, probe.bias, probe.mean, probe.scale, probe.loss, sign)
-
-
 def search(pairs: np.ndarray, *, seed: int) -> list[CcsProbe]:
-    """Return each layer's best CCS probe for pairs [n, layers, 2, H], by the loss alone.
+    """Return each layer's best CCS probe for pairs [n, 2, layers, H], by the loss alone.
 
     All starts of several layers take their steps together; a layer's result depends on no other.
     """
-    n, n_layers, _, width = pairs.shape
+    n, _, n_layers, width = pairs.shape
     at_once = max(1, CELLS_AT_ONCE // (n * width))
     probes: list[CcsProbe] = []
-    for start in range(0, n_layers, at_once):
-        layers = range(start, min(start + at_once, n_layers))
-        states = pairs[:, start : layers.stop].astype(np.float32)
-        mean, deviation = states.mean(axis=0), states.std(axis=0)
-        scale = np.where(deviation > 1e-6, deviation, np.float32(1))
-        yes, no = ((states - mean) / scale).transpose(2, 1, 0, 3)
-        w, b, losses = _minimise(yes, no, _starts(layers, width, seed))
-        for place in range(len(layers)):
-            best = int(losses[place].argmin())
-            probes.append(
-                CcsProbe(
-                    weight=w[place, :, best],
-                    bias=float(b[place, 0, best]),
-                    mean=mean[place],
-                    scale=scale[place],
-                    loss=float(losses[place, best]),
-                )
-            )
+    for first in range(0, n_layers, at_once):
+        layers = range(first, min(first + at_once, n_layers))
+        states = pairs[:, :, first : layers.stop]
+        mean, scale = normaliser(states)
+        yes, no = ((states - mean) / scale).transpose(1, 2, 0, 3)
+        w, b, losses = minimise(yes, no, *starts(layers, width, seed))
+        for place, best in enumerate(losses.argmin(axis=1)):
+            own = (w[place, :, best], float(b[place, 0, best]), mean[:, place], scale[:, place])
+            probes.append(CcsProbe(*own, loss=float(losses[place, best])))
     return probes
 
 
-def _starts(layers: range, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def starts(layers: range, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Weights [layers, H, TRIES] and biases [layers, 1, TRIES], uniform within 1/sqrt(H)."""
-    drawn = np.stack(
-        [
-            np.random.default_rng(derived_seed(seed, "ccs", layer)).uniform(
-                -1, 1, size=(width + 1, TRIES)
-            )
-            for layer in layers
-        ]
-    ).astype(np.float32) / np.float32(np.sqrt(width))
-    return np.ascontiguousarray(drawn[:, :-1]), np.ascontiguousarray(drawn[:, -1:])
+    drawn = [
+        np.random.default_rng(derived_seed(seed, "ccs", layer)).uniform(-1, 1, (width + 1, TRIES))
+        for layer in layers
+    ]
+    both = np.float32(drawn) / np.float32(np.sqrt(width))
+    return both[:, :-1].copy(), both[:, -1:].copy()
 
 
-def ccs_loss(p_yes: np.ndarray, p_no: np.ndarray) -> np.ndarray:
+def minimise(
+    yes: np.ndarray, no: np.ndarray, w: np.ndarray, b: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Take EPOCHS steps of AdamW from w and b on the states [layers, n, H] of each reply; return w,
+    b and the losses [layers, tries] where they end.
+    """
+    import torch  # here, so that names of methods are known without it
+
+    yes, no, w, b = map(torch.tensor, (yes, no, w, b))
+    steps = torch.optim.AdamW(
+        [w.requires_grad_(), b.requires_grad_()], lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY
+    )
+
+    def losses() -> torch.Tensor:
+        return ccs_loss(torch.sigmoid(yes @ w + b), torch.sigmoid(no @ w + b))
+
+    for _ in range(EPOCHS):
+        steps.zero_grad()
+        losses().sum().backward()
+        steps.step()
+    return tuple(found.detach().numpy() for found in (w, b, losses()))
+
+
+def ccs_loss(p_yes: torch.Tensor, p_no: torch.Tensor) -> torch.Tensor:
     """mean over items of (p_yes - (1 - p_no))^2 + min(p_yes, p_no)^2, Burns et al. (2023).
 
     [..., n, tries] -> [..., tries]. Low where p is consistent (a statement is as likely as its
     denial is not) and confident.
     """
-    consistency = np.square(p_yes + p_no - 1)
-    return (consistency + np.square(np.minimum(p_yes, p_no))).mean(axis=-2)
-
-
-def ccs_gradient(p_yes: np.ndarray, p_no: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Derivatives of `ccs_loss` by the two logits, each of the shape of p_yes."""
-    shared = 2 * (p_yes + p_no - 1)
-    lower = p_yes < p_no
-    by_yes = (shared + 2 * p_yes * lower) * p_yes * (1 - p_yes)
-    by_no = (shared + 2 * p_no * ~lower) * p_no * (1 - p_no)
-    n = p_yes.shape[-2]
-    return by_yes / n, by_no / n
-
-
-def _minimise(
-    yes: np.ndarray, no: np.ndarray, start: tuple[np.ndarray, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Take EPOCHS steps of AdamW on states [layers, n, H]; return w, b and losses [layers, tries].
-
-    By hand in numpy: the arrays are small, and a thousand steps of torch cost three times as much.
-    """
-    w, b = start
-    moments = [(np.zeros_like(x), np.zeros_like(x)) for x in (w, b)]
-    beta, beta_square, tiny = np.float32(0.9), np.float32(0.999), np.float32(1e-8)
-    yes_t, no_t = (np.ascontiguousarray(x.transpose(0, 2, 1)) for x in (yes, no))
-    for step in range(1, EPOCHS + 1):
-        by_yes, by_no = ccs_gradient(_sigmoid(yes @ w + b), _sigmoid(no @ w + b))
-        gradients = yes_t @ by_yes + no_t @ by_no, (by_yes + by_no).sum(axis=1, keepdims=True)
-        rate = np.float32(LEARNING_RATE / (1 - 0.9**step))
-        correction = np.float32(1 / np.sqrt(1 - 0.999**step))
-        for x, gradient, (first, second) in zip((w, b), gradients, moments, strict=True):
-            first += (1 - beta) * (gradient - first)
-            second += (1 - beta_square) * (np.square(gradient) - second)
-            x *= np.float32(1 - LEARNING_RATE * WEIGHT_DECAY)
-            x -= rate * first / (np.sqrt(second) * correction + tiny)
-    return w, b, ccs_loss(_sigmoid(yes @ w + b), _sigmoid(no @ w + b))
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 0.5 * (1 + np.tanh(0.5 * x))  # never overflows; keeps the dtype
+    return ((p_yes + p_no - 1).square() + p_yes.minimum(p_no).square()).mean(dim=-2)
 
 
 # --- HaloScope ----------------------------------------------------------------------------------
@@ -246,8 +209,8 @@ class HaloScope(LayerReader):
         if not cuts.size:
             raise UserError(f"the training states of layer {layer} do not differ; check the states")
         fits = [_fit_pseudo(material, layer, zeta > cut, seed) for cut in cuts]
-        best = max(range(len(fits)), key=lambda place: fits[place].rank)
-        self._layer, self._network = layer, fits[best]
+        best = max(range(len(fits)), key=lambda place: fits[place].score)
+        self._layer, self._network = layer, as_network(fits[best])
         self.chosen |= {
             "layer": layer,
             "k": k,
@@ -255,7 +218,7 @@ class HaloScope(LayerReader):
             "val_auroc_zeta": area,
             "share_called_hallucinated": float((zeta[material.train] > cuts[best]).mean()),
             "epoch": fits[best].epoch,
-            "val_auroc": fits[best].rank[0],
+            "val_auroc": fits[best].score[0],
         }
 
 
@@ -303,18 +266,11 @@ def best_subspace(material: Lesson) -> tuple[int, int, int, float]:
     return best
 
 
-def _fit_pseudo(material: Lesson, layer: int, called: np.ndarray, seed: int) -> NetworkFit:
+def _fit_pseudo(material: Lesson, layer: int, called: np.ndarray, seed: int) -> Fit:
     """Train on pseudo-labels; the labels themselves only choose the epoch on validation."""
-    from spikescore.probes.network import Recipe, fit_network
-
     target = np.where(np.arange(len(called)) < material.n_train, called, material.labels)
-    return fit_network(
-        material.by_layer[layer - 1],
-        material.examples(target),
-        Recipe((1024,)),
-        epochs=epochs_for(material.n_train),
-        seed=seed,
-    )
+    rows, recipe = material.by_layer[layer - 1], Recipe("haloscope", (1024,), epochs=5)
+    return train_network([rows], [()], material.examples(target), recipe, seed)
 
 
 DETECTORS: tuple[type[Detector], ...] = (Ccs, HaloScope)

@@ -1,43 +1,21 @@
-"""Semantic entropy probes: what is learned, and the two ways of learning it.
+"""Logistic regression on a hidden state, and where semantic entropy is split for it to learn.
 
 A semantic entropy probe (Kossen et al., 2024, arXiv 2406.15927) reads from the hidden state of one
 answer how widely the meanings of many sampled answers spread. Its target is discrete semantic
-entropy, for `sep-logistic` split into high and low at the value that leaves the least squared error
-on the train split, for `sep-mlp` the entropy itself.
+entropy, split into high and low at the value that leaves the least squared error on the train
+split.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 
 from spikescore.errors import UserError
-from spikescore.probes.layers import Layers, layers_text
+from spikescore.probes.fit import Examples, Fit, best_of, normaliser
+from spikescore.probes.layers import Layers
 from spikescore.stats.roc import auroc
-
-if TYPE_CHECKING:
-    from spikescore.probes.network import Examples, Fit
-
-
-def fit_logistic(
-    features: np.ndarray, labels: np.ndarray, *, c: float = 1.0
-) -> tuple[np.ndarray, float]:
-    """Fit L2 logistic regression to features [n, d] and labels [n] (0 or 1, both present).
-
-    Returns weights w [d] and intercept b of logits x . w + b, at the minimum of
-    |w|^2 / 2 + c * cross-entropy; the intercept is not penalised (scikit-learn's lbfgs).
-    """
-    model = LogisticRegression(C=c, tol=1e-8, max_iter=10_000)
-    model.fit(features.astype(np.float64), labels)
-    return model.coef_[0], float(model.intercept_[0])
-
-
-LOSS_NAMES = ("huber", "mse", "mae", "correlation", "neural_ndcg")
-INVERSE_PENALTY = 1.0
-"""C of the logistic regression: scikit-learn's default, which Kossen et al. used."""
 
 
 def best_split(entropies: Sequence[float]) -> float:
@@ -66,40 +44,42 @@ def best_split(entropies: Sequence[float]) -> float:
     return float((values[cut - 1] + values[cut]) / 2)
 
 
-def fit_sep_logistic(
+def fit_logistic(
     features: Sequence[np.ndarray],
     candidates: Sequence[Layers],
     examples: Examples,
     *,
     standardise: bool = True,
 ) -> Fit:
-    """Fit one L2 logistic regression per candidate, all together; return the best `Fit`.
+    """Fit L2 logistic regression to each candidate's features [n, d], and return the best `Fit`.
 
-    Best is the highest validation AUROC (ties: the lowest validation cross-entropy). There are no
-    epochs: `best` and `last` are the same probe.
+    The labels are learned; targets are not looked at. Best is the highest validation AUROC, of
+    equal ones the lowest validation cross-entropy. There are no epochs: `best` and `last` are the
+    same probe.
     """
-    from spikescore.probes.network import Fit, normaliser
+    fits = []
+    labels, train, val = examples.labels, examples.train, examples.val
+    for rows, layers in zip(features, candidates, strict=True):
+        mean, scale = normaliser(rows[train]) if standardise else (np.float32(0), np.float32(1))
+        learned, held_out = ((rows[at].astype(np.float32) - mean) / scale for at in (train, val))
+        w, b = solve(learned, labels[train])
+        logits = held_out.astype(np.float64) @ w + b
+        loss = np.logaddexp(0, logits) - labels[val] * logits
+        area = auroc(labels[val], logits)
+        weights = [("linear", w[None].astype(np.float32), np.array([b], np.float32)), ("sigmoid",)]
+        own = (mean, scale) if standardise else (None, None)
+        fits.append(Fit(layers, (area, -float(loss.mean())), weights, weights, *own, [area]))
+    return best_of(fits)
 
-    train, val = examples.train, examples.val
-    mean, scale = normaliser(features, train, standardise)
-    scaled = [
-        (rows[train].astype(np.float32) - mean[place]) / scale[place]
-        for place, rows in enumerate(features)
-    ]
-    labels = examples.labels[train]
-    solved = [fit_logistic(rows, labels, c=INVERSE_PENALTY) for rows in scaled]
-    best, history = None, {}
-    for place, (layers, (w, b)) in enumerate(zip(candidates, solved, strict=True)):
-        rows = (features[place][val].astype(np.float32) - mean[place]) / scale[place]
-        logits = rows.astype(np.float64) @ w + b
-        area = auroc(examples.labels[val], logits)
-        losses = np.logaddexp(0, logits) - examples.labels[val] * logits
-        history[layers_text(layers)] = [area]
-        score = (area, -float(losses.mean()))
-        if best is None or score > best.score:
-            weights = [("linear", w[None].astype(np.float32), np.array([b], np.float32))]
-            weights.append(("sigmoid",))
-            best = Fit(layers, score, 0, 0, weights, weights, mean[place], scale[place], history)
-    if not standardise:
-        best.mean = best.scale = None
-    return best
+
+def solve(rows: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return weights w [d] and intercept b of logits x . w + b for rows [n, d], labels [n] 0 or 1.
+
+    They minimise |w|^2 / 2 + C * sum of cross-entropies with C = 1, scikit-learn's default, which
+    Kossen et al. used; the intercept is not penalised.
+    """
+    from sklearn.linear_model import LogisticRegression  # a second, which --help need not wait for
+
+    model = LogisticRegression(C=1.0, tol=1e-8, max_iter=10_000)
+    model.fit(rows.astype(np.float64), labels)
+    return model.coef_[0], float(model.intercept_[0])

@@ -41,11 +41,11 @@ class Probe:
     """A trained probe: all it needs to score states, and all that says which states it may score.
 
     `weights` is the network, first operation first: ("linear", weight [out, in], bias [out]),
-    ("layernorm", gain [d], bias [d]), ("relu",), ("mish",), ("sigmoid",); the last linear has
-    out = 1. `mean` and `scale` [d] standardise the features (None: used as they are). `model`,
-    `hidden_size`, `n_layers`, `token_key` and `layer_range` are None only in an older file that
-    lacks them, until `check` fills them in. `layers` lists the layers where they are not all of
-    `layer_range`, which then holds the first and the last of them. `training` holds dirs, counts
+    ("layernorm", gain [d], bias [d]), ("relu",), ("leaky_relu",), ("mish",), ("sigmoid",); the last
+    linear has out = 1. `mean` and `scale` [d] standardise the features (None: used as they are).
+    `model`, `hidden_size`, `n_layers`, `token_key` and `layer_range` are None only in an older file
+    that lacks them, until `check` fills them in. `layers` lists the layers where they are not all
+    of `layer_range`, which then holds the first and the last of them. `training` holds dirs, counts
     and rates per split, and `items` ({"<domain>/<id>": split}). A dialogue is flagged when
     SpikeScore >= `spike_threshold`.
     """
@@ -274,6 +274,7 @@ _OPERATIONS = {
     "linear": lambda x, weight, bias: x @ weight.T + bias,
     "layernorm": _layer_norm,
     "relu": lambda x: np.maximum(x, 0),
+    "leaky_relu": lambda x: np.where(x > 0, x, np.float32(0.01) * x),
     "mish": lambda x: x * np.tanh(np.logaddexp(0, x)),
     "sigmoid": _sigmoid,
 }

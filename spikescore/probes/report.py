@@ -1,15 +1,49 @@
-"""What a reader sees of a trained probe: report (JSON), summary, and the curve over layers."""
+"""What a reader gets of a trained probe: its file, report (JSON), summary, and layer curve."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spikescore.errors import UserError
 from spikescore.files import write_atomic, write_json
 from spikescore.probes.probe import Probe
+from spikescore.probes.training import Settings, train_probe
 
 DPI = 150
+
+
+@dataclass
+class ProbeTrainer:
+    """Train a probe and keep it: `train_from_directories`, then `save_models`.
+
+    `best` is the probe of the best validation epoch, `last` that of the last epoch; both are None
+    before training.
+    """
+
+    settings: Settings = field(default_factory=Settings)
+    best: Probe | None = None
+    last: Probe | None = None
+
+    def train_from_directories(
+        self, directories: Sequence[str | Path], dataset_names: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        """Train on all the directories pooled (one data set name each) and return the report.
+
+        Raises UserError when there is nothing to learn from.
+        """
+        self.best, self.last = train_probe(directories, self.settings, dataset_names=dataset_names)
+        return report(self.best)
+
+    def save_models(self, save_dir: str | Path, prefix: str) -> Path:
+        """Write <prefix>_best.pkl and <prefix>_last.pkl with reports; return the best's path."""
+        if self.best is None or self.last is None:
+            raise UserError("nothing to save: call train_from_directories first")
+        save_with_report(self.last, Path(save_dir) / f"{prefix}_last.pkl")
+        return save_with_report(self.best, Path(save_dir) / f"{prefix}_best.pkl")[0]
 
 
 def save_with_report(probe: Probe, path: str | Path) -> list[Path]:

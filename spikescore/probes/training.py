@@ -1,9 +1,8 @@
 """Train a probe on first answers: choose layers and epoch, measure it, set its spike threshold.
 
-`saplma` (Azaria and Mitchell, 2023) learns whether an answer is hallucinated: an MLP d-256-128-64-1
-with ReLU and a sigmoid, trained with Adam at 1e-3 on the binary cross-entropy of y, 5 epochs,
-batches of 32. `sep-logistic` and `sep-mlp` learn how far sampled answers disagree
-(`sep_training`); the MLP is 1024-512-128 with LayerNorm and Mish, trained with AdamW.
+`saplma` (Azaria and Mitchell, 2023) learns whether an answer is hallucinated, with the network and
+the training of `fit.SAPLMA`. `sep-logistic` (`linear`) and `sep-mlp` (`fit.SEP_MLP`) learn how far
+sampled answers disagree.
 
 Layers and epoch are chosen on the validation split, by the AUROC of the classes the probe is to
 tell apart; what splits entropy into classes is fitted on the train split; the test split is looked
@@ -16,7 +15,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +30,7 @@ from spikescore.probes.data import (
     require_both_classes,
     split_by_group,
 )
+from spikescore.probes.fit import SAPLMA, SEP_MLP, Examples, Fit, Recipe
 from spikescore.probes.layers import (
     LayerRange,
     Layers,
@@ -38,23 +38,22 @@ from spikescore.probes.layers import (
     candidate_layers,
     is_contiguous,
 )
-from spikescore.probes.linear import LOSS_NAMES, best_split, fit_sep_logistic
+from spikescore.probes.linear import best_split, fit_logistic
 from spikescore.probes.measuring import measure, set_threshold, validation_dialogues
 from spikescore.probes.probe import Probe
+from spikescore.runtime import one_thread
 from spikescore.stats.roc import auroc
-
-if TYPE_CHECKING:
-    from spikescore.probes.network import Examples, Fit
-
 
 log = logging.getLogger("spikescore")
 
-SAPLMA_HIDDEN = (256, 128, 64)
+LOSS_NAMES = ("huber", "mse", "mae", "correlation", "neural_ndcg")
+"""What a sep-mlp may learn by; see `losses`."""
+RECIPES = {"saplma": SAPLMA, "sep-mlp": SEP_MLP}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a training run is made of. None: the default of the kind of probe, see `resolved`.
+    """What a training run is made of. None: as the recipe of the kind of probe has it.
 
     `layers` is `single` (the best layer by itself), `auto` (that or the best window of 5 or more
     adjacent layers), `last_n`, `first_n` or a list such as `5,7,9`; `layer_range` (inclusive)
@@ -74,25 +73,24 @@ class Settings:
     epochs: int | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
-    weight_decay: float = 0.01
+    weight_decay: float = SEP_MLP.weight_decay
     patience: int | None = None
-    loss: str = "huber"
-    hidden_sizes: tuple[int, ...] = (1024, 512, 128)
+    loss: str = SEP_MLP.loss
+    hidden_sizes: tuple[int, ...] = SEP_MLP.hidden
     val_fraction: float = 0.2
     test_fraction: float = 0.2
     standardise: bool = True
     swapped_positions: bool = False
 
-    def resolved(self, name: str) -> Any:
-        """Return epochs, batch_size, learning_rate or patience, as given or by kind of probe."""
-        given = getattr(self, name)
-        return given if given is not None else KIND_DEFAULTS[self.probe or "saplma"][name]
-
-
-KIND_DEFAULTS: dict[str, dict[str, Any]] = {
-    "saplma": {"epochs": 5, "batch_size": 32, "learning_rate": 1e-3, "patience": None},
-    "sep-mlp": {"epochs": 200, "batch_size": 64, "learning_rate": 1e-4, "patience": 20},
-}
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the kind of probe, with what was given in its place."""
+        names = ("epochs", "batch_size", "learning_rate", "patience")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.probe == "sep-mlp":
+            given |= {"loss": self.loss, "hidden": self.hidden_sizes}
+            given["weight_decay"] = self.weight_decay
+        return replace(RECIPES[self.probe], **given)
 
 
 def choose_probe(folders: Sequence[str | Path]) -> tuple[str, str]:
@@ -143,7 +141,8 @@ def train_probe(
     # logistic regression has one solution, wherever one starts
     n_starts = 1 if settings.probe == "sep-logistic" else settings.seeds
     seeds = [settings.seed + place for place in range(n_starts)]
-    fits = [search_layers(data, task, splits, settings, seed) for seed in seeds]
+    with one_thread():
+        fits = [search_layers(data, task, splits, settings, seed) for seed in seeds]
     chosen = max(range(n_starts), key=lambda place: fits[place].score)
     training = _describe(data, splits, folders, task)
     starts = [
@@ -188,19 +187,26 @@ def make_task(kind: str, data: TrainingData, splits: np.ndarray) -> Task:
 def search_layers(
     data: TrainingData, task: Task, splits: np.ndarray, settings: Settings, seed: int
 ) -> Fit:
-    """Fit all candidate layers together and return the best on the validation split.
+    """Fit every candidate choice of layers and return the best on the validation split.
 
     For `auto` the window whose single layers are best on average is fitted too, and wins if its
     AUROC is higher than that of the best layer.
     """
-    from spikescore.probes.network import Examples
-
     train, val = (np.flatnonzero(splits == split) for split in ("train", "val"))
     examples = Examples(train, val, task.labels, task.target)
 
     def fit(candidates: Sequence[Layers]) -> Fit:
         features = [data.features(layers) for layers in candidates]
-        return fit_candidates(features, candidates, examples, settings, seed)
+        standardise = settings.standardise
+        if settings.probe == "sep-logistic":
+            return fit_logistic(features, candidates, examples, standardise=standardise)
+        from spikescore.probes.network import (
+            fit_network,
+        )  # torch: a second that --help need not wait
+
+        return fit_network(
+            features, candidates, examples, settings.recipe, seed=seed, standardise=standardise
+        )
 
     candidates = candidate_layers(settings.layers, settings.layer_range, data.n_layers)
     best = fit(candidates)
@@ -213,39 +219,6 @@ def search_layers(
     chosen = wide if wide.score[0] > best.score[0] else best
     chosen.val_auroc = best.val_auroc | wide.val_auroc
     return chosen
-
-
-def fit_candidates(
-    features: Sequence[np.ndarray],
-    candidates: Sequence[Layers],
-    examples: Examples,
-    settings: Settings,
-    seed: int,
-) -> Fit:
-    """Fit one probe per candidate, features[c] being [n, d], and return the best one."""
-    if settings.probe == "sep-logistic":
-        return fit_sep_logistic(features, candidates, examples, standardise=settings.standardise)
-    from spikescore.probes import losses
-    from spikescore.probes.network import Architecture, Schedule, fit_mlp
-
-    if settings.probe == "saplma":
-        architecture = Architecture("saplma", SAPLMA_HIDDEN, "relu", False, True)
-        loss, weight_decay = losses.cross_entropy, 0.0
-    else:
-        architecture = Architecture("sep-mlp", settings.hidden_sizes, "mish", True, False)
-        loss, weight_decay = losses.LOSSES[settings.loss], settings.weight_decay
-    names = ("epochs", "batch_size", "learning_rate", "patience")
-    given = {name: settings.resolved(name) for name in names}
-    return fit_mlp(
-        features,
-        candidates,
-        examples,
-        architecture=architecture,
-        loss=loss,
-        schedule=Schedule(**given, weight_decay=weight_decay),
-        seed=seed,
-        standardise=settings.standardise,
-    )
 
 
 def _as_probe(which: str, fit: Fit, data: TrainingData, settings: Settings, seed: int) -> Probe:

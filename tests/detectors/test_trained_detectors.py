@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.preprocessing import StandardScaler
@@ -17,23 +19,23 @@ from threadpoolctl import threadpool_limits
 from spikescore.detectors import controls, linear, networks, unsupervised
 from spikescore.detectors.answers import Answers, read_answers
 from spikescore.detectors.base import StateDetector
-from spikescore.detectors.lesson import choose, lesson, present
+from spikescore.detectors.lesson import as_network, lesson, measured
+from spikescore.detectors.scoring import learns
 from spikescore.errors import UserError
 from spikescore.pairs import read_states, write_pair
 from spikescore.probes.data import split_by_group
-from spikescore.probes.linear import fit_logistic
+from spikescore.probes.fit import SAPLMA, Fit, best_of
+from spikescore.probes.linear import solve
+from spikescore.probes.network import fit_network
 from tests.helpers.factories import make_pairs, make_record
 
 KEY = "last_token_embedding"
-MODULES = (linear, networks, unsupervised, controls, controls)
-DETECTORS = [detector for module in MODULES for detector in module.DETECTORS]
+MODULES = (linear, networks, unsupervised, controls)
+DETECTORS = [detector for module in MODULES for detector in module.DETECTORS if learns(detector)]
 ON_DISK = linear.AllTurnProbe  # reads later turns from the PKLs
 FAST = [detector for detector in DETECTORS if detector is not ON_DISK]
-LEARN_DIRECTION = [
-    detector
-    for detector in FAST
-    if detector.family == "trained" and detector is not networks.SemanticEntropyProbe
-] + list(controls.DETECTORS)
+NO_DIRECTION = (networks.SemanticEntropyProbe, controls.LabelShuffle, controls.RandomProjection)
+LEARN_DIRECTION = [detector for detector in FAST if detector not in NO_DIRECTION]
 N_LAYERS, WIDTH, SIGNAL_LAYER = 3, 8, 2
 AXIS = np.random.default_rng(5).standard_normal(2 * WIDTH)
 AXIS /= np.linalg.norm(AXIS)
@@ -42,8 +44,6 @@ AXIS /= np.linalg.norm(AXIS)
 @pytest.fixture(autouse=True)
 def one_thread():
     """As score_methods.py does it: on so small arrays several threads only wait for each other."""
-    import torch  # noqa: F401 -- limits reach only libraries that are loaded
-
     with threadpool_limits(1):
         yield
 
@@ -295,10 +295,9 @@ def test_saplma_is_the_probe_that_the_trainer_makes(tmp_path):
 
 
 def test_epochs_follow_the_number_of_items():
-    assert networks.epochs_for(600) == 5  # 19 steps an epoch: the source's own 5 epochs
-    assert networks.epochs_for(75) == 32  # 3 steps: 96 in all
-    assert networks.epochs_for(20_000) == 5
-    assert networks.epochs_for(600, least=20) == 20
+    assert networks.least_epochs(600) == SAPLMA.epochs == 5  # 19 steps an epoch
+    assert networks.least_epochs(75) == 32  # 3 steps: 96 in all
+    assert networks.least_epochs(20_000) == 1
 
 
 def test_sep_is_logistic_regression_of_high_entropy():
@@ -360,107 +359,116 @@ def test_networks_on_vectors_against_numpy_and_scikit_learn(detector):
     name = made.name.removesuffix("_probe")
     rows = [np.stack(part.measured_arrays(name)).astype(np.float64) for part in (train, val)]
     x = StandardScaler().fit(rows[0]).transform(rows[1])
-    weights = {k: v.double().numpy() for k, v in made._fit.network.state_dict().items()}
+    operations = made._network.weights
     widths = {"icr_probe": (3, 128, 64, 32, 1), "mind": (16, 256, 128, 64, 1)}[made.name]
-    shapes = [w.shape for k, w in weights.items() if w.ndim == 2]
+    linears = [tuple(a.astype(np.float64) for a in op[1:]) for op in operations if len(op) > 1]
+    shapes = [weight.shape for weight, _ in linears]
     assert shapes == list(zip(widths[1:], widths, strict=False))
-    linears = [k.removesuffix(".weight") for k, w in weights.items() if w.ndim == 2]
-    norms = [k.removesuffix(".running_mean") for k in weights if k.endswith("running_mean")]
-    assert len(norms) == (3 if made.name == "icr_probe" else 0)
-    for place, key in enumerate(linears):
-        x = x @ weights[f"{key}.weight"].T + weights[f"{key}.bias"]
-        if norms and place < 3:
-            mean, var = (weights[f"{norms[place]}.running_{k}"] for k in ("mean", "var"))
-            x = (x - mean) / np.sqrt(var + 1e-5)
-            x = x * weights[f"{norms[place]}.weight"] + weights[f"{norms[place]}.bias"]
+    slope = {"icr_probe": 0.01, "mind": 0.0}[made.name]
+    for place, (weight, bias) in enumerate(linears):
+        x = x @ weight.T + bias
         if place < 3:
-            x = np.where(x > 0, x, (0.01 if norms else 0.0) * x)
+            x = np.where(x > 0, x, slope * x)
     expected = 1 / (1 + np.exp(-x[:, 0]))
     np.testing.assert_allclose(made.score(val), expected, atol=1e-4)
     assert made.chosen["val_auroc"] == pytest.approx(roc_auc_score(val.y, made.score(val)))
-    assert -made._fit.rank[1] == pytest.approx(log_loss(val.y, made.score(val)), abs=1e-5)
 
 
 def test_networks_keep_their_best_epoch():
     """Nothing can be learnt, so that epochs differ by chance; a longer run begins as a shorter."""
-    from spikescore.probes.network import fit_network
-
     rng = np.random.default_rng(1)
     x, y = rng.standard_normal((60, 4)), np.arange(60) % 2
     material = lesson(x[:40], x[40:], y[:40], y[40:])
-    recipe = networks.IcrProbe.recipe()
     runs = [
-        fit_network(x, material.examples(), recipe, epochs=epochs, seed=0) for epochs in range(1, 9)
+        fit_network(
+            [x], [()], material.examples(), replace(networks.IcrProbe.recipe, epochs=n), seed=0
+        )
+        for n in range(1, 9)
     ]
-    ranks = [run.rank for run in runs]
+    ranks = [run.score for run in runs]
     assert ranks == sorted(ranks) and len(set(ranks)) > 1
     best = runs[-1].epoch
     assert best < 8
-    np.testing.assert_array_equal(runs[-1].score(x), runs[best - 1].score(x))
-    assert runs[-1].rank[0] == pytest.approx(roc_auc_score(y[40:], runs[-1].score(x[40:])))
+    scores = [as_network(runs[place]).score(x) for place in (-1, best - 1)]
+    np.testing.assert_array_equal(*scores)
+    assert ranks[-1][0] == pytest.approx(roc_auc_score(y[40:], scores[0][40:]))
+    assert -ranks[-1][1] == pytest.approx(log_loss(y[40:], scores[0][40:].astype(float)), abs=1e-5)
 
 
 def test_ccs_loss_of_a_worked_example():
-    p_yes, p_no = np.array([[0.9], [0.2]]), np.array([[0.2], [0.7]])
+    p_yes, p_no = torch.tensor([[0.9], [0.2]]), torch.tensor([[0.2], [0.7]])
     # (0.1^2 + 0.2^2 + 0.1^2 + 0.2^2) / 2
-    assert unsupervised.ccs_loss(p_yes, p_no) == pytest.approx([0.05])
+    assert unsupervised.ccs_loss(p_yes, p_no).tolist() == pytest.approx([0.05])
 
 
-def test_ccs_steps_are_those_of_torchs_adamw(monkeypatch):
-    import torch
-
+def test_ccs_steps_are_those_of_adamw_written_out(monkeypatch):
     monkeypatch.setattr(unsupervised, "EPOCHS", 25)
     rng = np.random.default_rng(0)
-    yes, no = rng.standard_normal((2, 2, 30, 5)).astype(np.float32)
-    start = unsupervised._starts(range(2), 5, seed=1)
-    w, b = (torch.tensor(x, requires_grad=True) for x in start)
-    optimiser = torch.optim.AdamW([w, b], lr=1e-3, weight_decay=0.01)
+    yes, no = rng.standard_normal((2, 2, 30, 5))
+    w, b = (x.astype(float) for x in unsupervised.starts(range(2), 5, seed=1))
+    given = [x.astype(np.float32) for x in (yes, no, w, b)]
+    moments = [[np.zeros_like(x), np.zeros_like(x)] for x in (w, b)]
 
-    def loss_of():
-        p = [torch.sigmoid(torch.tensor(x) @ w + b) for x in (yes, no)]
-        return ((p[0] - (1 - p[1])) ** 2 + torch.minimum(*p) ** 2).mean(dim=1)
+    def probabilities():
+        return [1 / (1 + np.exp(-(x @ w + b))) for x in (yes, no)]
 
-    for _ in range(25):
-        optimiser.zero_grad()
-        loss_of().sum().backward()
-        optimiser.step()
-    found_w, found_b, losses = unsupervised._minimise(yes, no, tuple(map(np.copy, start)))
-    np.testing.assert_allclose(found_w, w.detach().numpy(), atol=2e-6)
-    np.testing.assert_allclose(found_b, b.detach().numpy(), atol=2e-6)
-    np.testing.assert_allclose(losses, loss_of().detach().numpy(), atol=1e-6)
+    for step in range(1, 26):
+        p, q = probabilities()
+        shared = 2 * (p + q - 1)  # the loss's derivatives by the two logits, by hand
+        by_yes = (shared + 2 * p * (p < q)) * p * (1 - p) / 30
+        by_no = (shared + 2 * q * (p >= q)) * q * (1 - q) / 30
+        by_w = yes.transpose(0, 2, 1) @ by_yes + no.transpose(0, 2, 1) @ by_no
+        for x, gradient, moment in zip(
+            (w, b), (by_w, (by_yes + by_no).sum(axis=1, keepdims=True)), moments, strict=True
+        ):
+            moment[0] = 0.9 * moment[0] + 0.1 * gradient
+            moment[1] = 0.999 * moment[1] + 0.001 * gradient**2
+            x *= 1 - 1e-3 * 0.01
+            spread = np.sqrt(moment[1] / (1 - 0.999**step)) + 1e-8
+            x -= 1e-3 * moment[0] / (1 - 0.9**step) / spread
+    found_w, found_b, losses = unsupervised.minimise(*given)
+    np.testing.assert_allclose(found_w, w, atol=1e-5)
+    np.testing.assert_allclose(found_b, b, atol=1e-5)
+    p, q = probabilities()
+    by_hand = ((p - (1 - q)) ** 2 + np.minimum(p, q) ** 2).mean(axis=1)
+    np.testing.assert_allclose(losses, by_hand, atol=1e-5)
 
 
 def test_ccs_keeps_the_start_of_lowest_loss_and_scores_by_hand(monkeypatch):
     monkeypatch.setattr(unsupervised, "EPOCHS", 40)
     items = planted("a", signal=1.0)
-    _, pairs = unsupervised.contrast_pairs(items)
-    together = unsupervised.search(pairs[:, 1:], seed=2)
+    _, pairs = measured(items, *unsupervised.PAIR)
+    together = unsupervised.search(pairs[:, :, 1:], seed=2)
     monkeypatch.setattr(unsupervised, "CELLS_AT_ONCE", 1)
-    alone = unsupervised.search(pairs[:, 1:], seed=2)
-    scaled = [StandardScaler().fit_transform(pairs[:, 2, side].astype(float)) for side in (0, 1)]
+    alone = unsupervised.search(pairs[:, :, 1:], seed=2)
+    scaled = [StandardScaler().fit_transform(pairs[:, side, 2].astype(float)) for side in (0, 1)]
     y_logit, n_logit = (rows @ together[1].weight + together[1].bias for rows in scaled)
     p_yes, p_no = 1 / (1 + np.exp(-y_logit)), 1 / (1 + np.exp(-n_logit))
     by_hand = np.mean((p_yes - (1 - p_no)) ** 2 + np.minimum(p_yes, p_no) ** 2)
     assert together[1].loss == pytest.approx(by_hand, abs=1e-5)
     expected = 1 - (p_yes + 1 - p_no) / 2
-    np.testing.assert_allclose(together[1].score(pairs[:, 2]), expected, atol=1e-5)
+    np.testing.assert_allclose(together[1].score(pairs[:, :, 2]), expected, atol=1e-5)
     for one, other in zip(together, alone, strict=True):
-        np.testing.assert_array_equal(one.weight, other.weight)
+        np.testing.assert_allclose(one.weight, other.weight, atol=1e-5)
     yes, no = (rows.astype(np.float32)[None] for rows in scaled)
-    *_, losses = unsupervised._minimise(yes, no, unsupervised._starts(range(1, 2), WIDTH, 2))
+    *_, losses = unsupervised.minimise(yes, no, *unsupervised.starts(range(1, 2), WIDTH, 2))
     assert len(set(losses[0].tolist())) == 10
     assert together[1].loss == pytest.approx(losses.min(), abs=1e-6)
 
 
 def test_ccs_direction_comes_from_training_labels_alone():
-    train, _ = halves(planted("a"))
-    _, pairs = unsupervised.contrast_pairs(train)
-    (probe,) = unsupervised.search(pairs[:, [SIGNAL_LAYER]], seed=0)
+    """Turned labels turn the direction, and nothing else of the probe."""
     other = planted("b")
-    _, other_pairs = unsupervised.contrast_pairs(other)
-    for y, expected in ((train.y, 1.0), (1 - train.y, 0.0)):
-        turned = unsupervised._oriented(probe, pairs[:, SIGNAL_LAYER], y)
-        assert roc_auc_score(other.y, turned.score(other_pairs[:, SIGNAL_LAYER])) == expected
+    made = {}
+    for mirrored in (False, True):
+        train, val = halves(planted("a"))
+        train.y[:] = train.y ^ mirrored
+        val.y[:] = val.y ^ mirrored
+        made[mirrored] = unsupervised.Ccs()
+        made[mirrored].fit(train, val, seed=0)
+        assert roc_auc_score(other.y, made[mirrored].score(other)) == float(not mirrored)
+    assert made[False].chosen["direction"] == -made[True].chosen["direction"]
+    np.testing.assert_array_equal(made[False]._probe.weight, made[True]._probe.weight)
 
 
 def test_haloscope_zeta_against_the_covariance_matrix_and_by_hand():
@@ -550,7 +558,7 @@ def test_tfidf_against_counted_words_and_another_solver():
     }
     x = np.array([[counts[term] * weight[term] for term in terms] for counts in documents])
     x /= np.linalg.norm(x, axis=1, keepdims=True)
-    w, b = fit_logistic(x, train.y)
+    w, b = solve(x, train.y)
     assert made.chosen["n_terms"] == len(terms)
     np.testing.assert_allclose(made.score(train), 1 / (1 + np.exp(-(x @ w + b))), atol=2e-3)
 
@@ -622,8 +630,6 @@ def test_random_projection_is_linear_random_and_knows_no_label():
 
 @pytest.mark.parametrize("detector", FAST, ids=lambda d: d.name)
 def test_same_seed_same_scores_and_no_trace_in_global_random_state(detector):
-    import torch
-
     items = planted("a", n=30, signal=1.0)
     state = torch.get_rng_state()
     first, again, other = (fitted(detector, items, seed) for seed in (4, 4, 5))
@@ -706,12 +712,13 @@ def test_texts_without_words_and_a_single_class_are_refused():
 
 
 def test_choose_takes_auroc_then_loss_then_the_first():
-    y = np.array([0, 0, 1, 1])
-    good, bad = np.array([1, 2, 3, 4]), np.array([4, 3, 2, 1])
-    assert choose(y, [bad, good], [0.0, 9.0]).place == 1
-    assert choose(y, [good, good], [2.0, 1.0]).place == 1
-    found = choose(y, [bad, good, good], [0.0, 1.0, 1.0])
-    assert (found.place, found.auroc, found.aurocs) == (1, 1.0, [0.0, 1.0, 1.0])
+    def fit(layer, auroc, loss):
+        return Fit((layer,), (auroc, -loss), [], [], None, None, [auroc])
+
+    assert best_of([fit(1, 0.5, 0.0), fit(2, 1.0, 9.0)]).layers == (2,)
+    assert best_of([fit(1, 1.0, 2.0), fit(2, 1.0, 1.0)]).layers == (2,)
+    found = best_of([fit(1, 0.0, 0.0), fit(2, 1.0, 1.0), fit(3, 1.0, 1.0)])
+    assert found.layers == (2,) and found.val_auroc == {"1": [0.0], "2": [1.0], "3": [1.0]}
 
 
 def test_lesson_counts_the_classes_it_lacks():
@@ -720,8 +727,12 @@ def test_lesson_counts_the_classes_it_lacks():
         lesson(x, x, np.array([0, 1, 0]), np.array([1, 1, 1]))
 
 
-def test_present_leaves_out_absent_and_unfinite_arrays():
-    there, stacked = present([np.ones(2), None, np.array([1, np.inf]), np.zeros(2)])
+def test_measured_leaves_out_absent_and_unfinite_arrays():
+    first = [{"x": np.ones(2)}, {}, {"x": np.array([1, np.inf])}, {"x": np.zeros(2), "z": [2, 3]}]
+    items = answers(np.zeros((4, 2, 2)), [0] * 4, measures=[{"first": one} for one in first])
+    there, stacked = measured(items, "x")
     assert there.tolist() == [True, False, False, True]
     assert stacked.tolist() == [[1, 1], [0, 0]]
-    assert present([None])[0].tolist() == [False]
+    there, stacked = measured(items, "x", "z")
+    assert there.tolist() == [False] * 3 + [True] and stacked.tolist() == [[[0, 0], [2, 3]]]
+    assert measured(items, "y")[0].tolist() == [False] * 4

@@ -8,7 +8,7 @@ import logging
 import pickle
 import sys
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +21,11 @@ from spikescore.errors import UserError
 from spikescore.files import read_json, write_json
 from spikescore.pairs import read_states, stack_turns
 from spikescore.probes.data import load_training_data, question_groups, split_by_group
+from spikescore.probes.fit import SAPLMA, SEP_MLP, Examples, Recipe
 from spikescore.probes.layers import parse_layer_range
-from spikescore.probes.losses import cross_entropy
-from spikescore.probes.network import Architecture, Examples, Schedule, fit_mlp, initial_parameters
+from spikescore.probes.network import build, fit_network, operations, start_at
 from spikescore.probes.probe import Probe, load_probe
-from spikescore.probes.training import SAPLMA_HIDDEN, Settings, train_probe
+from spikescore.probes.training import Settings, train_probe
 from spikescore.runtime import derived_seed
 from spikescore.stats.trajectory import spike_score
 from tests.helpers.factories import MODEL, make_pairs, make_record
@@ -143,43 +143,59 @@ def test_shuffled_labels_are_not_learned(tmp_path: Path) -> None:
     assert abs(test["value"] - 0.5) < 3 * error
 
 
-SAPLMA = Architecture("saplma", SAPLMA_HIDDEN, "relu", layer_norm=False, sigmoid=True)
+RECIPES = [
+    SAPLMA,
+    replace(SEP_MLP, hidden=(16, 8)),
+    Recipe("icr", (16, 8), epochs=1, activation="leaky_relu", norm="batch", dropout=0.3),
+    Recipe("mind", (16,), epochs=1, input_dropout=0.2),
+]
 
 
-def test_batched_search_equals_plain_torch_layer_by_layer(toy: Path) -> None:
-    settings = Settings(epochs=2)
-    data = load_training_data([toy], token_key=settings.token_key)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_a_network_in_numpy_equals_torch(recipe: Recipe) -> None:
+    torch.manual_seed(3)
+    network = build(recipe, 12)
+    with torch.no_grad():
+        for tensor in network.parameters():  # the norms' own start would hide an omission
+            tensor.add_(0.1 * torch.randn(tensor.shape))
+    x = torch.randn(20, 12)
+    for _ in range(3):
+        network(3 * x + 1)  # batch norm learns from it how to scale
+    expected = network.eval()(x)[:, 0].detach()
+    expected = torch.sigmoid(expected) if recipe.sigmoid else expected
+    probe = Probe("saplma", operations(network, recipe))
+    np.testing.assert_allclose(probe.score(x.numpy()), expected, atol=1e-5)
+    kinds = [type(part).__name__ for part in network]
+    assert kinds.count("Dropout") == bool(recipe.input_dropout) + 2 * bool(recipe.dropout)
+
+
+def test_search_equals_plain_torch(toy: Path) -> None:
+    recipe = replace(SAPLMA, epochs=2)
+    data = load_training_data([toy], token_key="last_token_embedding")
     splits = split_by_group(
-        data.groups, strata=data.datasets, y=data.y, fractions=(0.2, 0.2), seed=settings.seed
+        data.groups, strata=data.datasets, y=data.y, fractions=(0.2, 0.2), seed=42
     )
     train, val = (np.flatnonzero(splits == split) for split in ("train", "val"))
 
     def fit(candidates: list[tuple[int, ...]]):
-        return fit_mlp(
-            [data.features(layers) for layers in candidates],
-            candidates,
-            Examples(train, val, data.y.astype(int), data.y),
-            architecture=SAPLMA,
-            loss=cross_entropy,
-            schedule=Schedule(settings.epochs, 32, 1e-3),
-            seed=settings.seed,
-        )
+        features = [data.features(layers) for layers in candidates]
+        examples = Examples(train, val, data.y.astype(int), data.y)
+        return fit_network(features, candidates, examples, recipe, seed=42)
 
-    batched = fit([(layer,) for layer in range(1, data.n_layers + 1)])
-    alone = fit([batched.layers])
-    x = data.features(batched.layers).astype(np.float32)
+    among = fit([(layer,) for layer in range(1, data.n_layers + 1)])
+    alone = fit([among.layers])
+    x = data.features(among.layers).astype(np.float32)
     x = torch.from_numpy((x - x[train].mean(axis=0)) / x[train].std(axis=0))
     y = torch.from_numpy(data.y.astype(np.float32))
 
     _, network = random_mlp(x.shape[1])
-    start = initial_parameters([batched.layers], x.shape[1], SAPLMA, settings.seed)
-    with torch.no_grad():
-        for place, linear in enumerate(network[::2]):
-            linear.weight.copy_(start[2 * place][0].T)
-            linear.bias.copy_(start[2 * place + 1][0, 0])
+    start_at(network, derived_seed(42, "saplma", *among.layers, *among.layers))
+    for linear in network[::2]:  # uniform within 1 / sqrt(inputs)
+        bound = linear.in_features**-0.5
+        assert 0.8 * bound < linear.weight.abs().max() <= bound and linear.weight.mean() < 0.2
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
-    order = torch.Generator().manual_seed(derived_seed(settings.seed, "order"))
-    for _ in range(settings.epochs):
+    order = torch.Generator().manual_seed(derived_seed(42, "order"))
+    for _ in range(recipe.epochs):
         shuffled = train[torch.randperm(len(train), generator=order).numpy()]
         for first in range(0, len(shuffled), 32):
             items = shuffled[first : first + 32]
@@ -189,11 +205,12 @@ def test_batched_search_equals_plain_torch_layer_by_layer(toy: Path) -> None:
             optimiser.step()
 
     expected = torch.sigmoid(network(x))[:, 0].detach().numpy()
-    for fit in (batched, alone):
-        probe = Probe("saplma", fit.last)
-        np.testing.assert_allclose(probe.score(x.numpy()), expected, atol=1e-4)
-    layer = str(batched.layers[0])
-    assert batched.val_auroc[layer] == pytest.approx(alone.val_auroc[layer], abs=1e-3)
+    for found in (among, alone):
+        np.testing.assert_allclose(
+            Probe("saplma", found.last).score(x.numpy()), expected, atol=1e-4
+        )
+    layer = str(among.layers[0])
+    assert among.val_auroc[layer] == pytest.approx(alone.val_auroc[layer], abs=1e-3)
 
 
 def test_training_is_repeatable_and_depends_on_the_seed(toy: Path) -> None:
@@ -256,18 +273,12 @@ def test_unlabelled_unfinished_and_stateless_items_are_counted(tmp_path: Path) -
 def test_early_stopping_is_each_layers_own(tmp_path: Path) -> None:
     make_pairs(tmp_path, n=150, turns=1, signal=0.8)  # the classes overlap: training overfits
     data = load_training_data([tmp_path], token_key="last_token_embedding")
-    train, val = np.arange(90), np.arange(90, 150)
+    recipe = replace(SAPLMA, epochs=40, learning_rate=1e-2, patience=3)
 
     def fit(candidates: list[tuple[int, ...]]):
-        return fit_mlp(
-            [data.features(layers) for layers in candidates],
-            candidates,
-            Examples(train, val, data.y.astype(int), data.y),
-            architecture=SAPLMA,
-            loss=cross_entropy,
-            schedule=Schedule(40, 32, 1e-2, patience=3),
-            seed=1,
-        )
+        features = [data.features(layers) for layers in candidates]
+        examples = Examples(np.arange(90), np.arange(90, 150), data.y.astype(int), data.y)
+        return fit_network(features, candidates, examples, recipe, seed=1)
 
     together, alone = fit([(1,), (2,), (3,)]), fit([(2,)])
     assert together.layers == alone.layers == (2,)
@@ -584,7 +595,7 @@ def load_script() -> object:
 def test_trainer_class_as_in_the_guide(tmp_path: Path) -> None:
     make_pairs(tmp_path / "a", n=40, turns=3, domain="nq")
     make_pairs(tmp_path / "b", n=40, turns=3, domain="svamp")
-    trainer = load_script().ProbeTrainer()
+    trainer = load_script().SemanticEntropyProbeTrainer()  # the public release's name for it
     with pytest.raises(UserError, match="train_from_directories"):
         trainer.save_models(save_dir=tmp_path, prefix="early")
     results = trainer.train_from_directories(

@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,11 @@ import metrics_probe
 from spikescore.errors import UserError, run_main
 from spikescore.files import read_json, write_json
 from spikescore.pairs import find_records, read_states
+from spikescore.probes import scoring
 from spikescore.probes.probe import Probe, load_probe
 from spikescore.probes.training import Settings, train_probe
 from tests.helpers.factories import make_pairs
-from tests.helpers.running import run_script
+from tests.helpers.running import run_script, start_script, wait_until
 from tests.probes.test_probe import released_probe
 
 KEY = "last_token_embedding"
@@ -190,14 +191,51 @@ def test_states_of_another_width_or_model_are_refused(work: Path) -> None:
     assert "models/synthetic" in done.stderr and "models/other" in done.stderr
 
 
-def test_turns_without_states_are_an_error_naming_the_file(work: Path) -> None:
-    path = work / "outputs" / "toy" / "toy-0000.pkl"
+def lose_a_turn(path: Path) -> None:
     content = pickle.loads(path.read_bytes())
     del content["turns"][3]
     path.write_bytes(pickle.dumps(content))
+
+
+@pytest.mark.parametrize("place", [0, 21, 39], ids=["first", "middle", "last"])
+@pytest.mark.parametrize(
+    ("file", "damage", "told"),
+    [
+        ("pkl", lambda path: path.write_bytes(b""), "not a readable pickle"),
+        ("pkl", lambda path: path.write_bytes(path.read_bytes()[:-100]), "not a readable pickle"),
+        ("pkl", lose_a_turn, "turn 3"),
+        ("json", lambda path: path.write_text('{"id": 1,'), "line 1"),
+        (
+            "json",
+            lambda path: write_json(path, {**read_json(path), "model": "./models/other"}),
+            "models/other",
+        ),
+    ],
+    ids=["empty", "cut", "turn", "json", "model"],
+)
+def test_one_bad_file_is_named_and_the_others_are_scored(
+    work: Path, place: int, file: str, damage, told: str
+) -> None:
+    if told == "models/other" and place == 0:
+        pytest.skip("the first dialogue says what model the probe is compared with")
+    bad = work / "outputs" / "toy" / f"toy-{place:04d}.{file}"
+    damage(bad)
+    before = bad.read_bytes()
     done = score(work / "outputs", work / "probe.pkl")
-    assert done.returncode == 2
-    assert "toy-0000.pkl" in done.stderr and "turn 3" in done.stderr
+    assert done.returncode == 1
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("not scored: "))
+    assert f"toy-{place:04d}.pkl" in line.replace(".json", ".pkl") and told in line
+    assert "scored 42 dialogues" in done.stdout and "1 of 43 dialogues cannot be" in done.stdout
+    paths = [path for path in find_records(work / "outputs") if path.stem != bad.stem]
+    assert all("probe_pred" in read_json(path)["metrics"] for path in paths) and len(paths) == 42
+    assert bad.read_bytes() == before
+
+
+def test_nothing_that_can_be_read_is_an_error(work: Path) -> None:
+    for path in (work / "outputs").rglob("*.pkl"):
+        path.write_bytes(b"")
+    done = score(work / "outputs", work / "probe.pkl")
+    assert done.returncode == 2 and "none of 43 dialogues can be read" in done.stderr
 
 
 def test_unfinished_dialogues_are_left_alone_and_counted(work: Path) -> None:
@@ -238,7 +276,7 @@ def test_hostile_probe_and_states_are_refused_and_nothing_ran(work: Path) -> Non
     assert done.returncode == 2 and "refused" in done.stderr
     shutil.copy(work / "bomb.pkl", work / "outputs" / "toy" / "toy-0007.pkl")
     done = score_as_script(work / "outputs", work / "probe.pkl")
-    assert done.returncode == 2 and "toy-0007.pkl" in done.stderr
+    assert done.returncode == 1 and "toy-0007.pkl" in done.stdout and "refused" in done.stdout
     assert not mark.exists()
 
 
@@ -326,7 +364,7 @@ def test_an_infinite_state_matters_only_where_the_probe_looks(work: Path) -> Non
     content["turns"][2][KEY][layer, 0] = np.inf
     path.write_bytes(pickle.dumps(content))
     done = score(work / "outputs", work / "probe.pkl")
-    assert done.returncode == 2 and "toy-0000.pkl" in done.stderr and "not finite" in done.stderr
+    assert done.returncode == 1 and "toy-0000.pkl" in done.stdout and "not finite" in done.stdout
 
 
 def test_many_small_chunks_give_the_same_scores(
@@ -334,7 +372,7 @@ def test_many_small_chunks_give_the_same_scores(
 ) -> None:
     score(work / "outputs", work / "probe.pkl")
     whole = {path: read_json(path) for path in find_records(work / "outputs")}
-    monkeypatch.setattr(metrics_probe, "MAX_FEATURE_BYTES", 1)
+    monkeypatch.setattr(scoring, "MAX_FEATURE_BYTES", 1)
     assert "scored 43 dialogues" in score(work / "outputs", work / "probe.pkl").stdout
     for path, record in whole.items():
         ours = read_json(path)["metrics"]["probe_pred"]
@@ -370,8 +408,8 @@ def test_worker_processes_score_as_one_process_does(
             np.testing.assert_allclose(record["metrics"]["probe_pred"], expected, atol=1e-5)
     assert sum("probe_pred" in record["metrics"] for record in told.values()) == 69
 
-    monkeypatch.setattr(metrics_probe, "MAX_WORKERS", 1)
-    monkeypatch.setattr(metrics_probe, "prepare_worker", None)
+    monkeypatch.setattr(scoring, "MAX_WORKERS", 1)
+    monkeypatch.setattr(scoring, "prepare_worker", None)
     alone = score(many, work / "probe.pkl")
     assert alone.returncode == 1 and alone.stdout == processes.stdout
     for path, record in told.items():
@@ -379,15 +417,35 @@ def test_worker_processes_score_as_one_process_does(
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
-def test_an_error_in_a_worker_process_is_one_clear_message(many: Path, work: Path) -> None:
+def test_a_bad_file_in_a_worker_process_is_named(many: Path, work: Path) -> None:
     mark = work / "was-here"
     (many / "toy-0050.pkl").write_bytes(pickle.dumps(_Hostile(f"touch {mark}")))
     done = score_as_script(many, work / "probe.pkl")
-    assert done.returncode == 2 and not mark.exists()
-    assert "toy-0050.pkl" in done.stderr.splitlines()[-1] and "refused" in done.stderr
-    assert "scored" not in done.stdout
-    assert "probe_pred" in read_json(many / "deep" / "other-0000.json")["metrics"]
-    assert not list(many.rglob("*.tmp"))
+    assert done.returncode == 1 and not mark.exists()
+    assert "toy-0050.pkl" in done.stdout and "refused" in done.stdout
+    assert "scored 69 dialogues" in done.stdout and not list(many.rglob("*.tmp"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("ended_by", [signal.SIGKILL, signal.SIGTERM])
+def test_no_worker_process_outlives_stage_two(many: Path, work: Path, ended_by: int) -> None:
+    def living(group: int) -> set[int]:
+        found = set()
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                state, _, own = path.read_text().rpartition(")")[2].split()[:3]
+                if int(own) == group and state != "Z":
+                    found.add(int(path.parent.name))
+        return found
+
+    for path in many.rglob("*.pkl"):  # stage 2 waits at the first, its workers for work
+        path.unlink()
+        os.mkfifo(path)
+    process = start_script("metrics_probe.py", *arguments_of(many, work / "probe.pkl"))
+    wait_until(lambda: len(living(process.pid)) > 2, process)
+    os.kill(process.pid, ended_by)
+    process.wait()
+    wait_until(lambda: not living(process.pid))
 
 
 @pytest.mark.skipif(
@@ -399,7 +457,7 @@ def test_a_killed_worker_process_is_one_clear_message(
     def killed(path: Path, record: dict) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(metrics_probe, "write_json", killed)
+    monkeypatch.setattr(scoring, "write_json", killed)
     done = score(many, work / "probe.pkl")
     assert done.returncode == 2 and "memory runs out" in done.stderr.splitlines()[-1]
 
@@ -408,7 +466,7 @@ def test_a_failed_write_ends_the_run(work: Path, monkeypatch: pytest.MonkeyPatch
     def full(path: Path, record: dict) -> None:
         raise UserError(f"{path.name}: no space")
 
-    monkeypatch.setattr(metrics_probe, "write_json", full)
+    monkeypatch.setattr(scoring, "write_json", full)
     done = score(work / "outputs", work / "probe.pkl")
     assert done.returncode == 2 and "no space" in done.stderr and "scored" not in done.stdout
 

@@ -74,7 +74,13 @@ class Probed(Detector):
 
 
 DOUBLES = {double.name: double for double in (Gap, Chance, Picky, Probed)}
-METHODS = {**REGISTRY, **DOUBLES}
+
+
+@pytest.fixture(autouse=True)
+def doubles(monkeypatch):
+    """The doubles are methods like any other."""
+    for name, double in DOUBLES.items():
+        monkeypatch.setitem(REGISTRY, name, double)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +99,7 @@ def items(folder):
 
 def scored(items, *methods, **settings):
     settings = {"turn_scorers": ["gap"] if "gap" in methods else [], **settings}
-    return score_methods(items, Settings(methods=methods, **settings), METHODS)[0]
+    return score_methods(items, Settings(methods=methods, **settings))[0]
 
 
 def test_every_fit_scores_every_item(items):
@@ -118,7 +124,7 @@ def test_every_fit_scores_every_item(items):
     assert [item.turn_tokens for item in book.items[39:41]] == [(4,) * 5, (4,) * 3]
 
 
-def test_a_detector_learns_from_its_domains_train_and_val_splits_alone(items):
+def test_a_detector_learns_from_its_domains_train_and_val_splits_alone(items, monkeypatch):
     fitted = []
 
     class Spy(Gap):
@@ -126,7 +132,8 @@ def test_a_detector_learns_from_its_domains_train_and_val_splits_alone(items):
             super().fit(train, val, seed=seed)
             fitted.append((train, val))
 
-    book = score_methods(items, Settings(methods=["gap"], turn_scorers=[]), {"gap": Spy})[0]
+    monkeypatch.setitem(REGISTRY, "gap", Spy)
+    book = scored(items, "gap", turn_scorers=[])
     assert list(book.splits) == ["alpha", "beta"]
     ids = np.array([item.id for item in book.items])
     for (domain, split), (train, val) in zip(book.splits.items(), fitted, strict=True):
@@ -229,7 +236,7 @@ def test_items_without_a_score_are_counted_and_stay_missing(folder, items):
 )
 def test_wrong_settings_are_refused(items, settings, message):
     with pytest.raises(UserError, match=message):
-        score_methods(items, Settings(**settings), METHODS)
+        score_methods(items, Settings(**settings))
 
 
 def test_the_script_writes_a_book_that_reads_back(folder, tmp_path):

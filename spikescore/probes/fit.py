@@ -1,0 +1,107 @@
+"""What every fit of a probe is given and gives back, whether a network or a logistic regression.
+
+A fit has candidates: choices of layers, each with the features [n, d] that these layers give. Every
+candidate is fitted by itself, from a start and with a stop of its own, so that its result does not
+depend on which others were tried; the validation split chooses among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from spikescore.probes.layers import Layers, layers_text
+
+
+@dataclass
+class Examples:
+    """What is learned: item numbers per split, labels [n] of 0 and 1 to choose by, targets [n]."""
+
+    train: np.ndarray
+    val: np.ndarray
+    labels: np.ndarray
+    target: np.ndarray
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A network d-hidden-1 and how it is trained.
+
+    After each hidden linear layer come `norm` ("batch", "layer" or none), `activation` ("relu",
+    "leaky_relu" or "mish") and dropout; `sigmoid` stands at the end. `loss` is one of
+    `losses.LOSSES`. Adam takes `weight_decay` as an L2 penalty, or as AdamW does where `decoupled`.
+    Training stops when validation has not improved for `patience` epochs (0: never).
+    """
+
+    name: str
+    hidden: tuple[int, ...]
+    epochs: int
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    decoupled: bool = False
+    patience: int = 0
+    activation: str = "relu"
+    norm: str = ""
+    dropout: float = 0.0
+    input_dropout: float = 0.0
+    sigmoid: bool = True
+    loss: str = "cross_entropy"
+
+
+SAPLMA = Recipe("saplma", (256, 128, 64), epochs=5)
+"""Azaria and Mitchell (2023)."""
+SEP_MLP = Recipe(
+    "sep-mlp",
+    (1024, 512, 128),
+    epochs=200,
+    batch_size=64,
+    learning_rate=1e-4,
+    weight_decay=0.01,
+    decoupled=True,
+    patience=20,
+    activation="mish",
+    norm="layer",
+    sigmoid=False,
+    loss="huber",
+)
+"""As the public release trains its probes."""
+
+
+@dataclass
+class Fit:
+    """A candidate at its best epoch, and as it was when training ended.
+
+    `best` and `last` are a probe's lists of operations (see `probe.Probe`), `score` is (validation
+    AUROC, minus validation loss) at the best epoch, 0 where there are no epochs. `aurocs` has the
+    validation AUROC of every epoch, `val_auroc` that of every candidate, by the text of its layers.
+    """
+
+    layers: Layers
+    score: tuple[float, float]
+    best: list[tuple]
+    last: list[tuple]
+    mean: np.ndarray | None
+    scale: np.ndarray | None
+    aurocs: list[float]
+    epoch: int = 0
+    last_epoch: int = 0
+    val_auroc: dict[str, list[float]] = field(default_factory=dict)
+
+
+def best_of(fits: Sequence[Fit]) -> Fit:
+    """Return the candidate of the highest validation AUROC; of equal ones the lowest loss wins,
+    then the first.
+    """
+    chosen = max(fits, key=lambda fit: fit.score)
+    chosen.val_auroc = {layers_text(fit.layers): fit.aurocs for fit in fits if fit.layers}
+    return chosen
+
+
+def normaliser(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation [...] of rows [n, ...]: float32, a constant keeps 1."""
+    rows = rows.astype(np.float32)
+    deviation = rows.std(axis=0)
+    return rows.mean(axis=0), np.where(deviation > 1e-6, deviation, np.float32(1))
