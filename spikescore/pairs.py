@@ -11,20 +11,23 @@ States are a dict `{turn: {token_key: array}}`, turn counted from 1, each array 
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import pickle
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
+from math import isfinite
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from spikescore.errors import UserError
-from spikescore.files import read_json, walk, write_atomic, write_json
+from spikescore.files import JsonText, read_json, walk, write_atomic, write_json
 from spikescore.pickles import load_pickle, map_pickle
+
+log = logging.getLogger("spikescore")
 
 TOKEN_KEYS = (
     "last_token_embedding",
@@ -119,33 +122,45 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def as_record(raw: Any, path: Path) -> dict[str, Any] | None:
-    """Return a JSON file's content as a dialogue in today's form; None when it is some other JSON.
+    """Return a JSON file's content as a dialogue in today's form; None when it is some other JSON,
+    or, with a warning, a copy that lies beside the dialogue itself.
 
-    The older public form (`reasoning_chain` with `step` from 0, `nli_label`) is converted in
-    memory and marked `"legacy": true`: its steps become turns from 1 on, its label keeps its
-    meaning (1 = consistent). Raises UserError naming the file when its steps are not such.
+    Every field that the stages read is then of its kind (`_FIELDS` and the like), null or missing;
+    what is not raises UserError naming file and field. Steps of which one has no turn are numbered.
+    The older public form (`reasoning_chain` with `step` from 0, `nli_label`) is converted in memory
+    and marked `"legacy": true`; its label keeps its meaning (1: consistent).
     """
     if not isinstance(raw, dict):
         return None
-    if isinstance(raw.get("cot_steps"), list):
-        return raw
-    if not isinstance(raw.get("reasoning_chain"), list):
+    key = "cot_steps" if "cot_steps" in raw else "reasoning_chain"
+    if key not in raw:
         return None
+    if not isinstance(raw[key], list):
+        raise _damaged(path, f'"{key}"', raw[key], "a list")
+    for place, step in enumerate(raw[key], start=1):
+        if not isinstance(step, dict):
+            raise _damaged(path, f"entry {place} of {key}", step, "an object")
+    record = raw if key == "cot_steps" else _from_older(raw, path)
+    if any(step.get("turn") is None for step in record["cot_steps"]):  # another's form of ours
+        numbered = enumerate(record["cot_steps"], start=1)
+        record = {**record, "cot_steps": [{**step, "turn": place} for place, step in numbered]}
+    _check_fields(record, path)
+    own = record.get("id", path.stem)
+    if own != path.stem and Path(str(own)).name == own and path.with_stem(own).exists():
+        log.warning('"%s" is a copy of "%s.json" beside it, and is left out', path, own)
+        return None
+    return record
+
+
+def _from_older(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     steps = []
     for place, step in enumerate(raw["reasoning_chain"]):
-        number = step.get("step", place) if isinstance(step, dict) else None
+        number = step.get("step", place)
         if not _is_int(number):
-            raise UserError(
-                f'"{path}": entry {place + 1} of reasoning_chain must be an object whose "step", '
-                "if it has one, is a whole number; restore or delete the file"
-            )
-        steps.append(
-            {
-                **step,
-                "turn": int(number) + 1,
-                "response": step.get("response") or step.get("answer"),
-            }
-        )
+            where = f'entry {place + 1} of reasoning_chain: "step"'
+            raise _damaged(path, where, number, "a whole number")
+        response = step.get("response") or step.get("answer")
+        steps.append({**step, "turn": int(number) + 1, "response": response})
     return {
         **{key: value for key, value in raw.items() if key != "reasoning_chain"},
         "id": raw.get("id", path.stem),
@@ -157,12 +172,128 @@ def as_record(raw: Any, path: Path) -> dict[str, Any] | None:
     }
 
 
-def iter_records(folder: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield (path, record) for every dialogue under a folder, in order of path."""
+# --- what each field may hold -------------------------------------------------------------------
+
+ANSWER_TYPES = ("exact", "numeric", "choice", "math", "list", "free")
+_WHOLE = 2**53  # beyond it a float is no longer exact
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) is int and abs(value) < _WHOLE or type(value) is float and isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _WHOLE
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) or _is_finite(value)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_name, value))
+
+
+def _are_ids(value: Any) -> bool:
+    if isinstance(value, list):
+        return set(map(type, value)) <= {int} and (
+            not value or 0 <= min(value) <= max(value) < 2**31
+        )
+    return isinstance(value, JsonText)
+
+
+def _are_exchanges(value: Any) -> bool:
+    return isinstance(value, list) and all(_are_names(pair) and len(pair) == 2 for pair in value)
+
+
+_Kind = tuple[Callable[[Any], bool], str]
+_TEXT: _Kind = (lambda value: isinstance(value, str), "a text")
+_NAME: _Kind = (_is_name, "a text or a number")
+_NAMES: _Kind = (_are_names, "a list of texts")
+_ANSWERS: _Kind = (lambda value: _is_name(value) or _are_names(value), "a list of texts")
+_OBJECT: _Kind = (lambda value: isinstance(value, dict), "an object")
+_NUMBER: _Kind = (_is_finite, "a finite number")
+_COUNT: _Kind = (_is_count, "a whole number that counts something")
+_IDS: _Kind = (_are_ids, "a list of token ids")
+_FIELDS: dict[str, _Kind] = {
+    **dict.fromkeys(("id", "group"), _NAME),
+    **dict.fromkeys(("question", "context", "domain", "model", "config_hash"), _TEXT),
+    **dict.fromkeys(("finish_reason", "backend", "server_model"), _TEXT),
+    **dict.fromkeys(("config", "identity", "meta", "nil_judge", "metrics"), _OBJECT),
+    **dict.fromkeys(("gold_answers", "incorrect_answers"), _ANSWERS),
+    "choices": _NAMES,
+    "history": (_are_exchanges, "a list of [question, answer]"),
+    "answer_type": (lambda value: value in ANSWER_TYPES, f"one of {', '.join(ANSWER_TYPES)}"),
+    "nil_label": (lambda value: value in (0, 1), "1 (consistent), 0 (not) or null"),
+    "complete": (lambda value: isinstance(value, bool), "true or false"),
+}
+_METRICS_FIELDS: dict[str, _Kind] = {"probe": _OBJECT, "probe_split": _TEXT}
+_PROBE_FIELDS: dict[str, _Kind] = {
+    "path": _TEXT,
+    "train_domains": _NAMES,
+    "spike_threshold": _NUMBER,
+}
+_STEP_FIELDS: dict[str, _Kind] = {
+    **dict.fromkeys(("prompt", "prompt_type", "response", "finish_reason"), _TEXT),
+    **dict.fromkeys(("perplexity", "mean_logprob", "mean_token_entropy"), _NUMBER),
+    **dict.fromkeys(("max_token_entropy", "first_token_confidence"), _NUMBER),
+    **dict.fromkeys(("n_prompt_tokens", "n_response_tokens", "n_kept"), _COUNT),
+    **dict.fromkeys(("prompt_ids", "response_ids"), _IDS),
+    "turn": (lambda value: _is_count(value) and value > 0, "a whole number from 1 on"),
+    "metrics": _OBJECT,
+}
+_STEP_METRICS_FIELDS: dict[str, _Kind] = {"probe_pred": _NUMBER}
+
+
+def _check_fields(record: dict[str, Any], path: Path) -> None:
+    """Raise UserError naming the first field that is not of its kind."""
+
+    def check(holder: dict[str, Any] | None, kinds: dict[str, _Kind], where: str = "") -> None:
+        for key, value in (holder or {}).items():
+            if value is not None and key in kinds and not kinds[key][0](value):
+                raise _damaged(path, f'{where}"{key}"', value, kinds[key][1])
+
+    check(record, _FIELDS)
+    metrics = record.get("metrics") or {}
+    check(metrics, _METRICS_FIELDS, "metrics: ")
+    check(metrics.get("probe"), _PROBE_FIELDS, "metrics, probe: ")
+    for place, step in enumerate(record["cot_steps"], start=1):
+        where = f"entry {place} of cot_steps: "
+        check(step, _STEP_FIELDS, where)
+        check(step.get("metrics"), _STEP_METRICS_FIELDS, f"{where}metrics: ")
+
+
+def _damaged(path: Path, where: str, value: Any, kind: str) -> UserError:
+    shown = json.dumps(value, default=str, ensure_ascii=False)[:41]
+    shown = shown if len(shown) <= 40 else f"{shown[:40]}..."
+    return UserError(f'"{path}": {where} is {shown}, not {kind}; mend that, or move the file away')
+
+
+def iter_records(
+    folder: str | Path, damaged: list[Path] | None = None
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield (path, record) for every dialogue under a folder, in order of path. One that stands
+    there twice, under the same settings, counts once, with a warning. A file that cannot be read
+    raises UserError, or is added to the list `damaged`, where there is one.
+    """
+    seen: dict[tuple, Path] = {}
     for path in find_records(folder):
-        record = read_record(path)
-        if record is not None:
+        try:
+            record = read_record(path)
+        except UserError:
+            if damaged is None:
+                raise
+            damaged.append(path)
+            continue
+        if record is None:
+            continue
+        name = item_key({"id": path.stem, **record})
+        made_by = (record.get("model"), record.get("config_hash"))
+        first = seen.setdefault((name, question_digest(record), *made_by), path)
+        if first is path:
             yield path, record
+        else:
+            log.warning('"%s" and "%s" hold the same dialogue; it counts once', first, path)
 
 
 def read_states(path: Path, token_key: str | None = None) -> States:
@@ -228,7 +359,7 @@ def item_key(record: dict[str, Any]) -> str:
 def question_digest(record: dict[str, Any]) -> str:
     """Return 12 hex digits that stand for what was asked: question, passage, choices, history."""
     asked = [record.get(key) or None for key in ("question", "context", "choices", "history")]
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
+    return sha256(json.dumps(asked).encode()).hexdigest()[:12]
 
 
 def stack_turns(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import logging
 import os
 import pickle
 import re
@@ -16,8 +18,17 @@ import torch
 from spikescore import pairs
 from spikescore.errors import UserError
 from spikescore.files import write_json
-from spikescore.pairs import TOKEN_KEYS, file_id, find_records, read_record, read_states, write_pair
+from spikescore.pairs import (
+    TOKEN_KEYS,
+    file_id,
+    find_records,
+    iter_records,
+    read_record,
+    read_states,
+    write_pair,
+)
 from spikescore.pickles import load_pickle, map_pickle
+from tests.helpers.factories import make_record
 
 
 def make_states(turns=3, layers=4, hidden=8, seed=0):
@@ -434,3 +445,89 @@ def test_a_first_answer_that_was_cut_off_says_by_what(step, says):
     later = {"finish_reason": "length"}
     assert pairs.cut_off({"cot_steps": [step, later]}) == says
     assert pairs.cut_off({"cot_steps": []}) == ""
+
+
+# --- damaged records ----------------------------------------------------------------------------
+
+WHOLE = make_record("bad", y=1, turns=3, domain="d", model="m")
+HUGE = 10**400
+DAMAGED = [
+    (("id",), [1]), (("question",), 7), (("context",), ["a"]), (("domain",), {}), (("group",), []),
+    (("model",), 2.5), (("config",), "x"), (("config_hash",), 3), (("answer_type",), "1e400"),
+    (("answer_type",), ["exact"]), (("choices",), 2.5), (("choices",), "ab"),
+    (("choices",), {"A": "x"}), (("gold_answers",), [["a"]]), (("gold_answers",), {"a": 1}),
+    (("incorrect_answers",), [None]), (("history",), ["a"]), (("history",), [["a"]]),
+    (("history",), [["a", None]]), (("nil_label",), 2), (("nil_label",), "1"), (("nil_label",), []),
+    (("nil_judge",), [0]), (("complete",), "no"), (("meta",), "x"), (("identity",), 1),
+    (("metrics",), "x"), (("metrics", "probe"), "x"), (("metrics", "probe_split"), 0),
+    (("metrics", "probe", "train_domains"), [["a"]]), (("metrics", "probe", "path"), 1),
+    (("metrics", "probe", "spike_threshold"), "high"), (("cot_steps",), "text"),
+    (("cot_steps",), {"1": {}}), (("cot_steps", 1), None), (("cot_steps", 1), "a"),
+    (("cot_steps", 1, "turn"), [[]]),
+    (("cot_steps", 1, "turn"), "2"), (("cot_steps", 1, "turn"), 0), (("cot_steps", 1, "turn"), 1.0),
+    (("cot_steps", 1, "turn"), True), (("cot_steps", 1, "metrics"), "x"),
+    (("cot_steps", 1, "metrics", "probe_pred"), HUGE),
+    (("cot_steps", 1, "metrics", "probe_pred"), "0.5"),
+    (("cot_steps", 1, "metrics", "probe_pred"), float("inf")),
+    (("cot_steps", 1, "perplexity"), float("nan")), (("cot_steps", 1, "mean_logprob"), []),
+    (("cot_steps", 1, "n_response_tokens"), HUGE), (("cot_steps", 1, "n_response_tokens"), -1),
+    (("cot_steps", 1, "n_prompt_tokens"), 1.5), (("cot_steps", 1, "n_kept"), False),
+    (("cot_steps", 1, "response"), ["a"]), (("cot_steps", 1, "prompt"), {}),
+    (("cot_steps", 1, "prompt_ids"), [1, "2"]), (("cot_steps", 1, "response_ids"), [-1]),
+    (("cot_steps", 1, "response_ids"), [2**40]), (("cot_steps", 1, "response_ids"), "12"),
+    (("cot_steps", 1, "finish_reason"), 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "value"), DAMAGED)
+def test_a_damaged_field_is_named_with_its_file(tmp_path, place, value):
+    record = copy.deepcopy(WHOLE)
+    record["metrics"]["probe"] = {"path": "p", "train_domains": ["t"]}
+    holder = record
+    for key in place[:-1]:
+        holder = holder[key]
+    holder[place[-1]] = value
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError) as error:
+        read_record(path)
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(f'"{path}": ') and len(line) < len(str(path)) + 250
+    assert all(str(key) in line for key in place if key != 1)
+    assert "entry 2 of cot_steps" in line or 1 not in place
+
+
+def test_a_sound_field_of_every_kind_is_read(tmp_path):
+    record = copy.deepcopy(WHOLE)
+    record |= {
+        "id": 7, "group": None, "gold_answers": ["a", 2], "choices": ["x", "y"],
+        "history": [["who?", "he"]], "meta": {"scope": "any"}, "nil_label": None, "unknown": [[[]]],
+        "metrics": {"probe_pred": "anything", "probe": None},
+    }  # fmt: skip
+    record["cot_steps"][1].pop("turn")
+    record["cot_steps"][0] |= {"perplexity": 3, "response_ids": [], "metrics": None}
+    path = tmp_path / "7.json"
+    path.write_text(json.dumps(record))
+    record["cot_steps"][1]["turn"] = 2  # its place
+    assert read_record(path) == record
+
+
+def test_copies_count_once_and_are_told(tmp_path, caplog):
+    for name in ("a", "b"):
+        write_json(tmp_path / "d" / f"{name}.json", make_record(name, y=0, turns=1, domain="d",
+                                                                model="m"))  # fmt: skip
+    text = (tmp_path / "d" / "a.json").read_bytes()
+    checkpoints = tmp_path / "d" / ".ipynb_checkpoints"
+    (tmp_path / "e").mkdir()
+    checkpoints.mkdir()
+    (checkpoints / "a-checkpoint.json").write_bytes(text)
+    (tmp_path / "d" / "a (conflicted copy).json").write_bytes(text)
+    (tmp_path / "e" / "a.json").write_bytes(text)
+    other = json.loads(text) | {"config_hash": "1" * 12}
+    write_json(tmp_path / "hotter" / "a.json", other)
+    with caplog.at_level(logging.WARNING):
+        found = [path.relative_to(tmp_path).as_posix() for path, _ in iter_records(tmp_path)]
+    assert found == ["d/a.json", "d/b.json", "hotter/a.json"]
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert 'copy).json" is a copy of "a.json"' in caplog.text
+    assert "hold the same dialogue; it counts once" in caplog.text

@@ -13,8 +13,6 @@ from typing import Any
 
 Row = dict[str, Any]
 
-ANSWER_TYPES = ("exact", "numeric", "choice", "math", "list", "free")
-
 
 @dataclass(frozen=True)
 class Question:

@@ -105,10 +105,10 @@ def load_recorded(config: Config) -> list[Item]:
 
 
 def _pairs(source: Path, output: Path) -> list[Item]:
-    items = []
-    for path, record in iter_records(source):
-        steps = [step if isinstance(step, dict) else {} for step in record["cot_steps"]]
-        texts = [[step.get("prompt"), step.get("response")] for step in steps]
+    items: list[Item] = []
+    damaged: list[Path] = []
+    for path, record in iter_records(source, damaged):
+        texts = [[step.get("prompt"), step.get("response")] for step in record["cot_steps"]]
         items.append(
             Item(
                 question_from_record({**record, "id": path.stem}),
@@ -122,6 +122,9 @@ def _pairs(source: Path, output: Path) -> list[Item]:
                 },
             )
         )
+    for path in damaged:  # each fails by itself when its turn comes
+        nobody = Question(path.stem, "", "")
+        items.append(Item(nobody, output / path.parent.relative_to(source), 0, path))
     return items
 
 

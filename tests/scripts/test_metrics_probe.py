@@ -394,7 +394,8 @@ def test_worker_processes_score_as_one_process_does(
     many: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (many / "toy-0003.pkl").unlink()
-    write_json(many / "toy-0065.json", {**read_json(many / "toy-0005.json"), "complete": False})
+    unfinished = {"id": "toy-0065", "complete": False}
+    write_json(many / "toy-0065.json", {**read_json(many / "toy-0005.json"), **unfinished})
     processes = score_as_script(many, work / "probe.pkl")
     assert processes.returncode == 1
     assert "scored 69 dialogues, 217 turns" in processes.stdout  # 59 * 3 + 10 * 4

@@ -353,7 +353,8 @@ def test_dialogues_of_anyone_are_read_by_a_chosen_model(config_file, tmp_path):
     result = replay(config_file, tmp_path / "theirs", output, "--set", f"model_path={DEMO}")
     assert result.returncode == 1, result.stderr
     assert "wrote 2 pairs" in result.stdout and "2 failed" in result.stdout
-    assert "no object" in json.loads((output / "trivia" / "sum-4.error.json").read_text())["error"]
+    error = json.loads((output / "trivia" / "sum-4.error.json").read_text())["error"]
+    assert "entry 1 of cot_steps" in error and "not an object" in error
     error = json.loads((output / "trivia" / "sum-3.error.json").read_text())["error"]
     assert 'turn 1 holds no "response"' in error and "sum-3.json" in error
     read = records_in(output / "trivia")

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from spikescore.data.adapters.shipped import own_dialogue
 from spikescore.data.fields import BadRow, as_text, get, items, own_id, shown, text, texts
-from spikescore.data.question import ANSWER_TYPES, Adapter, Question, Row, distinct, gold_option
+from spikescore.data.question import Adapter, Question, Row, distinct, gold_option
+from spikescore.pairs import ANSWER_TYPES
 
 FIELDS = ("id", "domain", "question", "context", "choices", "gold_answers", "answer_type", "group",
           "history")  # fmt: skip
