@@ -16,7 +16,6 @@ What it writes to reports/<experiment>/
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,100 +41,25 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main() -> int:
     args = parse_arguments()
     experiment = load_experiment(args.config)
-    from spikescore.report.experiment_report import ModelReport
+    from spikescore.report.experiment_report import ModelReport, write_report
 
-    reports = []
     for model in experiment.models:
         if not experiment.book(model).exists():
             raise UserError(
                 f'model "{model.name}" has no score book "{experiment.book(model)}"; '
                 f"run python reproduce.py --config {args.config}"
             )
-        reports.append(ModelReport(experiment, model))
+    reports = [ModelReport(experiment, model) for model in experiment.models]
     chapters = {
         report.model.name: list(tqdm(report.chapters(), desc=report.model.name, unit="chapter"))
         for report in reports
     }
-    try:
-        for path in write_report(experiment, reports, chapters):
-            print(f"wrote {path}")
-    except OSError as error:
-        raise UserError(
-            f'the report cannot be written to "{experiment.report_dir}": {error.strerror}'
-        ) from error
+    for path in write_report(experiment, reports, chapters):
+        print(f"wrote {path}")
     track(experiment, chapters)
     for report in reports:
         print("\n".join(report.headline()))
     return 0
-
-
-def write_report(experiment: Experiment, reports: Sequence, chapters: dict) -> list[Path]:
-    """Write every file and return the paths of those to look at first."""
-    from spikescore.files import write_atomic
-    from spikescore.report.main_tables import MAIN_HEADER, main_rows
-    from spikescore.report.page import Section, Table, write_page
-    from spikescore.report.text import csv_table, markdown_table, tex_table
-
-    folder = experiment.report_dir
-
-    def write(path: Path, text: str | bytes) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, text if isinstance(text, bytes) else text.encode("utf-8", "replace"))
-        return path
-
-    def text_of(title: str, table: Table) -> str:
-        return f"## {title}{table.caption}\n\n{markdown_table(table)}"
-
-    markdown, latex, rows = [f"# {experiment.name}: main table\n"], [], []
-    if experiment.note:
-        markdown.append(f"{experiment.note}\n")
-    several = len(reports) > 1
-    for report in reports:
-        name = report.model.name
-        title = f"{name}: " if several else ""
-        for table in chapters[name][0].tables.values():
-            markdown.append(text_of(title, table))
-            latex.append(tex_table(table))
-        rows += main_rows(report.comparison, report.entries, name, report.model.published)
-        for chapter in chapters[name]:
-            for slug, table in chapter.tables.items():
-                place = folder / "tables" / name / slug
-                write(place.with_suffix(".md"), text_of("", table))
-                write(place.with_suffix(".csv"), csv_table(table.header, table.rows))
-                write(place.with_suffix(".tex"), tex_table(table))
-            for slug, figure in chapter.figures.items():
-                write(folder / "plots" / name / f"{slug}.png", figure.png)
-    written = [
-        write(folder / "table_main.md", "\n".join(markdown)),
-        write(folder / "table_main.csv", csv_table(MAIN_HEADER, rows)),
-        write(folder / "table_main.tex", "\n".join(latex)),
-        write(folder / "table_main.png", main_plot(reports)),
-    ]
-    sections = []
-    for report in reports:
-        name = report.model.name
-        for chapter in chapters[name]:
-            section = chapter.section()
-            shown = f"{name}: {section.title}" if several else section.title
-            sections.append(Section(shown, section.text, section.tables, section.figures))
-    headline = [line for report in reports for line in report.headline()]
-    write_page(
-        folder / "report.html",
-        title=f"SpikeScore: {experiment.name}",
-        headline=[*headline, *([experiment.note] if experiment.note else [])],
-        sections=sections,
-        dialogues=itertools.chain.from_iterable(report.dialogues() for report in reports),
-        footer="The commands behind this report are in commands.sh beside it. Dialogues are shown "
-        f"with the scores of {reports[0].reading_probe()}.",
-    )
-    return [*written, folder / "report.html"]
-
-
-def main_plot(reports: Sequence) -> bytes:
-    """Return the main table's plot: that of the first model, or all models' SpikeScore."""
-    from spikescore.report.plots import forest_of_models
-
-    return forest_of_models([(r.model.name, r.comparison, r.entries) for r in reports])
 
 
 def track(experiment: Experiment, chapters: dict) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,14 +40,13 @@ def measure(probe: Probe, data: TrainingData, task: Task, splits: np.ndarray) ->
 
         def area(items: np.ndarray, labels: np.ndarray, scores: np.ndarray = scores) -> dict:
             groups = data.groups[items]
-            found = measure_auroc(labels[items], scores[items], groups=groups, seed=probe.seed)
-            if labels is task.labels and task.gamma is not None and found.note:
+            held_out = measure_auroc(labels[items], scores[items], groups=groups, seed=probe.seed)
+            found = held_out.told(held_out.interval)
+            if labels is task.labels and task.gamma is not None:
                 # its note names the classes of a detector of hallucinations
-                own = found.note.replace("hallucinated", "high").replace(
-                    "consistent", "low entropies"
-                )
-                found = replace(found, note=own)
-            return asdict(found)
+                note = found["note"].replace("hallucinated", "high")
+                found["note"] = note.replace("consistent", "low entropies")
+            return found
 
         probe.metrics[split] = area(chosen, task.labels)
         if task.gamma is not None:

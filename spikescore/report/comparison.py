@@ -9,7 +9,8 @@ over training domains has an interval of its own, as all cells share their boots
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -23,26 +24,53 @@ VIEWS = {
     "pooled": "cross-domain, pooled (the other domains in one pool)",
     "in-domain": "in-domain (held-out questions of the training domain)",
 }
+CROSS = ("macro", "pooled")
 SPIKE = "spike_score"
+SCORERS = ("saplma", "sep", "perplexity", "reasoning_score", "sharpness")
+"""Base scorers of the paper, in its order; others that were scored per turn follow."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One method: its scores [seeds, n] for each training domain, on all items of the book."""
+    """One method: its scores [seeds, n] for each training domain, on all items of the book.
+
+    `seeds` says which probe seeds the rows are of; without it they are 0, 1, ...
+    """
 
     name: str
     title: str
     family: str
     scores: dict[str, np.ndarray]
+    seeds: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def seeds_of(self, domain: str) -> tuple[int, ...]:
+        """Return the probe seeds of a training domain's rows."""
+        return self.seeds.get(domain) or tuple(range(len(self.scores[domain])))
+
+    @property
+    def seeded(self) -> bool:
+        """Whether chance has a part in it: a method without it has seed 0 alone, everywhere."""
+        return any(self.seeds_of(domain) != (0,) for domain in self.scores)
+
+    def rows(self, domain: str, seeds: set[int]) -> np.ndarray:
+        """Return the scores [m, n] of those seeds; all of a method without chance."""
+        if not self.seeded:
+            return self.scores[domain]
+        return self.scores[domain][[seed in seeds for seed in self.seeds_of(domain)]]
+
+
+# --- entries of a book ------------------------------------------------------------------------
 
 
 def static_entries(book: ScoreBook) -> dict[str, Entry]:
     """Return the methods that score the first answer, in the book's order."""
-    return {
-        name: Entry(name, about["title"], about["family"], _stacked(book, name))
-        for name, about in book.methods.items()
-        if _stacked(book, name)
-    }
+    found = {}
+    for name, about in book.methods.items():
+        keys = {domain: book.seeds_of(name, domain) for domain in book.splits}
+        scores = {domain: [book.scores[key] for key in own] for domain, own in keys.items()}
+        if entry := _entry(name, about["title"], about["family"], scores, keys):
+            found[name] = entry
+    return found
 
 
 def trajectory_entry(book: ScoreBook, functional: str, scorer: str) -> Entry | None:
@@ -50,37 +78,48 @@ def trajectory_entry(book: ScoreBook, functional: str, scorer: str) -> Entry | N
 
     SpikeScore over SAPLMA is called "spike_score", any other "<functional>:<scorer>".
     """
-    scores = {
-        domain: np.stack([apply(functional, turns) for turns in rows])
-        for domain, rows in trajectories(book, scorer).items()
-    }
-    if not scores:
-        return None
     spike = (functional, scorer) == ("max_abs_d2", BASE_SCORER)
-    name = SPIKE if spike else f"{functional}:{scorer}"
-    title = (
-        "SpikeScore"
-        if spike
-        else f"{FUNCTIONALS[functional].title} over {scorer_title(book, scorer)}"
-    )
-    return Entry(name, title, "trajectory", scores)
+    over = f"{FUNCTIONALS[functional].title} over {scorer_title(book, scorer)}"
+    name, title = (SPIKE, "SpikeScore") if spike else (f"{functional}:{scorer}", over)
+    return turns_entry(book, scorer, name, title, lambda turns, domain: apply(functional, turns))
 
 
-def without_turn_means(book: ScoreBook, scorer: str = BASE_SCORER) -> Entry | None:
+def without_turn_means(book: ScoreBook) -> Entry | None:
     """Return SpikeScore with each turn's mean removed, the mean being that of the train split.
 
     A probe trained on first answers moves with the prompt of later turns, whatever the item; this
     takes away what all items share.
     """
-    scores = {}
-    for domain, rows in trajectories(book, scorer).items():
-        learnt = book.splits[domain] == "train"
-        centred = [remove_turn_means(turns, turn_means(turns[learnt])) for turns in rows]
-        scores[domain] = np.stack([apply("max_abs_d2", turns) for turns in centred])
-    if not scores:
-        return None
+
+    def centred(turns: np.ndarray, domain: str) -> np.ndarray:
+        means = turn_means(turns[book.splits[domain] == "train"])
+        return apply("max_abs_d2", remove_turn_means(turns, means))
+
     title = "SpikeScore, each turn's training mean removed"
-    return Entry(f"spike_means_removed:{scorer}", title, "control", scores)
+    name = f"spike_means_removed:{BASE_SCORER}"
+    return turns_entry(book, BASE_SCORER, name, title, centred, family="control")
+
+
+def turns_entry(
+    book: ScoreBook,
+    scorer: str,
+    name: str,
+    title: str,
+    compute: Callable[[np.ndarray, str], np.ndarray],
+    family: str = "trajectory",
+) -> Entry | None:
+    """Return what `compute` makes of a scorer's turns [n, K] and their training domain: [n]."""
+    keys = {domain: book.seeds_of(scorer, domain, turns=True) for domain in book.splits}
+    scores = {
+        domain: [compute(book.turns[key], domain) for key in own] for domain, own in keys.items()
+    }
+    return _entry(name, title, family, scores, keys)
+
+
+def _entry(name: str, title: str, family: str, scores: dict, keys: dict) -> Entry | None:
+    rows = {domain: np.stack(own) for domain, own in scores.items() if own}
+    seeds = {domain: tuple(key[2] for key in keys[domain]) for domain in rows}
+    return Entry(name, title, family, rows, seeds) if rows else None
 
 
 def trajectories(book: ScoreBook, scorer: str) -> dict[str, list[np.ndarray]]:
@@ -92,22 +131,25 @@ def trajectories(book: ScoreBook, scorer: str) -> dict[str, list[np.ndarray]]:
     return {domain: rows for domain, rows in found.items() if rows}
 
 
+def scorers_of(book: ScoreBook) -> list[str]:
+    """Return the scorers that the book has trajectories of, the paper's first."""
+    held = dict.fromkeys(key[0] for key in book.turns)
+    return [one for one in SCORERS if one in held] + [one for one in held if one not in SCORERS]
+
+
 def scorer_title(book: ScoreBook, scorer: str) -> str:
     """Return a scorer's printed name."""
     return book.methods.get(scorer, {}).get("title", scorer)
 
 
-def _stacked(book: ScoreBook, name: str) -> dict[str, np.ndarray]:
-    found = {}
-    for domain in book.splits:
-        keys = book.seeds_of(name, domain)
-        if keys:
-            found[domain] = np.stack([book.scores[key] for key in keys])
-    return found
+# --- cells ------------------------------------------------------------------------------------
 
 
 class Comparison:
-    """Cells of the tables of one book; every area is computed once."""
+    """Cells of the tables of one book; every area is computed once.
+
+    `valid` [n], where a function takes it, marks the items that a figure is confined to.
+    """
 
     def __init__(self, book: ScoreBook, *, draws: int, seed: int = 0) -> None:
         self.book = book
@@ -119,33 +161,57 @@ class Comparison:
     def items(self, view: str, domain: str) -> list[np.ndarray]:
         """Return the masks [n] that a cell averages over: one, or one per domain for macro."""
         if view == "in-domain":
-            return [(self.domains == domain) & (self.book.splits[domain] == "test")]
-        others = [other for other in self.book.domain_names() if other != domain]
+            return [self.book.splits[domain] == "test"]
+        others = self.book.splits[domain] == ""
         if view == "macro":
-            return [(self.domains == other) for other in others]
-        return [np.isin(self.domains, others)]
+            names = dict.fromkeys(self.domains[others].tolist())
+            return [others & (self.domains == other) for other in names]
+        return [others]
 
     def cell(self, entry: Entry, view: str, domain: str, valid: np.ndarray | None = None) -> Area:
         """Return a method's area in a view for a training domain, on the valid items alone."""
-        key = (entry.name, view, domain, None if valid is None else valid.tobytes())
-        if key not in self._areas:
-            masks = self.items(view, domain)
-            if domain not in entry.scores:
-                empty = np.zeros(self.y.size, dtype=bool)
-                area = self.resampler.area(np.full(self.y.size, np.nan), empty)
-            else:
-                scores = entry.scores[domain]
-                areas = [
-                    self._area(scores, mask if valid is None else mask & valid) for mask in masks
-                ]
-                area = self.resampler.mean(areas, of="domains")
-            self._areas[key] = area
-        return self._areas[key]
+        if domain not in entry.scores:
+            return self._missing(view, domain)
+        return self._cell(entry.scores[domain], view, domain, valid)
 
     def mean(self, entry: Entry, view: str, valid: np.ndarray | None = None) -> Area:
         """Return the mean of a method's cells over the training domains."""
         cells = [self.cell(entry, view, domain, valid) for domain in self.training_domains]
         return self.resampler.mean(cells, of="training domains")
+
+    def contrast(
+        self, one: Entry, other: Entry, view: str, valid: np.ndarray | None = None
+    ) -> Contrast:
+        """Return how much one method's mean exceeds another's.
+
+        Both means are over the same training domains (those that both were fitted on), items (those
+        that both score) and probe seeds (a method without chance counts for each); the note says
+        where some are missing.
+        """
+        pairs, notes = [], []
+        for domain in self.training_domains:
+            fitted = [entry for entry in (one, other) if domain in entry.scores]
+            seeds = [set(entry.seeds_of(domain)) for entry in fitted if entry.seeded] or [{0}]
+            shared, every = set.intersection(*seeds), set.union(*seeds)
+            if len(fitted) < 2 or not shared:
+                pairs.append([self._missing(view, domain)] * 2)
+                continue
+            if shared != every:
+                notes.append(f"{len(shared)} of {len(every)} probe seeds ({domain})")
+            rows = [entry.rows(domain, shared) for entry in (one, other)]
+            scored = [np.isfinite(scores).all(axis=0) for scores in rows]
+            both = scored[0] & scored[1] if valid is None else scored[0] & scored[1] & valid
+            pairs.append([self._cell(scores, view, domain, both) for scores in rows])
+        kept = [pair for pair in pairs if None not in (pair[0].value, pair[1].value)]
+        if 0 < len(kept) < len(pairs):
+            notes.append(f"over {len(kept)} of {len(pairs)} training domains")
+        parts = (sum(pair[0].parts[0] for pair in kept), sum(pair[0].parts[1] for pair in pairs))
+        means = [
+            self.resampler.mean(cells, of="training domains")
+            for cells in zip(*(kept or pairs), strict=True)
+        ]
+        found = self.resampler.contrast(*means)
+        return replace(found, note="; ".join(filter(None, [*notes, found.note])), parts=parts)
 
     def matrix(self, entry: Entry) -> np.ndarray:
         """Return the AUROC for training domain (row) x test domain (column), NaN if not computable.
@@ -156,26 +222,24 @@ class Comparison:
         table = np.full((len(self.training_domains), len(names)), np.nan)
         for row, domain in enumerate(self.training_domains):
             for column, other in enumerate(names):
-                if domain not in entry.scores:
-                    continue
-                if other == domain:
-                    area = self.cell(entry, "in-domain", domain)
-                else:
-                    mask = self.domains == other
-                    area = self._area(entry.scores[domain], mask)
-                table[row, column] = np.nan if area.value is None else area.value
+                view = "in-domain" if other == domain else "pooled"
+                value = self.cell(entry, view, domain, self.domains == other).value
+                table[row, column] = np.nan if value is None else value
         return table
-
-    def contrast(self, one: Entry, other: Entry, view: str) -> Contrast:
-        """Return how much one method's mean exceeds another's, on the items that both score."""
-        both = self._scored(one) & self._scored(other)
-        valid = None if both.all() else both
-        return self.resampler.contrast(self.mean(one, view, valid), self.mean(other, view, valid))
 
     def rate(self, view: str, domain: str) -> tuple[int, float | None]:
         """Return number and hallucination rate of the items that a cell is about."""
         items = np.any(self.items(view, domain), axis=0)
         return int(items.sum()), float(self.y[items].mean()) if items.any() else None
+
+    def _missing(self, view: str, domain: str) -> Area:
+        nobody, parts = np.zeros(self.y.size, dtype=bool), len(self.items(view, domain))
+        return self.resampler.nothing(nobody, f"not scored when trained on {domain}", (0, parts))
+
+    def _cell(self, scores: np.ndarray, view: str, domain: str, valid: np.ndarray | None) -> Area:
+        masks = self.items(view, domain)
+        areas = [self._area(scores, mask if valid is None else mask & valid) for mask in masks]
+        return self.resampler.mean(areas, of="domains")
 
     def _area(self, scores: np.ndarray, mask: np.ndarray) -> Area:
         # by content: a method that learns nothing has the same scores for every training domain
@@ -184,25 +248,15 @@ class Comparison:
             self._areas[key] = self.resampler.area(scores, mask)
         return self._areas[key]
 
-    def _scored(self, entry: Entry) -> np.ndarray:
-        rows = [np.isfinite(scores).all(axis=0) for scores in entry.scores.values()]
-        return np.all(rows, axis=0) if rows else np.zeros(self.y.size, dtype=bool)
 
-
-def seed_means(comparison: Comparison, entry: Entry, view: str) -> list[float]:
-    """Return the mean over training domains for each probe seed by itself, computable ones only."""
-    n_seeds = max(len(scores) for scores in entry.scores.values())
-    values = []
-    for seed in range(n_seeds):
-        one = {
-            domain: scores[min(seed, len(scores) - 1)][None]
-            for domain, scores in entry.scores.items()
-        }
-        alone = Entry(f"{entry.name}#{seed}", entry.title, entry.family, one)
-        value = comparison.mean(alone, view).value
-        if value is not None:
-            values.append(value)
-    return values
+def seed_means(comparison: Comparison, entry: Entry, view: str) -> list[Area]:
+    """Return the mean over training domains for each probe seed by itself."""
+    found = []
+    for seed in sorted({seed for domain in entry.scores for seed in entry.seeds_of(domain)}):
+        rows = {domain: entry.rows(domain, {seed}) for domain in entry.scores}
+        alone = {domain: own for domain, own in rows.items() if len(own)}
+        found.append(comparison.mean(Entry(entry.name, entry.title, entry.family, alone), view))
+    return found
 
 
 def match_base_rates(y: np.ndarray, domains: np.ndarray, *, seed: int) -> np.ndarray:

@@ -1,27 +1,45 @@
-"""What a reader of an evaluation sees in words and numbers: result lines, tables, one dialogue."""
+"""The report of one folder of scored dialogues: result lines, tables, files, page."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spikescore.files import read_json
-from spikescore.pairs import as_record
-from spikescore.report.evaluation import CONTROLS, METHODS, Item, View
-from spikescore.report.page import Dialogue, Figure, Section, Table
-from spikescore.report.text import csv_table, markdown_table, p_value
-from spikescore.stats.bootstrap import Auroc, Difference
+from spikescore.files import read_json, write_atomic, write_json
+from spikescore.pairs import as_record, read_record
+from spikescore.report.evaluation import (
+    CONTROLS,
+    METHODS,
+    Item,
+    View,
+    describe_coverage,
+    view_summary,
+)
+from spikescore.report.page import Dialogue, Figure, Section, Table, write_page
+from spikescore.report.plots import histogram_png, roc_png, trajectories_png
+from spikescore.report.text import (
+    csv_table,
+    figure_cell,
+    markdown_table,
+    number,
+    p_value,
+    tex_table,
+)
+from spikescore.stats.bootstrap import Area, Contrast
 from spikescore.stats.trajectory import second_differences
 
 CONVENTIONS = (
     "y = 1 means hallucinated; a higher score means more hallucinated; intervals are 95% "
-    "bootstrap intervals over questions (over groups where the data has them)."
+    "bootstrap intervals over questions (over groups where the data has them), drawn within each "
+    "domain."
 )
 DIRECTIONS = (
     "Perplexity and lengths use the direction fixed beforehand: higher or longer counts as "
@@ -31,67 +49,214 @@ ORACLE = (
     "Domain identity is an oracle that knows each domain's hallucination rate and nothing of the "
     "item: a pooled figure below it shows nothing about dialogues."
 )
+ABOUT_CONTROLS = (
+    "What else could explain the figures: SpikeScore of the follow-up answers alone, lengths, and "
+    "the domain itself."
+)
+ABOUT_PAIRS = (
+    "Both methods are measured on the same items and resampled together; p is two-sided and not "
+    "corrected for the number of tests."
+)
+ABOUT_FLAGS = (
+    "The threshold lambda was set on the training domain's validation split and carried over; an "
+    "answer is flagged when its SpikeScore is at least lambda."
+)
+ABOUT_COVERAGE = (
+    "Every dialogue found is listed below. Those that are unlabelled, not scored at every turn, or "
+    "part of the probe's own training are in no figure above unless it says so."
+)
+PLOTS = {
+    "roc": "ROC curves: the share of hallucinations flagged against the share of consistent "
+    "answers flagged, over all thresholds.",
+    "histogram": "SpikeScore by class. Each class sums to 100%.",
+    "trajectories": "Mean probe score of every turn by class; the band is the 95% interval of "
+    "the mean.",
+}
 FLAGS = {"threshold": "lambda", "f1": "F1", "accuracy": "accuracy", "tpr": "TPR", "fpr": "FPR"}
+COMPARED_METHODS = tuple(method for method in METHODS if method not in CONTROLS)
 CSV_FIELDS = (
     "path", "id", "domain", "y", "n_turns", "spike_score", "spike_turn", "first_score",
     "mean_score", "perplexity", "answer_tokens", "dialogue_tokens", "probe_split",
 )  # fmt: skip
 
 
-# --- text -------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class EvalReport:
+    """All that a report is made of: the items found, those evaluated, and the figures."""
 
+    data_dir: Path
+    command: str
+    items: Sequence[Item]
+    evaluated: Sequence[Item]
+    coverage: dict[str, int]
+    warnings: Sequence[str]
+    views: Sequence[View]
+    draws: int
+    seed: int
 
-def figure_line(method: str, figure: Auroc, title: str) -> str:
-    """Return one result as one line: method, AUROC [interval], n, hallucination rate, view."""
-    rate = f" hallucinated {figure.n_positive / figure.n:.0%}" if figure.n else ""
-    value = "AUROC " + with_interval(figure, "{:.3f}")
-    note = f"; {figure.note}" if figure.note and figure.value is not None else ""
-    return f"{METHODS[method]} {value} n={figure.n}{rate} ({title}{note})"
+    @property
+    def run(self) -> str:
+        """What the plots call this run: the folder, and model and probe where there is one."""
+        parts = [self.data_dir.resolve().name]
+        for what in ("model", "probe"):
+            names = {Path(getattr(item, what)).name for item in self.evaluated} - {""}
+            parts += [f"{what} {names.pop()}"] if len(names) == 1 else []
+        return ", ".join(parts)
 
-
-def difference_line(other: str, figure: Difference, title: str) -> str:
-    """Return one paired test as one line."""
-    value = with_interval(figure, "{:+.3f}")
-    p = f" p={figure.p:.3f}" if figure.p is not None else ""
-    return f"SpikeScore minus {METHODS[other]} {value}{p} n={figure.n} ({title})"
-
-
-def with_interval(figure: Auroc | Difference, form: str) -> str:
-    """Return a figure as `value [low, high]`, or why there is none."""
-    if figure.value is None:
-        return figure.note
-    low, high = figure.low, figure.high
-    interval = f" [{form.format(low)}, {form.format(high)}]" if low is not None else ""
-    return form.format(figure.value) + interval
-
-
-def summary_markdown(
-    run: str, coverage_line: str, warnings: Sequence[str], views: Sequence[View], command: str
-) -> str:
-    """Return summary.md: coverage, warnings, a table per domain set, paired tests, fixed flags."""
-    lines = [f"# SpikeScore report: {run}", "", f"Dialogues: {coverage_line}.", ""]
-    lines += [f"> Warning: {warning}." for warning in warnings] + [""] * bool(warnings)
-    lines += [f"{CONVENTIONS} {DIRECTIONS} {ORACLE}", ""]
-    for view in views:
-        if view.kind != "domain":
-            lines += [f"## {view.title[0].upper()}{view.title[1:]}", ""]
-            lines += [markdown_table(view_table(view)), "Paired on the same items:", ""]
-            lines += [markdown_table(paired_table(view))]
+    def lines(self) -> Iterator[str]:
+        """Yield the result lines of all views."""
+        for view in self.views:
+            shown = view.methods if view.kind != "domain" else ("spike_score",)
+            for method in shown:
+                yield figure_line(method, view.methods[method], view.title)
+            if view.kind == "domain":
+                continue
+            for other, difference in view.paired.items():
+                yield difference_line(other, difference, view.title)
             if view.flags:
-                flags = flags_text(view.flags)
-                lines += [f"At the threshold carried over from training: {flags}.", ""]
-    domains = domain_table([view for view in views if view.kind == "domain"])
-    lines += [f"## {domains.caption}", "", markdown_table(domains)]
-    return "\n".join([*lines, f"Made by: `{command}`", ""])
+                yield f"SpikeScore at {flags_text(view.flags)} ({view.title})"
+
+    def summary(self) -> dict[str, Any]:
+        """Return summary.json."""
+        return {
+            "command": self.command,
+            "run": self.run,
+            "coverage": self.coverage,
+            "warnings": self.warnings,
+            "draws": self.draws,
+            "seed": self.seed,
+            "views": [view_summary(view) for view in self.views],
+            "versions": versions(),
+        }
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write every file of the report and return their paths."""
+        plots = {
+            "roc": roc_png(self.views, self.run),
+            "histogram": histogram_png(self.views, self.run),
+            "trajectories": trajectories_png(self.views, self.run),
+        }
+        main = main_table(self.views, (*COMPARED_METHODS, *CONTROLS), "AUROC with 95% interval")
+        spikiest = max(self.evaluated, key=lambda item: item.spike_score)
+        texts = {
+            "summary.md": self.markdown(),
+            "table_main.md": markdown_table(main),
+            "table_main.csv": figures_csv(self.views),
+            "table_main.tex": tex_table(main),
+            "scores.csv": scores_csv(self.items, self.data_dir),
+            "spiky_dialogue.md": dialogue_markdown(read_record(spikiest.path), spikiest),
+        }
+        files = {name: text.encode("utf-8", "replace") for name, text in texts.items()}
+        files |= {f"{name}.png": png for name, png in plots.items()}
+        for name, data in files.items():
+            write_atomic(folder / name, data)
+        write_json(folder / "summary.json", self.summary())
+        write_page(
+            folder / "report.html",
+            title=f"SpikeScore report: {self.run}",
+            headline=self.headline(),
+            sections=self.sections(plots),
+            dialogues=page_dialogues(self.items),
+            footer=self.made_by(),
+        )
+        return [folder / name for name in (*files, "summary.json", "report.html")]
+
+    def markdown(self) -> str:
+        """Return summary.md: coverage, warnings, a table per view, paired tests, fixed flags."""
+        lines = [f"# SpikeScore report: {self.run}", ""]
+        lines += [f"Dialogues: {describe_coverage(self.coverage)}.", ""]
+        lines += [f"> Warning: {warning}." for warning in self.warnings]
+        lines += [""] * bool(self.warnings) + [f"{CONVENTIONS} {DIRECTIONS} {ORACLE}", ""]
+        for view in self.views:
+            if view.kind != "domain":
+                lines += [f"## {view.title[0].upper()}{view.title[1:]}", ""]
+                lines += [markdown_table(view_table(view)), "Paired on the same items:", ""]
+                lines += [markdown_table(paired_table(view))]
+                if view.flags:
+                    flags = flags_text(view.flags)
+                    lines += [f"At the threshold carried over from training: {flags}.", ""]
+        domains = domain_table([view for view in self.views if view.kind == "domain"])
+        lines += [f"## {domains.caption}", "", markdown_table(domains)]
+        return "\n".join([*lines, f"Made by: `{self.command}`", ""])
+
+    def headline(self) -> list[str]:
+        """Return the figures of SpikeScore, cross-domain first, then coverage and warnings."""
+        first = {"pooled": 0, "macro": 1, "in-domain": 2}
+        shown = sorted((v for v in self.views if v.kind in first), key=lambda v: first[v.kind])
+        lines = [figure_line("spike_score", v.methods["spike_score"], v.title) for v in shown]
+        lines.append(f"Dialogues: {describe_coverage(self.coverage)}.")
+        return [*lines, *(f"Warning: {warning}." for warning in self.warnings)]
+
+    def sections(self, plots: Mapping[str, bytes]) -> list[Section]:
+        """Return the page's sections; `plots` holds PNGs by the names in PLOTS."""
+        main = main_table(self.views, COMPARED_METHODS, "AUROC with 95% interval")
+        controls = main_table(self.views, CONTROLS, "AUROC with 95% interval, controls")
+        shown = [view for view in self.views if view.kind != "domain"]
+        per_domain = domain_table([view for view in self.views if view.kind == "domain"])
+        figures = tuple(
+            Figure(PLOTS[name], png, alt=f"{PLOTS[name]} The tables give the figures.")
+            for name, png in plots.items()
+        )
+        found = [
+            Section("Main table", (CONVENTIONS, DIRECTIONS), (main,)),
+            Section("Plots", figures=figures),
+            Section("Controls", (ABOUT_CONTROLS, ORACLE), (controls,)),
+            Section("Per domain", tables=(per_domain,)),
+            Section("Paired tests", (ABOUT_PAIRS,), tuple(map(paired_table, shown))),
+        ]
+        flags = threshold_table(self.views)
+        if flags.rows:
+            found.append(Section("At the fixed threshold", (ABOUT_FLAGS,), (flags,)))
+        coverage = [(name.replace("_", " "), str(n)) for name, n in self.coverage.items()]
+        table = Table("Coverage", ("dialogues", "n"), tuple(coverage))
+        return [*found, Section("Coverage", (ABOUT_COVERAGE,), (table,))]
+
+    def made_by(self) -> str:
+        """Return the command and the versions behind the report."""
+        names = ", ".join(f"{name} {version}" for name, version in versions().items())
+        return f"Made by: {self.command}\n{names}; {self.draws} bootstrap draws"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that the figures and plots depend on."""
+    import matplotlib
+
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "matplotlib": matplotlib.__version__,
+    }
+
+
+# --- lines ------------------------------------------------------------------------------------
+
+
+def figure_line(method: str, area: Area, title: str) -> str:
+    """Return one result as one line: method, AUROC [interval], n, hallucination rate, view."""
+    rate = f" hallucinated {_rate(area)}" if area.n else ""
+    note = f"; {area.note}" if area.note and area.value is not None else ""
+    return f"{METHODS[method]} AUROC {_or_why(area)} n={area.n}{rate} ({title}{note})"
+
+
+def difference_line(other: str, contrast: Contrast, title: str) -> str:
+    """Return one paired test as one line."""
+    p = f" p={contrast.p_bootstrap:.3f}" if contrast.p_bootstrap is not None else ""
+    note = f"; {contrast.note}" if contrast.note and contrast.value is not None else ""
+    told = _or_why(contrast, "+.3f")
+    return f"SpikeScore minus {METHODS[other]} {told}{p} n={contrast.n} ({title}{note})"
 
 
 def flags_text(flags: dict[str, float | None]) -> str:
     """Return F1, accuracy, TPR and FPR at the fixed threshold as one phrase."""
-    return ", ".join(f"{name} {_or_undefined(flags[key])}" for key, name in FLAGS.items())
+    return ", ".join(f"{name} {number(flags[key]) or 'undefined'}" for key, name in FLAGS.items())
 
 
-def _or_undefined(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"
+def _or_why(figure: Area | Contrast, form: str = ".3f") -> str:
+    return figure.note if figure.value is None else figure_cell(figure, form)
+
+
+def _rate(area: Area) -> str:
+    return f"{area.n_positive / area.n:.0%}" if area.n else ""
 
 
 # --- tables -----------------------------------------------------------------------------------
@@ -100,9 +265,10 @@ def _or_undefined(value: float | None) -> str:
 def view_table(view: View) -> Table:
     """Return every method's figure on one view, a row each."""
     rows = [
-        (METHODS[method], *_cells(figure, "{:.3f}"), _share(figure), _interval(view.delong[method]))
-        for method, figure in view.methods.items()
-    ]
+        (METHODS[method], number(area.value), _interval(area.interval), str(area.n), _rate(area),
+         _interval(area.delong_interval(view.groups)))
+        for method, area in view.methods.items()
+    ]  # fmt: skip
     header = ("method", "AUROC", "95% interval", "n", "hallucinated", "DeLong's interval")
     return Table(view.title, header, tuple(rows), _notes(view.methods))
 
@@ -110,9 +276,10 @@ def view_table(view: View) -> Table:
 def paired_table(view: View) -> Table:
     """Return what SpikeScore has ahead of other methods on the same items of one view."""
     rows = [
-        (f"SpikeScore minus {METHODS[other]}", *_cells(figure, "{:+.3f}"),
-         p_value(figure.p), p_value(view.paired_delong[other].p))
-        for other, figure in view.paired.items()
+        (f"SpikeScore minus {METHODS[other]}", number(found.value, "+.3f"),
+         _interval(found.interval, "+.3f"), str(found.n), p_value(found.p_bootstrap),
+         p_value(found.p_delong))
+        for other, found in view.paired.items()
     ]  # fmt: skip
     header = ("difference", "AUROC", "95% interval", "n", "p, bootstrap", "p, DeLong")
     return Table(view.title, header, tuple(rows), _notes(view.paired))
@@ -125,21 +292,20 @@ def main_table(views: Sequence[View], methods: Sequence[str], caption: str) -> T
     on fewer says so in its cell.
     """
     shown = [view for view in views if view.kind != "domain"]
-    first = [f"{len(view.items)} ({_share(view.methods['spike_score'])})" for view in shown]
+    first = [f"{len(view.items)} ({_rate(view.methods['spike_score'])})" for view in shown]
     rows = [("n (hallucinated)", *first)]
     for method in methods:
         cells = [_cell(view, method) for view in shown]
         rows += [(METHODS[method], *cells)] if any(cells) else []
-    return Table(
-        caption, ("method", *(view.title for view in shown)), tuple(rows), _notes_of(shown, methods)
-    )
+    header = ("method", *(view.title for view in shown))
+    return Table(caption, header, tuple(rows), _notes_of(shown, methods))
 
 
 def domain_table(views: Sequence[View]) -> Table:
     """Return AUROC with interval of every method, by domain, a row each."""
-    shown = [method for method in METHODS if method in views[0].methods]
+    shown = list(views[0].methods)
     rows = [
-        (view.title, str(len(view.items)), _share(view.methods[shown[0]]),
+        (view.title, str(len(view.items)), _rate(view.methods[shown[0]]),
          *(_cell(view, method) for method in shown))
         for view in views
     ]  # fmt: skip
@@ -151,29 +317,27 @@ def domain_table(views: Sequence[View]) -> Table:
 def threshold_table(views: Sequence[View]) -> Table:
     """Return F1, accuracy, TPR and FPR at the fixed threshold, a row per view that has one."""
     rows = [
-        (view.title, *(_or_undefined(view.flags[key]) for key in FLAGS))
+        (view.title, *(number(view.flags[key]) or "undefined" for key in FLAGS))
         for view in views
         if view.flags
     ]
     return Table("SpikeScore at the fixed threshold", ("view", *FLAGS.values()), tuple(rows))
 
 
-def coverage_table(coverage: dict[str, int]) -> Table:
-    """Return how many dialogues there are, and why some are not evaluated."""
-    rows = [(name.replace("_", " "), str(count)) for name, count in coverage.items()]
-    return Table("Coverage", ("dialogues", "n"), tuple(rows))
-
-
 def _cell(view: View, method: str) -> str:
     """Return `value [low, high]` with n where it is not the view's; empty for no such figure."""
-    figure = view.methods.get(method)
-    if figure is None:
+    area = view.methods.get(method)
+    if area is None:
         return ""
-    cell = "n/c" if figure.value is None else with_interval(figure, "{:.3f}")
-    return cell if figure.n == len(view.items) else f"{cell} (n={figure.n})"
+    cell = "n/c" if area.value is None else figure_cell(area)
+    return cell if area.n == len(view.items) else f"{cell} (n={area.n})"
 
 
-def _notes(figures: dict[str, Auroc] | dict[str, Difference]) -> str:
+def _interval(interval: tuple[float, float] | None, form: str = ".3f") -> str:
+    return "" if interval is None else f"[{interval[0]:{form}}, {interval[1]:{form}}]"
+
+
+def _notes(figures: Mapping[str, Area | Contrast]) -> str:
     """Return what there is to say of a view's figures, each remark once with its methods."""
     methods: dict[str, list[str]] = {}
     for method, figure in figures.items():
@@ -191,36 +355,11 @@ def _notes_of(views: Sequence[View], methods: Sequence[str]) -> str:
     return " ".join(notes)
 
 
-def _cells(figure: Auroc | Difference, form: str) -> tuple[str, str, str]:
-    value = "" if figure.value is None else form.format(figure.value)
-    return value, _interval(figure, form), str(figure.n)
-
-
-def _interval(figure: Auroc | Difference, form: str = "{:.3f}") -> str:
-    if figure.low is None:
-        return ""
-    return f"[{form.format(figure.low)}, {form.format(figure.high)}]"
-
-
-def _share(figure: Auroc) -> str:
-    return f"{figure.n_positive / figure.n:.0%}" if figure.n else ""
-
-
 def figures_csv(views: Sequence[View]) -> str:
     """Return every AUROC of every view as CSV at full precision, one row each."""
     header = ("view", "kind", "method", "auroc", "low", "high", "n", "n_hallucinated", "note")
     rows = [
-        (
-            view.title,
-            view.kind,
-            method,
-            one.value,
-            one.low,
-            one.high,
-            one.n,
-            one.n_positive,
-            one.note,
-        )
+        (view.title, view.kind, method, *one.told(one.interval).values())
         for view in views
         for method, one in view.methods.items()
     ]
@@ -285,72 +424,6 @@ def gold_text(record: dict[str, Any]) -> str:
 
 def _quote(text: object) -> str:
     return "\n".join(f"> {line}".rstrip() for line in str(text or "(not recorded)").splitlines())
-
-
-PLOTS = {
-    "roc": "ROC curves: the share of hallucinations flagged against the share of consistent "
-    "answers flagged, over all thresholds.",
-    "histogram": "SpikeScore by class. Each class sums to 100%.",
-    "trajectories": "Mean probe score of every turn by class; the band is the 95% interval of "
-    "the mean.",
-}
-COMPARED_METHODS = tuple(method for method in METHODS if method not in CONTROLS)
-
-
-def headline(views: Sequence[View], covered: str, warnings: Sequence[str]) -> list[str]:
-    """Return the figures of SpikeScore, cross-domain first, then coverage and warnings."""
-    first = {"pooled": 0, "macro": 1, "in-domain": 2}
-    shown = sorted((v for v in views if v.kind in first), key=lambda view: first[view.kind])
-    lines = [figure_line("spike_score", view.methods["spike_score"], view.title) for view in shown]
-    return [*lines, f"Dialogues: {covered}.", *(f"Warning: {warning}." for warning in warnings)]
-
-
-def table_main(views: Sequence[View]) -> Table:
-    """Return the main table with the controls below the methods."""
-    return main_table(views, (*COMPARED_METHODS, *CONTROLS), "AUROC with 95% interval")
-
-
-def sections(
-    views: Sequence[View], plots: dict[str, bytes], coverage: dict[str, int]
-) -> list[Section]:
-    """Return the page's sections; `plots` holds PNGs by the names in PLOTS."""
-    main = main_table(views, COMPARED_METHODS, "AUROC with 95% interval")
-    controls = main_table(views, CONTROLS, "AUROC with 95% interval, controls")
-    views_shown = [view for view in views if view.kind != "domain"]
-    per_domain = domain_table([view for view in views if view.kind == "domain"])
-    found = [
-        Section("Main table", (CONVENTIONS, DIRECTIONS), (main,)),
-        Section("Plots", figures=tuple(_figure(name, png) for name, png in plots.items())),
-        Section("Controls", (_ABOUT_CONTROLS, ORACLE), (controls,)),
-        Section("Per domain", tables=(per_domain,)),
-        Section("Paired tests", (_ABOUT_PAIRS,), tuple(map(paired_table, views_shown))),
-    ]
-    flags = threshold_table(views)
-    if flags.rows:
-        found.append(Section("At the fixed threshold", (_ABOUT_FLAGS,), (flags,)))
-    return [*found, Section("Coverage", (_ABOUT_COVERAGE,), (coverage_table(coverage),))]
-
-
-_ABOUT_CONTROLS = (
-    "What else could explain the figures: SpikeScore of the follow-up answers alone, lengths, and "
-    "the domain itself."
-)
-_ABOUT_PAIRS = (
-    "Both methods are measured on the same items and resampled together; p is two-sided and not "
-    "corrected for the number of tests."
-)
-_ABOUT_FLAGS = (
-    "The threshold lambda was set on the training domain's validation split and carried over; an "
-    "answer is flagged when its SpikeScore is at least lambda."
-)
-_ABOUT_COVERAGE = (
-    "Every dialogue found is listed below. Those that are unlabelled, not scored at every turn, or "
-    "part of the probe's own training are in no figure above unless it says so."
-)
-
-
-def _figure(name: str, png: bytes) -> Figure:
-    return Figure(PLOTS[name], png, alt=f"{PLOTS[name]} The tables give the figures.")
 
 
 def page_dialogues(items: Sequence[Item]) -> Iterator[Dialogue]:

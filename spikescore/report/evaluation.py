@@ -1,9 +1,10 @@
-"""From scored dialogues on disk to the figures of a report: items, coverage, views.
+"""From scored dialogues on disk to the figures of a report: items, coverage, score book, views.
 
 Three views are kept apart and never mixed: *in-domain* (domains the probe was trained on, held-out
 items only), *cross-domain pooled* (all other domains in one pool) and *cross-domain macro* (the
 mean of their AUROCs). A pool can be won by a score that knows only the domain, so the pooled views
-carry that control.
+carry that control. The figures are those of `comparison.Comparison`, as in the tables of an
+experiment: the dialogues make a score book with one scorer, the probe that scored them.
 """
 
 from __future__ import annotations
@@ -11,15 +12,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from spikescore import pairs
+from spikescore.detectors.score_book import BookItem, ScoreBook
 from spikescore.errors import UserError
-from spikescore.stats.bootstrap import Auroc, Difference, Sample, compare_aurocs, macro_auroc
-from spikescore.stats.delong import delong_auroc, delong_difference
+from spikescore.files import read_json, write_json
+from spikescore.report.comparison import Comparison, static_entries
+from spikescore.stats.bootstrap import Area, Contrast
 from spikescore.stats.roc import flag_metrics
 from spikescore.stats.trajectory import MIN_SCORES, spike_score, spike_turn
 
@@ -38,6 +43,11 @@ CONTROLS = ("spike_score_without_first", "answer_tokens", "dialogue_tokens", "do
 """Those of METHODS that nobody would use: they say what else a figure may come from."""
 COMPARED = ("first_score", "perplexity")
 TRAINING_SPLITS = ("train", "val")
+PROBE = "probe"
+"""The book's one scorer, and its one training domain, which stands for all that the probe saw."""
+AT_ONCE = 8
+"""Files in work at a time: a disk takes milliseconds to confirm a write, but confirms several at
+once."""
 
 
 @dataclass(frozen=True)
@@ -75,22 +85,63 @@ class Item:
 class View:
     """One set of items and every figure on it. `kind`: domain | in-domain | pooled | macro.
 
-    `methods` and `paired` have bootstrap intervals, `delong` and `paired_delong` the same figures
-    with DeLong's.
+    `groups` [n] are those of the score book, which DeLong's figures take.
     """
 
     kind: str
     title: str
     in_domain: bool
     items: tuple[Item, ...]
-    methods: dict[str, Auroc]
-    paired: dict[str, Difference]
-    delong: dict[str, Auroc]
-    paired_delong: dict[str, Difference]
+    groups: np.ndarray
+    methods: dict[str, Area]
+    paired: dict[str, Contrast]
     flags: dict[str, float | None] | None
 
 
 # --- items ------------------------------------------------------------------------------------
+
+
+def read_and_score(data_dir: Path) -> list[Item]:
+    """Read all dialogues under a folder and write SpikeScore back into each that can be scored.
+
+    Files in the older public form are read only. A file that already holds the same value is left
+    untouched. Raises UserError when there is no dialogue.
+    """
+    from tqdm import tqdm
+
+    if data_dir.exists() and not data_dir.is_dir():
+        raise UserError(
+            f'--data_dir "{data_dir}" is not a folder; give the folder of the .json files'
+        )
+    paths = pairs.find_records(data_dir)
+    pool = ThreadPoolExecutor(AT_ONCE)
+    try:
+        read = pool.map(score_file, paths)
+        bar = tqdm(read, desc="reading", unit="file", total=len(paths), disable=None)
+        items = [item for item in bar if item is not None]
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C no further file is begun
+    if not items:
+        raise UserError(
+            f'no dialogue (.json with "cot_steps") under "{data_dir}"; '
+            "give the output_dir of reasoning_lite.py or a folder above it"
+        )
+    return items
+
+
+def score_file(path: Path) -> Item | None:
+    """Read one dialogue and write SpikeScore back; None when the file is some other JSON."""
+    record = pairs.as_record(read_json(path, ids_as_text=True), path)
+    if record is None:
+        return None
+    item = read_item(record, path)
+    found = {"spike_score": item.spike_score, "spike_turn": item.spike_turn}
+    metrics = record.get("metrics") or {}
+    if item.spike_score is None or record.get("legacy") or metrics.items() >= found.items():
+        return item
+    record["metrics"] = {**metrics, **found}
+    write_json(path, record)
+    return item
 
 
 def read_item(record: dict[str, Any], path: Path) -> Item:
@@ -249,7 +300,39 @@ def find_warnings(items: Sequence[Item], evaluated: Sequence[Item]) -> list[str]
     return warnings
 
 
-# --- views ------------------------------------------------------------------------------------
+# --- score book and views ---------------------------------------------------------------------
+
+
+def make_book(evaluated: Sequence[Item], trained: set[str]) -> ScoreBook:
+    """Return the evaluated items as a score book of one scorer, beside what the files hold.
+
+    Its one training domain is the `trained` ones together: their items are its test split.
+    """
+    y = np.array([item.y for item in evaluated])
+    domains = np.array([item.domain for item in evaluated])
+    known = np.isin(domains, sorted(trained))
+    book = ScoreBook(
+        evaluated[0].model,
+        pairs.DEFAULT_TOKEN_KEY,
+        [BookItem(str(one.path), one.id, one.domain, one.group, one.y, ()) for one in evaluated],
+        splits={PROBE: np.where(known, "test", "")},
+    )
+    longest = max(len(item.scores) for item in evaluated)
+    turns = np.full((len(evaluated), longest), np.nan)
+    for row, item in zip(turns, evaluated, strict=True):
+        row[: len(item.scores)] = item.scores
+    book.turns[PROBE, "", 0] = turns
+    for name, title in METHODS.items():
+        if name == "domain_identity":
+            # constant inside a domain: its own hallucination rate, the best any such score can do
+            _, place = np.unique(domains, return_inverse=True)
+            scores = (np.bincount(place, weights=y) / np.bincount(place))[place]
+        else:
+            scores = np.array([getattr(item, name) for item in evaluated], dtype=np.float64)
+        family = "control" if name in CONTROLS else "trained"
+        book.scores[name, "", 0] = scores
+        book.methods[name] = {"title": title, "family": family, "needs": []}
+    return book
 
 
 def build_views(
@@ -263,99 +346,73 @@ def build_views(
     """
     trained = {item.domain for item in items if item.probe_split not in (None, "unseen")}
     trained |= {domain for item in items for domain in item.train_domains}
-    places = Counter(domain for _, domain in {(item.folder, item.domain) for item in evaluated})
-    parts: dict[str, list[Item]] = {}
-    for item in evaluated:
-        several = places[item.domain] > 1
-        name = f"{item.domain} ({item.folder})" if several else item.domain
-        parts.setdefault(name, []).append(item)
-    inside = [part for part in parts.values() if part[0].domain in trained]
-    outside = [part for part in parts.values() if part[0].domain not in trained]
+    book = make_book(evaluated, trained)
+    comparison = Comparison(book, draws=draws, seed=seed)
+    inside, outside = book.splits[PROBE] == "test", book.splits[PROBE] == ""
 
-    def view(kind: str, title: str, groups: Sequence[Sequence[Item]], in_domain: bool) -> View:
-        return _measure(kind, title, groups, in_domain=in_domain, draws=draws, seed=seed)
-
-    def pooled(title: str, groups: Sequence[Sequence[Item]]) -> str:
-        one = len(groups) == 1
-        return f"{title}, {groups[0][0].domain}" if one else f"{title}, pooled over {len(groups)}"
+    def pooled(title: str, part: np.ndarray) -> str:
+        names = list(dict.fromkeys(book.domains[part].tolist()))
+        return f"{title}, {names[0]}" if len(names) == 1 else f"{title}, pooled over {len(names)}"
 
     views = []
-    if inside:
-        learnt = any(item.probe_split in TRAINING_SPLITS for part in inside for item in part)
+    if inside.any():
+        learnt = any(item.probe_split in TRAINING_SPLITS for item in evaluated)
         title = "in-domain, training items included" if learnt else "in-domain, held-out"
-        views.append(view("in-domain", pooled(title, inside), inside, True))
-    if outside:
-        views.append(view("pooled", pooled("cross-domain", outside), outside, False))
-    if len(outside) > 1:
-        views.append(view("macro", f"cross-domain, macro over {len(outside)}", outside, False))
-    for name, part in parts.items():
-        known = part[0].domain in trained
-        kind = "in-domain" if known else "cross-domain"
-        views.append(view("domain", f"{name}, {kind}", [part], known))
+        views.append(_view(comparison, evaluated, "in-domain", pooled(title, inside), inside))
+    if outside.any():
+        title = pooled("cross-domain", outside)
+        views.append(_view(comparison, evaluated, "pooled", title, outside))
+        several = np.unique(book.domains[outside]).size
+        if several > 1:
+            title = f"cross-domain, macro over {several}"
+            views.append(_view(comparison, evaluated, "macro", title, outside))
+    places = list(dict.fromkeys((item.domain, item.folder) for item in evaluated))
+    folders = Counter(domain for domain, _ in places)
+    for domain, folder in places:
+        part = np.array([(item.domain, item.folder) == (domain, folder) for item in evaluated])
+        name = f"{domain} ({folder})" if folders[domain] > 1 else domain
+        title = f"{name}, {'in-domain' if domain in trained else 'cross-domain'}"
+        views.append(_view(comparison, evaluated, "domain", title, part))
     return views
 
 
-def _measure(
-    kind: str,
-    title: str,
-    parts: Sequence[Sequence[Item]],
-    *,
-    in_domain: bool,
-    draws: int,
-    seed: int,
+def _view(
+    comparison: Comparison, evaluated: Sequence[Item], kind: str, title: str, part: np.ndarray
 ) -> View:
-    items = tuple(item for part in parts for item in part)
-    # macro keeps the domains apart; every other view is one pool
-    pools = list(parts) if kind == "macro" else [items]
-    options = {"draws": draws, "seed": seed}
-    samples = {
-        method: [_sample(pool, method) for pool in pools]
-        for method in METHODS
-        if method != "domain_identity"
-    }
-    if kind in ("in-domain", "pooled") and len(parts) > 1:
-        # constant inside a domain: its own hallucination rate, the best any such score can do
-        rates = [float(np.mean([item.y for item in part])) for part in parts]
-        constant = [rate for rate, part in zip(rates, parts, strict=True) for _ in part]
-        sample = Sample.of(
-            [item.y for item in items], constant, groups=[item.group for item in items]
-        )
-        samples["domain_identity"] = [sample]
-    pairs = {other: [_sample(pool, "spike_score", other) for pool in pools] for other in COMPARED}
+    """Return the figures of a part [n] of the items, all in-domain or all cross-domain."""
+    in_domain = bool((comparison.book.splits[PROBE][part] == "test").all())
+    view = kind if kind != "domain" else "in-domain" if in_domain else "pooled"
+    entries = static_entries(comparison.book)
+    if kind in ("domain", "macro") or np.unique(comparison.domains[part]).size < 2:
+        del entries["domain_identity"]
+    masks = [mask & part for mask in comparison.items(view, PROBE)]
+    spike = entries["spike_score"]
     return View(
         kind,
         title,
         in_domain,
-        items,
-        methods={method: macro_auroc(own, **options) for method, own in samples.items()},
-        paired={other: compare_aurocs(own, **options) for other, own in pairs.items()},
-        delong={method: delong_auroc(own) for method, own in samples.items()},
-        paired_delong={other: delong_difference(own) for other, own in pairs.items()},
-        flags=_flags(pools),
+        tuple(item for item, there in zip(evaluated, part, strict=True) if there),
+        comparison.book.groups,
+        {name: comparison.mean(entry, view, part) for name, entry in entries.items()},
+        {name: comparison.contrast(spike, entries[name], view, part) for name in COMPARED},
+        _flags(evaluated, spike.scores[PROBE][0], masks),
     )
 
 
-def _sample(items: Sequence[Item], *methods: str) -> Sample:
-    """Pack the items that have all the named scores; one lacking any is left out, not patched."""
-    rows = [[getattr(item, method) for method in methods] for item in items]
-    kept = [(item, row) for item, row in zip(items, rows, strict=True) if None not in row]
-    columns = [[row[place] for _, row in kept] for place in range(len(methods))]
-    return Sample.of(
-        [item.y for item, _ in kept], *columns, groups=[item.group for item, _ in kept]
-    )
-
-
-def _flags(pools: Sequence[Sequence[Item]]) -> dict[str, float | None] | None:
-    """Return F1 and rates at the threshold carried over from training, the mean over the pools.
+def _flags(
+    evaluated: Sequence[Item], spikes: np.ndarray, masks: Sequence[np.ndarray]
+) -> dict[str, float | None] | None:
+    """Return F1 and rates at the threshold carried over from training, the mean over the masks.
 
     None unless all items carry one and the same threshold.
     """
-    thresholds = {item.threshold for pool in pools for item in pool}
+    part = np.any(masks, axis=0)
+    thresholds = {item.threshold for item, there in zip(evaluated, part, strict=True) if there}
     if len(thresholds) != 1 or None in thresholds:
         return None
     (threshold,) = thresholds
-    samples = [_sample(pool, "spike_score") for pool in pools]
-    each = [flag_metrics(sample.y, sample.scores[0], threshold) for sample in samples]
+    y = np.array([item.y for item in evaluated])
+    each = [flag_metrics(y[mask], spikes[mask], threshold) for mask in masks]
     means: dict[str, float | None] = {"threshold": threshold}
     for name in each[0]:
         values = [metrics[name] for metrics in each if metrics[name] is not None]
@@ -374,11 +431,18 @@ def view_summary(view: View) -> dict[str, Any]:
         "n": len(view.items),
         "n_hallucinated": n_positive,
         "hallucination_rate": n_positive / len(view.items),
-        "auroc": {method: asdict(figure) for method, figure in view.methods.items()},
-        "spike_score_minus": {other: asdict(figure) for other, figure in view.paired.items()},
-        "auroc_delong": {method: asdict(figure) for method, figure in view.delong.items()},
+        "auroc": {name: area.told(area.interval) for name, area in view.methods.items()},
+        "spike_score_minus": {
+            name: found.told(found.interval, found.p_bootstrap)
+            for name, found in view.paired.items()
+        },
+        "auroc_delong": {
+            name: area.told(area.delong_interval(view.groups))
+            for name, area in view.methods.items()
+        },
         "spike_score_minus_delong": {
-            other: asdict(figure) for other, figure in view.paired_delong.items()
+            name: found.told(found.delong_interval, found.p_delong)
+            for name, found in view.paired.items()
         },
         "at_threshold": view.flags,
     }

@@ -5,29 +5,32 @@ Every table and plot has a name, which its files and its place in report.html sh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from spikescore.detectors.score_book import load_score_book
 from spikescore.detectors.scoring import told
-from spikescore.files import read_json
+from spikescore.files import read_json, write_atomic
 from spikescore.report import plots
-from spikescore.report.comparison import SPIKE, Comparison, Entry, trajectories
+from spikescore.report.comparison import CROSS, SPIKE, Comparison, Entry, trajectories
 from spikescore.report.eval_report import page_texts
 from spikescore.report.experiment import Experiment, Model, Variant
 from spikescore.report.main_tables import (
-    CROSS,
+    MAIN_HEADER,
     main_entries,
+    main_rows,
     main_tables,
     operating_table,
     paired_table,
     seed_table,
 )
-from spikescore.report.page import Dialogue, Figure, Section, Table
+from spikescore.report.page import Dialogue, Figure, Section, Table, write_page
 from spikescore.report.paper import BASE_SCORER
+from spikescore.report.text import csv_table, markdown_table, tex_table
 from spikescore.report.trajectory_tables import (
     base_scorer_table,
     control_entries,
@@ -298,3 +301,63 @@ def seconds_per_token(folder: Path) -> float | None:
 
 def _figure(png: bytes, caption: str) -> Figure:
     return Figure(caption, png, alt=f"{caption} The tables give the figures.")
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def write_report(
+    experiment: Experiment,
+    reports: Sequence[ModelReport],
+    chapters: Mapping[str, Sequence[Chapter]],
+) -> list[Path]:
+    """Write every file of an experiment's report; return the paths of those to look at first.
+
+    `chapters` holds each model's, by name.
+    """
+    folder, several = experiment.report_dir, len(reports) > 1
+    markdown, latex, rows, sections = [f"# {experiment.name}: main table\n"], [], [], []
+    if experiment.note:
+        markdown.append(f"{experiment.note}\n")
+    files: dict[Path, str | bytes] = {}
+    for report in reports:
+        name = report.model.name
+        title = f"{name}: " if several else ""
+        for table in chapters[name][0].tables.values():
+            markdown.append(_headed(table, title))
+            latex.append(tex_table(table))
+        rows += main_rows(report.comparison, report.entries, name, report.model.published)
+        for chapter in chapters[name]:
+            for slug, table in chapter.tables.items():
+                place = folder / "tables" / name / slug
+                files[place.with_suffix(".md")] = _headed(table)
+                files[place.with_suffix(".csv")] = csv_table(table.header, table.rows)
+                files[place.with_suffix(".tex")] = tex_table(table)
+            for slug, figure in chapter.figures.items():
+                files[folder / "plots" / name / f"{slug}.png"] = figure.png
+            sections.append(replace(chapter.section(), title=f"{title}{chapter.title}"))
+    models = [(report.model.name, report.comparison, report.entries) for report in reports]
+    first = {
+        "table_main.md": "\n".join(markdown),
+        "table_main.csv": csv_table(MAIN_HEADER, rows),
+        "table_main.tex": "\n".join(latex),
+        "table_main.png": plots.forest_of_models(models),
+    }
+    files |= {folder / name: data for name, data in first.items()}
+    headline = [line for report in reports for line in report.headline()]
+    for path, data in files.items():
+        write_atomic(path, data if isinstance(data, bytes) else data.encode("utf-8", "replace"))
+    write_page(
+        folder / "report.html",
+        title=f"SpikeScore: {experiment.name}",
+        headline=[*headline, *([experiment.note] if experiment.note else [])],
+        sections=sections,
+        dialogues=chain.from_iterable(report.dialogues() for report in reports),
+        footer="The commands behind this report are in commands.sh beside it. Dialogues are "
+        f"shown with the scores of {reports[0].reading_probe()}.",
+    )
+    return [folder / name for name in (*first, "report.html")]
+
+
+def _headed(table: Table, title: str = "") -> str:
+    return f"## {title}{table.caption}\n\n{markdown_table(table)}"

@@ -6,12 +6,12 @@ Each function returns tables to read; `main_rows` has the same cells as numbers,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from spikescore.detectors.base import FAMILIES
 from spikescore.report.comparison import (
+    CROSS,
     SPIKE,
     VIEWS,
     Comparison,
@@ -22,17 +22,14 @@ from spikescore.report.comparison import (
 )
 from spikescore.report.page import Table
 from spikescore.report.paper import BASE_SCORER, published
-from spikescore.report.text import number, p_value, with_interval
-from spikescore.stats.bootstrap import Sample
-from spikescore.stats.delong import holm
+from spikescore.report.text import MISSING, figure_cell, mean_cell, number, p_value, share
+from spikescore.stats.bootstrap import holm
 from spikescore.stats.operating_points import (
-    Figure,
     choose_threshold,
     fit_calibration,
     operating_figures,
 )
 
-CROSS = ("macro", "pooled")
 ORDER = ("trajectory", *FAMILIES)
 MAIN_HEADER = (
     "model", "view", "training_domain", "method", "family", "auroc", "low", "high", "n",
@@ -65,7 +62,7 @@ def main_tables(comparison: Comparison, entries: Sequence[Entry], model: str | N
         rows = [tuple(sizes)]
         for entry in entries:
             mean = comparison.mean(entry, view)
-            cells = [with_interval(mean.value, mean.interval)]
+            cells = [figure_cell(mean)]
             if beside:
                 paper = published(model, entry.name)
                 less = None if paper is None or mean.value is None else mean.value - paper
@@ -85,9 +82,9 @@ _INTERVALS = (
 
 def _cell(comparison: Comparison, entry: Entry, view: str, domain: str) -> str:
     area = comparison.cell(entry, view, domain)
-    text = with_interval(area.value, area.interval)
     n, _ = comparison.rate(view, domain)
-    return f"{text} (n={area.n})" if area.value is not None and area.n < n else text
+    fewer = area.value is not None and area.n < n
+    return figure_cell(area) + (f" (n={area.n})" if fewer else "")
 
 
 def _partial_means(comparison: Comparison, entries: Sequence[Entry], view: str) -> str:
@@ -143,13 +140,14 @@ def paired_table(comparison: Comparison, entries: Sequence[Entry]) -> Table:
         contrasts = [comparison.contrast(spike, other, view) for other in others]
         adjusted = holm([contrast.p_delong for contrast in contrasts])
         columns.append(list(zip(contrasts, adjusted, strict=True)))
-    rows = []
+    rows, notes = [], {}
     for place, other in enumerate(others):
         cells = []
-        for column in columns:
+        for view, column in zip(CROSS, columns, strict=True):
             found, corrected = column[place]
-            interval = None if found.low is None else (found.low, found.high)
-            cells.append(with_interval(found.value, interval, "+.3f"))
+            cells.append(figure_cell(found, "+.3f"))
+            if found.value is not None and found.note:
+                notes.setdefault(f"{view}, {found.note}", []).append(other.title)
             cells += [p_value(found.p_bootstrap), p_value(found.p_delong), p_value(corrected)]
         rows.append((other.title, *cells))
     header = ["SpikeScore minus"]
@@ -159,9 +157,10 @@ def paired_table(comparison: Comparison, entries: Sequence[Entry]) -> Table:
         "Paired tests: SpikeScore against every other method",
         tuple(header),
         tuple(rows),
-        "Means over training domains, on the items that both score. DeLong's test counts a group "
-        f"(story) as one observation; Holm's correction is of its p values over {len(others)} "
-        "comparisons, each view by itself.",
+        "Means over the training domains, items and probe seeds that both have. DeLong's test "
+        "counts a group (story) as one observation; Holm's correction is of its p values over "
+        f"{len(others)} comparisons, each view by itself. "
+        + " ".join(f"{reason}: {', '.join(titles)}." for reason, titles in notes.items()),
     )
 
 
@@ -173,18 +172,20 @@ def seed_table(comparison: Comparison, entries: Sequence[Entry]) -> Table:
             continue
         cells = []
         for view in CROSS:
-            values = seed_means(comparison, entry, view)
+            areas = seed_means(comparison, entry, view)
+            values = [area.value for area in areas if area.value is not None]
             if not values:
                 cells += ["not computable", "", ""]
                 continue
             spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-            cells += [number(float(np.mean(values))), number(spread, ".4f")]
+            parts = [sum(column) for column in zip(*(area.parts for area in areas), strict=True)]
+            cells += [number(float(np.mean(values))) + share(*parts), number(spread, ".4f")]
             cells.append(f"{min(values):.3f} to {max(values):.3f}")
         rows.append((entry.title, str(max(map(len, entry.scores.values()))), *cells))
     header = ["method", "seeds"]
     for view in CROSS:
         header += [f"{view}: mean", "standard deviation", "range"]
-    return Table("Probe seeds: spread of the mean AUROC", tuple(header), tuple(rows))
+    return Table("Probe seeds: spread of the mean AUROC", tuple(header), tuple(rows), MISSING)
 
 
 # --- operating points -------------------------------------------------------------------------
@@ -198,14 +199,6 @@ FIGURES = {
 }
 
 
-@dataclass(frozen=True)
-class _Carried:
-    """What the validation split of a training domain fixes for one seed's scores."""
-
-    threshold: float | None
-    calibration: object
-
-
 def operating_table(comparison: Comparison, entries: Sequence[Entry], view: str) -> Table:
     """Return AUPRC, FPR at 95% TPR, F1 and accuracy at the carried-over λ, calibration error.
 
@@ -214,20 +207,13 @@ def operating_table(comparison: Comparison, entries: Sequence[Entry], view: str)
     """
     rows = []
     for entry in entries:
-        found: dict[str, list[Figure]] = {name: [] for name in FIGURES}
-        for domain, scores in entry.scores.items():
-            for one in scores:
-                carried = _carry_over(comparison, domain, one)
-                samples = [
-                    _sample(comparison, one, mask) for mask in comparison.items(view, domain)
-                ]
-                figures = operating_figures(
-                    samples, threshold=carried.threshold, calibration=carried.calibration
-                )
-                for name, figure in figures.items():
-                    found[name].append(figure)
-        cells = [_mean_figure(figures) for figures in found.values()]
-        rows.append((entry.title, *cells))
+        found: dict[str, list[list[float | None]]] = {name: [] for name in FIGURES}
+        nothing = np.full((1, comparison.y.size), np.nan)
+        for domain in comparison.training_domains:
+            for one in entry.scores.get(domain, nothing):
+                for name, values in _figures(comparison, view, domain, one).items():
+                    found[name].append(values)
+        rows.append((entry.title, *map(mean_cell, found.values())))
     return Table(
         f"Operating points, {VIEWS[view]}",
         ("method", *FIGURES.values()),
@@ -238,23 +224,17 @@ def operating_table(comparison: Comparison, entries: Sequence[Entry], view: str)
     )
 
 
-def _carry_over(comparison: Comparison, domain: str, scores: np.ndarray) -> _Carried:
-    val = (comparison.book.splits[domain] == "val") & np.isfinite(scores)
+def _figures(
+    comparison: Comparison, view: str, domain: str, scores: np.ndarray
+) -> dict[str, list[float | None]]:
+    """Return the figures of one seed's scores [n] on each set of items of a cell."""
+    known = np.isfinite(scores)
+    val = (comparison.book.splits[domain] == "val") & known
     y, chosen_on = comparison.y[val], scores[val]
     both = 0 < y.sum() < y.size
-    threshold = choose_threshold(y, chosen_on)[0] if both else None
-    return _Carried(threshold, fit_calibration(y, chosen_on))
-
-
-def _sample(comparison: Comparison, scores: np.ndarray, mask: np.ndarray) -> Sample:
-    items = mask & np.isfinite(scores)
-    groups = comparison.book.groups[items]
-    return Sample.of(comparison.y[items], scores[items], groups=groups)
-
-
-def _mean_figure(figures: Sequence[Figure]) -> str:
-    values = [figure.value for figure in figures if figure.value is not None]
-    if not values:
-        return "not computable"
-    share = "" if len(values) == len(figures) else f" ({len(values)} of {len(figures)})"
-    return f"{float(np.mean(values)):.3f}{share}"
+    used = [mask & known for mask in comparison.items(view, domain)]
+    return operating_figures(
+        [(comparison.y[items], scores[items]) for items in used],
+        threshold=choose_threshold(y, chosen_on)[0] if both else None,
+        calibration=fit_calibration(y, chosen_on),
+    )

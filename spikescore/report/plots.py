@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spikescore.report.comparison import SPIKE, Comparison, Entry, scorer_title, trajectory_entry
-from spikescore.report.eval_report import with_interval
+from spikescore.report.comparison import (
+    CROSS,
+    SPIKE,
+    Comparison,
+    Entry,
+    scorer_title,
+    scorers_of,
+    trajectory_entry,
+)
 from spikescore.report.evaluation import METHODS, Item, View
-from spikescore.report.main_tables import CROSS
-from spikescore.report.trajectory_tables import TurnsPoint, scorers_of
-from spikescore.report.variant_tables import LayerGrid, VariantResult
+from spikescore.report.text import figure_cell
 from spikescore.stats.bootstrap import Area
 from spikescore.stats.roc import roc_points
 from spikescore.stats.trajectory import FUNCTIONALS
@@ -26,8 +31,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from spikescore.report.trajectory_tables import TurnsPoint
+    from spikescore.report.variant_tables import LayerGrid, VariantResult
 
 DPI = 150
+CLASSES = ((1, "hallucinated (y=1)", "#D55E00"), (0, "consistent (y=0)", "#0072B2"))
+CURVES = (
+    ("spike_score", "#000000", "-"),
+    ("first_score", "#D55E00", "--"),
+    ("mean_score", "#009E73", "-."),
+    ("perplexity", "#0072B2", ":"),
+)
+COLOURS = {"trajectory": "#D55E00", "training-free": "#0072B2", "trained": "#009E73",
+           "control": "#777777"}  # fmt: skip
+VIEW_COLOURS = {"macro": "#0072B2", "pooled": "#D55E00"}
+
+
+# --- frames -----------------------------------------------------------------------------------
 
 
 def panels(count: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
@@ -56,13 +76,7 @@ def png(figure: Figure, title: str) -> bytes:
     return data.getvalue()
 
 
-CLASSES = ((1, "hallucinated (y=1)", "#D55E00"), (0, "consistent (y=0)", "#0072B2"))
-CURVES = (
-    ("spike_score", "#000000", "-"),
-    ("first_score", "#D55E00", "--"),
-    ("mean_score", "#009E73", "-."),
-    ("perplexity", "#0072B2", ":"),
-)
+# --- one folder of dialogues ------------------------------------------------------------------
 
 
 def roc_png(views: Sequence[View], run: str) -> bytes:
@@ -77,7 +91,7 @@ def roc_png(views: Sequence[View], run: str) -> bytes:
                 continue
             y, scores = _labels_and(view.items, method)
             false, true = roc_points(y, scores)
-            name = f"{METHODS[method]}  {with_interval(auroc, '{:.2f}')}"
+            name = f"{METHODS[method]}  {figure_cell(auroc, '.2f')}"
             width = 2.2 if method == "spike_score" else 1.5
             axis.plot(false, true, style, color=colour, lw=width, label=name)
         axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
@@ -109,7 +123,7 @@ def histogram_png(views: Sequence[View], run: str) -> bytes:
             axis.axvline(threshold, color="0.2", ls="--", label=f"lambda {threshold:.2f}")
         axis.set_xlabel("SpikeScore (largest absolute second difference of probe scores)")
         axis.set_ylabel("share of the class (%)")
-        auroc = with_interval(view.methods["spike_score"], "{:.2f}")
+        auroc = figure_cell(view.methods["spike_score"], ".2f")
         axis.set_title(_panel_title(view), fontsize=10)
         options = {"loc": "upper right", "fontsize": 8, "title_fontsize": 8, "framealpha": 1}
         axis.legend(title=f"AUROC {auroc}", **options)
@@ -182,9 +196,7 @@ def _legend_or_note(axis: Axes, view: View, **options: Any) -> None:
         axis.text(0.5, 0.5, note, ha="center", va="center", transform=axis.transAxes, fontsize=9)
 
 
-COLOURS = {"trajectory": "#D55E00", "training-free": "#0072B2", "trained": "#009E73",
-           "control": "#777777"}  # fmt: skip
-VIEW_COLOURS = {"macro": "#0072B2", "pooled": "#D55E00"}
+# --- an experiment ----------------------------------------------------------------------------
 
 
 def forest(comparison: Comparison, entries: Sequence[Entry], title: str) -> bytes:
@@ -249,13 +261,13 @@ def turns_curve(points: Sequence[TurnsPoint], title: str) -> bytes:
     figure, (left, right) = panels(2, 5.0, 3.6)
     ks = [point.k for point in points]
     for view in CROSS:
-        known = [point for point in points if point.auroc[view] is not None]
-        if not known:
-            continue
-        at = [point.k for point in known]
-        low, high = zip(*[point.interval[view] for point in known], strict=True)
-        left.fill_between(at, low, high, color=VIEW_COLOURS[view], alpha=0.15, lw=0)
-        left.plot(at, [point.auroc[view] for point in known], color=VIEW_COLOURS[view],
+        known = [(point.k, point.areas[view]) for point in points]
+        known = [(k, area) for k, area in known if area.value is not None]
+        banded = [(k, *area.interval) for k, area in known if area.interval]
+        style = {"color": VIEW_COLOURS[view]}
+        if banded:
+            left.fill_between(*zip(*banded, strict=True), **style, alpha=0.15, lw=0)
+        left.plot([k for k, _ in known], [area.value for _, area in known], **style,
                   marker="o", ms=3, label=view)  # fmt: skip
     left.axhline(0.5, color="0.6", lw=1)
     left.set_xlabel("turns used, K")
@@ -273,7 +285,7 @@ def turns_curve(points: Sequence[TurnsPoint], title: str) -> bytes:
 def functional_map(comparison: Comparison, title: str) -> bytes:
     """Draw the mean macro AUROC of every functional over every base scorer."""
     book = comparison.book
-    scorers = scorers_of(comparison)
+    scorers = scorers_of(book)
     table = np.full((len(FUNCTIONALS), len(scorers)), np.nan)
     for row, name in enumerate(FUNCTIONALS):
         for column, scorer in enumerate(scorers):
@@ -314,7 +326,9 @@ def layer_heat_map(grid: LayerGrid, title: str) -> bytes:
         axes, (grid.spike, grid.first), ("SpikeScore", "first answer"), strict=True
     ):
         labels = [token.removesuffix("_embedding") for token in grid.tokens]
-        _heat(axis, values, labels, list(map(str, grid.layers)))
+        table = [[np.nan if not area or area.value is None else area.value for area in row]
+                 for row in values]  # fmt: skip
+        _heat(axis, np.array(table, dtype=np.float64), labels, list(map(str, grid.layers)))
         axis.set_xlabel("layer (0 = embedding output)")
         axis.set_title(name, fontsize=10)
     return png(figure, title)

@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 
 from spikescore.report.page import Table
+from spikescore.stats.bootstrap import Area, Contrast
 
 _TEX = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
@@ -88,6 +89,35 @@ def with_interval(
     if interval is None:
         return format(value, form)
     return f"{value:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"
+
+
+def figure_cell(figure: Area | Contrast | None, form: str = ".3f") -> str:
+    """Return "value [low, high]", with "(a of b)" where so many of the b AUROCs behind it are.
+
+    Empty without a figure.
+    """
+    if figure is None:
+        return ""
+    told = with_interval(figure.value, figure.interval, form)
+    return told + (share(*figure.parts) if figure.value is not None else "")
+
+
+def share(made: int, of: int) -> str:
+    """Return " (a of b)" where a mean lacks some of what it is over; empty where it lacks none."""
+    return "" if made == of else f" ({made} of {of})"
+
+
+def mean_cell(cells: Sequence[Sequence[float | None]], form: str = ".3f") -> str:
+    """Return the mean of the cells' means, and over how many values where some are missing."""
+    known = [[value for value in cell if value is not None] for cell in cells]
+    means = [sum(cell) / len(cell) for cell in known if cell]
+    if not means:
+        return "not computable"
+    made, of = (sum(map(len, values)) for values in (known, cells))
+    return format(sum(means) / len(means), form) + share(made, of)
+
+
+MISSING = "(a of b): the mean is over a of b AUROCs; the others are not computable or not scored."
 
 
 def p_value(p: float | None) -> str:

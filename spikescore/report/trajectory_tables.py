@@ -12,37 +12,33 @@ import numpy as np
 
 from spikescore.detectors.score_book import ScoreBook
 from spikescore.report.comparison import (
+    CROSS,
     SPIKE,
     Comparison,
     Entry,
     match_base_rates,
     scorer_title,
+    scorers_of,
     trajectories,
     trajectory_entry,
+    turns_entry,
     without_turn_means,
 )
-from spikescore.report.main_tables import CROSS, main_entries
+from spikescore.report.main_tables import main_entries
 from spikescore.report.page import Table
 from spikescore.report.paper import BASE_SCORER, published_base_scorer
-from spikescore.report.text import number, with_interval
-from spikescore.stats.early_stopping import measure_early_stop
+from spikescore.report.text import MISSING, figure_cell, number
+from spikescore.stats.bootstrap import Area
+from spikescore.stats.early_stopping import stop_early, tokens_saved
 from spikescore.stats.operating_points import choose_threshold
+from spikescore.stats.roc import flag_metrics, not_computable
 from spikescore.stats.theory import theory_report
 from spikescore.stats.trajectory import FUNCTIONALS, MIN_SCORES, apply, truncate
-
-SCORERS = ("saplma", "sep", "perplexity", "reasoning_score", "sharpness")
-"""Base scorers of the paper, in its order; others that were scored per turn follow."""
-
-
-def scorers_of(comparison: Comparison) -> list[str]:
-    """Return the scorers that the book has trajectories of, the paper's first."""
-    held = dict.fromkeys(key[0] for key in comparison.book.turns)
-    return [one for one in SCORERS if one in held] + [one for one in held if one not in SCORERS]
 
 
 def functional_tables(comparison: Comparison) -> list[Table]:
     """Return functionals (rows) x base scorers (columns), one table per cross-domain view."""
-    scorers = scorers_of(comparison)
+    scorers = scorers_of(comparison.book)
     header = ("functional", *(scorer_title(comparison.book, scorer) for scorer in scorers))
     tables = []
     for view in CROSS:
@@ -53,7 +49,7 @@ def functional_tables(comparison: Comparison) -> list[Table]:
             rows.append((functional.title, *cells))
         tables.append(Table(
             f"Functionals over per-turn scores, {view}", header, tuple(rows),
-            "Means over training domains; higher counts as more hallucinated in every cell.",
+            f"Means over training domains; higher is more hallucinated in every cell. {MISSING}",
         ))  # fmt: skip
     return tables
 
@@ -61,21 +57,20 @@ def functional_tables(comparison: Comparison) -> list[Table]:
 def base_scorer_table(comparison: Comparison, model: str | None) -> Table:
     """Return SpikeScore beside the first answer's own score, for every base scorer."""
     rows = []
-    for scorer in scorers_of(comparison):
+    for scorer in scorers_of(comparison.book):
         spike = trajectory_entry(comparison.book, "max_abs_d2", scorer)
         first = trajectory_entry(comparison.book, "first", scorer)
         cells = []
         for view in CROSS:
-            found = comparison.contrast(spike, first, view)
-            interval = None if found.low is None else (found.low, found.high)
             cells += [_mean_cell(comparison, spike, view), _mean_cell(comparison, first, view)]
-            cells.append(with_interval(found.value, interval, "+.3f"))
+            cells.append(figure_cell(comparison.contrast(spike, first, view), "+.3f"))
         paper = published_base_scorer(model, scorer)
         rows.append((scorer_title(comparison.book, scorer), *cells, number(paper, ".4f")))
     header = ["base scorer"]
     for view in CROSS:
         header += [f"{view}: SpikeScore", "first answer", "difference"]
-    return Table("Base scorers under SpikeScore", (*header, "published"), tuple(rows))
+    header = (*header, "published")
+    return Table("Base scorers under SpikeScore", header, tuple(rows), MISSING)
 
 
 # --- number of turns --------------------------------------------------------------------------
@@ -86,8 +81,7 @@ class TurnsPoint:
     """SpikeScore from the first k turns: mean AUROC per view, and the cost of a dialogue."""
 
     k: int
-    auroc: dict[str, float | None]
-    interval: dict[str, tuple[float, float] | None]
+    areas: dict[str, Area]
     tokens: float
     seconds: float | None
 
@@ -102,22 +96,14 @@ def turns_sweep(comparison: Comparison, seconds_per_token: float | None) -> list
     longest = max((turns.shape[1] for rows in found.values() for turns in rows), default=0)
     points = []
     for k in range(MIN_SCORES, longest + 1):
-        scores = {
-            domain: np.stack([apply("max_abs_d2", truncate(turns, k)) for turns in rows])
-            for domain, rows in found.items()
-        }
-        areas = {
-            view: comparison.mean(Entry(f"{SPIKE}@{k}", f"K = {k}", "trajectory", scores), view)
-            for view in CROSS
-        }
+        entry = turns_entry(
+            comparison.book, BASE_SCORER, f"{SPIKE}@{k}", f"K = {k}",
+            lambda turns, domain, k=k: apply("max_abs_d2", truncate(turns, k)),
+        )  # fmt: skip
         tokens = float(np.mean([sum(item.turn_tokens[:k]) for item in comparison.book.items]))
-        points.append(TurnsPoint(
-            k,
-            {view: area.value for view, area in areas.items()},
-            {view: area.interval for view, area in areas.items()},
-            tokens,
-            tokens * seconds_per_token if seconds_per_token else None,
-        ))  # fmt: skip
+        seconds = tokens * seconds_per_token if seconds_per_token else None
+        areas = {view: comparison.mean(entry, view) for view in CROSS}
+        points.append(TurnsPoint(k, areas, tokens, seconds))
     return points
 
 
@@ -126,7 +112,7 @@ def turns_table(points: Sequence[TurnsPoint]) -> Table:
     rows = [
         (
             str(point.k),
-            *(with_interval(point.auroc[view], point.interval[view]) for view in CROSS),
+            *(figure_cell(point.areas[view]) for view in CROSS),
             f"{point.tokens:.0f}",
             number(point.seconds, ".3f"),
         )
@@ -136,7 +122,8 @@ def turns_table(points: Sequence[TurnsPoint]) -> Table:
         "SpikeScore by number of turns",
         ("K", *CROSS, "answer tokens a dialogue", "seconds a dialogue"),
         tuple(rows),
-        "Seconds: share of the run's wall-clock time, dialogues being generated in batches.",
+        "Seconds: share of the run's wall-clock time, dialogues being generated in batches. "
+        + MISSING,
     )
 
 
@@ -151,25 +138,23 @@ def stopping_table(comparison: Comparison) -> Table:
             notes.append(f"{domain}: one class only in the validation split, so there is no λ")
             continue
         threshold, _ = choose_threshold(book.y[val], spikes[val])
-        whole = (book.domains != domain) & np.isfinite(turns).all(axis=1)
+        scores, stops = stop_early(turns, threshold)
+        whole = (book.domains != domain) & (stops > 0)
         if not whole.any():
             notes.append(f"{domain}: no dialogue has all turns")
             continue
-        found = measure_early_stop(
-            book.y[whole],
-            turns[whole],
-            threshold,
-            tokens=_turn_tokens(book, turns.shape[1], whole),
-            groups=book.groups[whole],
-            draws=len(comparison.resampler.weights),
+        tokens = _turn_tokens(book, turns.shape[1], whole)
+        saved = None if tokens is None else tokens_saved(tokens, stops[whole])
+        with_rule, all_turns = (
+            comparison.resampler.area(one, whole) for one in (scores, apply("max_abs_d2", turns))
         )
-        change = found.change
-        interval = None if change.low is None else (change.low, change.high)
+        f1 = flag_metrics(book.y[whole], scores[whole], threshold)["f1"]
         rows.append((
-            domain, str(found.n), f"{threshold:.3f}", f"{found.stopped:.0%}", f"{found.turns:.1f}",
-            number(found.tokens_saved, ".0%"), number(found.auroc_all_turns.value),
-            number(found.auroc.value), with_interval(change.value, interval, "+.3f"),
-            number(found.f1.value),
+            domain, str(int(whole.sum())), f"{threshold:.3f}",
+            f"{(stops[whole] < turns.shape[1]).mean():.0%}", f"{stops[whole].mean():.1f}",
+            number(saved, ".0%"), number(all_turns.value), number(with_rule.value),
+            figure_cell(comparison.resampler.contrast(with_rule, all_turns), "+.3f"),
+            "" if not_computable(book.y[whole]) else number(f1),
         ))  # fmt: skip
     return Table(
         "Stopping a dialogue once its running SpikeScore reaches λ",
@@ -269,7 +254,7 @@ def control_table(comparison: Comparison, controls: Sequence[Entry]) -> Table:
         "Domain identity is an oracle that knows each domain's hallucination rate and nothing of "
         "the item; a pooled figure below it says nothing about dialogues. Label shuffle must be "
         "near .5. A random projection in place of the probe shows what any readout of the states "
-        "would give.",
+        f"would give. {MISSING}",
     )
 
 
@@ -290,12 +275,9 @@ def matched_table(comparison: Comparison, *, draws: int) -> Table:
         ("score", "all items", "as many hallucinated as consistent in every domain"),
         tuple(rows),
         f"{int(kept.sum())} of {kept.size} items are kept; a score that knows only the domain is "
-        "then at .5.",
+        f"then at .5. {MISSING}",
     )
 
 
 def _mean_cell(comparison: Comparison, entry: Entry | None, view: str) -> str:
-    if entry is None:
-        return ""
-    area = comparison.mean(entry, view)
-    return with_interval(area.value, area.interval)
+    return figure_cell(entry and comparison.mean(entry, view))

@@ -12,12 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from spikescore.detectors.score_book import ScoreBook
-from spikescore.report.comparison import SPIKE, Comparison, Entry, static_entries, trajectory_entry
+from spikescore.report.comparison import (
+    CROSS,
+    SPIKE,
+    Comparison,
+    Entry,
+    static_entries,
+    trajectory_entry,
+)
 from spikescore.report.experiment import Variant
-from spikescore.report.main_tables import CROSS
 from spikescore.report.page import Table
 from spikescore.report.paper import BASE_SCORER
-from spikescore.report.text import number, with_interval
+from spikescore.report.text import MISSING, figure_cell, number, share, with_interval
 from spikescore.stats.agreement import agree
 from spikescore.stats.bootstrap import Area
 
@@ -74,16 +80,12 @@ def variant_table(kind: str, results: Sequence[VariantResult], note: str = "") -
     caption, column = CAPTIONS[kind]
     rows = []
     for result in results:
-        cells = []
-        for view in CROSS:
-            for name in SHOWN:
-                area = result.areas.get((name, view))
-                cells.append(with_interval(area.value, area.interval) if area else "")
+        cells = [figure_cell(result.areas.get((name, view))) for view in CROSS for name in SHOWN]
         rows.append((result.title, f"{result.n}, {result.rate:.0%}", *cells))
     header = [column, "n, hallucinated"]
     for view in CROSS:
         header += [f"{view}: {SHOWN_TITLES[0]}", *SHOWN_TITLES[1:]]
-    return Table(caption, tuple(header), tuple(rows), note)
+    return Table(caption, tuple(header), tuple(rows), f"{note} {MISSING}".strip())
 
 
 def order_spread(results: Sequence[VariantResult]) -> str:
@@ -94,7 +96,8 @@ def order_spread(results: Sequence[VariantResult]) -> str:
         values = [value for value in found if value is not None]
         if len(values) > 1:
             spread = float(np.std(values, ddof=1))
-            told.append(f"{view} {np.mean(values):.3f}, standard deviation {spread:.3f}")
+            mean = f"{np.mean(values):.3f}{share(len(values), len(found))}"
+            told.append(f"{view} {mean}, standard deviation {spread:.3f}")
     return f"SpikeScore over {len(results)} orders: {'; '.join(told)}." if told else ""
 
 
@@ -149,25 +152,22 @@ class LayerGrid:
 
     tokens: tuple[str, ...]
     layers: tuple[int, ...]
-    spike: np.ndarray
-    first: np.ndarray
+    spike: list[list[Area | None]]
+    first: list[list[Area | None]]
 
 
 def layer_grid(book: ScoreBook, *, draws: int) -> LayerGrid:
     """Return the grid from the book that `score_methods.py --layer_grid` writes."""
     comparison = Comparison(book, draws=draws)
-    cells: dict[tuple[str, str, int], float] = {}
+    cells: dict[tuple[str, str, int], Area] = {}
     for name, entry in static_entries(book).items():
         what, token, layer = name.split("@")
-        value = comparison.mean(entry, "macro").value
-        cells[what, token, int(layer)] = np.nan if value is None else value
+        cells[what, token, int(layer)] = comparison.mean(entry, "macro")
     tokens = tuple(dict.fromkeys(token for _, token, _ in cells))
     layers = tuple(sorted({layer for _, _, layer in cells}))
 
-    def table(what: str) -> np.ndarray:
-        return np.array(
-            [[cells.get((what, token, one), np.nan) for one in layers] for token in tokens]
-        )
+    def table(what: str) -> list[list[Area | None]]:
+        return [[cells.get((what, token, one)) for one in layers] for token in tokens]
 
     return LayerGrid(tokens, layers, table("spike"), table("first"))
 
@@ -177,12 +177,12 @@ def layer_table(grid: LayerGrid) -> Table:
     rows = []
     for what, values in (("SpikeScore", grid.spike), ("first answer", grid.first)):
         for token, cells in zip(grid.tokens, values, strict=True):
-            shown = [number(None if np.isnan(cell) else float(cell)) for cell in cells]
+            shown = [number(area.value) + share(*area.parts) if area else "" for area in cells]
             rows.append((f"{what}, {token}", *shown))
     return Table(
         "SAPLMA's layer and token",
         ("score and token", *(f"layer {layer}" for layer in grid.layers)),
         tuple(rows),
         "Mean macro AUROC over training domains, one probe seed. The main run chooses its layer on "
-        "each training domain's validation split; nothing is chosen from this table.",
+        f"each training domain's validation split; nothing is chosen from this table. {MISSING}",
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spikescore.stats.bootstrap import DRAWS
+from spikescore.stats.bootstrap import DRAWS, draw_groups
 
 MIN_ITEMS = 10
 """With fewer items a bootstrap interval promises too much: the figure is not reported."""
@@ -31,7 +31,6 @@ def measure_correlation(
     *,
     ranks: bool,
     groups: Sequence | None = None,
-    draws: int = DRAWS,
     seed: int = 0,
 ) -> Correlation:
     """Return the Pearson correlation of x and y [n], or with `ranks` Spearman's, by group.
@@ -47,20 +46,17 @@ def measure_correlation(
         return Correlation(None, None, None, n, note)
     if any(np.ptp(values) == 0 for values in columns):
         return Correlation(None, None, None, n, "not computable: all values are equal")
-    names = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
+    names = np.arange(n) if groups is None else np.asarray(groups)
     value = float(_weighted(*columns, np.ones((1, n)), ranks)[0])
-    n_groups = int(names.max()) + 1
-    rng = np.random.default_rng(seed)
+    weights = draw_groups(np.zeros(n, int), names, draws=DRAWS, seed=seed)
     at_once = max(1, _CELLS_AT_ONCE // n)
-    resampled = []
-    for start in range(0, draws, at_once):
-        counts = rng.multinomial(
-            n_groups, np.full(n_groups, 1 / n_groups), size=min(at_once, draws - start)
-        )
-        resampled.append(_weighted(*columns, counts[:, names].astype(np.float64), ranks))
+    resampled = [
+        _weighted(*columns, weights[start : start + at_once].astype(np.float64), ranks)
+        for start in range(0, DRAWS, at_once)
+    ]
     values = np.concatenate(resampled)
     values = values[np.isfinite(values)]
-    if n_groups == 1 or not values.size:
+    if np.unique(names).size == 1 or not values.size:
         return Correlation(value, None, None, n, "no interval: all items are one group")
     low, high = np.percentile(values, (2.5, 97.5))
     return Correlation(value, float(low), float(high), n)

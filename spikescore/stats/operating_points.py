@@ -13,21 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spikescore.stats.bootstrap import Sample, computable
-from spikescore.stats.roc import average_precision, flag_metrics, fpr_at_tpr
+from spikescore.stats.roc import average_precision, flag_metrics, fpr_at_tpr, not_computable
 
 BINS = 10
-_MAX_STEPS = 100  # Newton's method takes about ten
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure of n items, n_positive hallucinated; None, with a note, if not computable."""
-
-    value: float | None
-    n: int
-    n_positive: int
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,43 +35,35 @@ class Calibration:
         """Return P(hallucinated) for each score [n]; ValueError when there was no fit."""
         if self.slope is None or self.intercept is None:
             raise ValueError(self.note)
-        return _sigmoid(self.slope * np.asarray(scores, dtype=np.float64) + self.intercept)
+        logits = self.slope * np.asarray(scores, dtype=np.float64) + self.intercept
+        return 0.5 * (1 + np.tanh(0.5 * logits))
 
 
 def operating_figures(
-    samples: Sequence[Sample],
+    samples: Sequence[tuple[np.ndarray, np.ndarray]],
     *,
     threshold: float | None = None,
     calibration: Calibration | None = None,
-    are_probabilities: bool = False,
-) -> dict[str, Figure]:
-    """Return every figure of the samples' first score: the plain mean over computable samples.
+) -> dict[str, list[float | None]]:
+    """Return every figure on each sample (y [n], scores [n]); None where it is not computable.
 
-    Keys: `auprc`, `fpr_at_95_tpr`; with a threshold also `f1` and `accuracy` of flagging scores >=
-    threshold; with a calibration, or for scores that are probabilities of a hallucination already,
-    `ece`. One sample is a pool, several are domains of a macro mean.
+    Keys: `auprc`, `fpr_at_95_tpr`; `f1` and `accuracy` of flagging scores >= threshold; `ece` of
+    the calibration. Without a threshold, or a fit, all of its values are None. One sample is a
+    pool, several are domains of a macro mean.
     """
-    figures: dict[str, Callable[[np.ndarray, np.ndarray], float | None]] = {
+    no_fit = calibration is None or calibration.slope is None
+    figures: dict[str, Callable[[np.ndarray, np.ndarray], float | None] | None] = {
         "auprc": average_precision,
         "fpr_at_95_tpr": fpr_at_tpr,
+        "f1": threshold is not None and (lambda y, s: flag_metrics(y, s, threshold)["f1"]),
+        "accuracy": threshold is not None
+        and (lambda y, s: flag_metrics(y, s, threshold)["accuracy"]),
+        "ece": None if no_fit else (lambda y, s: ece(y, calibration.probabilities(s))),
     }
-    if threshold is not None:
-        for name in ("f1", "accuracy"):
-            figures[name] = lambda y, scores, name=name: flag_metrics(y, scores, threshold)[name]
-    if are_probabilities:
-        figures["ece"] = ece
-    elif calibration is not None and calibration.slope is not None:
-        figures["ece"] = lambda y, scores: ece(y, calibration.probabilities(scores))
-    used, note = computable(samples)
-    n = sum(sample.y.size for sample in used or samples)
-    n_positive = int(sum(sample.y.sum() for sample in used or samples))
-    found = {}
-    for name, compute in figures.items():
-        values = [compute(sample.y, sample.scores[0]) for sample in used]
-        found[name] = Figure(float(np.mean(values)) if used else None, n, n_positive, note)
-    if "ece" not in found and calibration is not None:
-        found["ece"] = Figure(None, n, n_positive, calibration.note)
-    return found
+    return {
+        name: [compute(y, s) if compute and not not_computable(y) else None for y, s in samples]
+        for name, compute in figures.items()
+    }
 
 
 def choose_threshold(y: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
@@ -110,17 +90,17 @@ def choose_threshold(y: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
 # --- calibration ------------------------------------------------------------------------------
 
 
-def ece(y: np.ndarray, probabilities: np.ndarray, bins: int = BINS) -> float:
+def ece(y: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the expected calibration error: sum over bins of (n_b / n) |rate_b - mean p_b|.
 
-    Bins are of equal width on [0, 1], each holding its lower end, the last one both; rate_b is the
+    Ten bins of equal width on [0, 1], each holding its lower end, the last one both; rate_b is the
     hallucination rate in a bin. Raises ValueError for probabilities outside [0, 1] and for no
     items. Source: Guo et al. (2017), for the probability of one class.
     """
     p = np.asarray(probabilities, dtype=np.float64)
     if not p.size or not ((p >= 0) & (p <= 1)).all():
         raise ValueError("probabilities from 0 to 1 are needed")
-    place = np.minimum((p * bins).astype(np.int64), bins - 1)
+    place = np.minimum((p * BINS).astype(np.int64), BINS - 1)
     return float(np.abs(np.bincount(place, weights=y - p)).sum() / p.size)
 
 
@@ -132,42 +112,16 @@ def fit_calibration(y: np.ndarray, scores: np.ndarray) -> Calibration:
     classes that do not overlap get a finite slope. The slope may come out negative; a constant
     score gets 0. Fewer than 10 items of a class: not computable, with a note.
     """
-    sample = Sample.of(y, scores)
-    n, positive = sample.y.size, int(sample.y.sum())
-    if sample.problem():
-        return Calibration(None, None, n, positive, f"{sample.problem()} to calibrate on")
-    values = sample.scores[0]
-    targets = np.where(sample.y == 1, (positive + 1) / (positive + 2), 1 / (n - positive + 2))
-    centre, scale = values.mean(), values.std()
-    if np.ptp(values) == 0:
-        rate = targets.mean()
-        return Calibration(0.0, float(np.log(rate / (1 - rate))), n, positive)
-    slope, intercept = _fit_logistic((values - centre) / scale, targets)
-    return Calibration(slope / scale, intercept - slope * centre / scale, n, positive)
+    from sklearn.linear_model import LogisticRegression  # a second to import, for tables alone
 
-
-def _fit_logistic(x: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
-    """Minimise the cross-entropy of sigmoid(a x + b) with targets inside (0, 1): (a, b)."""
-    design = np.column_stack([x, np.ones_like(x)])
-    weights = np.zeros(2)
-
-    def loss(weights: np.ndarray) -> float:
-        logits = design @ weights
-        return float((np.logaddexp(0, logits) - targets * logits).sum())
-
-    for _ in range(_MAX_STEPS):
-        p = _sigmoid(design @ weights)
-        gradient = design.T @ (p - targets)
-        if np.abs(gradient).max() <= 1e-9 * x.size:
-            break
-        hessian = design.T @ (design * (p * (1 - p))[:, None])
-        step = np.linalg.solve(hessian, gradient)
-        size = 1.0
-        while loss(weights - size * step) > loss(weights) and size > 1e-6:
-            size /= 2
-        weights = weights - size * step
-    return float(weights[0]), float(weights[1])
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 0.5 * (1 + np.tanh(0.5 * logits))
+    n, m = len(y), int(np.sum(y))
+    if note := not_computable(y):
+        return Calibration(None, None, n, m, f"{note} to calibrate on")
+    targets = np.where(y == 1, (m + 1) / (m + 2), 1 / (n - m + 2))
+    centre, scale = scores.mean(), scores.std() if np.ptp(scores) else 1.0
+    # a soft target is the item twice, once of each class, weighted
+    unit = np.tile((scores - centre) / scale, 2)[:, None]
+    model = LogisticRegression(C=np.inf, tol=1e-10, max_iter=10_000)
+    model.fit(unit, np.repeat([1, 0], n), sample_weight=np.concatenate([targets, 1 - targets]))
+    slope = float(model.coef_[0, 0]) / scale if np.ptp(scores) else 0.0
+    return Calibration(slope, float(model.intercept_[0] - slope * centre), n, m)

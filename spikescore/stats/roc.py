@@ -1,17 +1,30 @@
-"""How well a score tells hallucinated answers from consistent ones: AUROC, intervals, paired tests.
+"""How well a score tells hallucinated answers from consistent ones, one number or curve at a time.
 
 Convention everywhere: y = 1 means hallucinated and is the positive class; a higher score means
 more hallucinated. No direction is chosen here: a score that points the wrong way gets an AUROC
-below 0.5.
-
-Intervals are 95% percentile bootstrap intervals over groups (a group is what was sampled as one: a
-question, or a story with all its questions). Groups are drawn with replacement, whatever their
-class; a draw that lacks a class has no AUROC and is dropped, not drawn again.
+below 0.5. Intervals and tests are in `bootstrap`.
 """
 
 from __future__ import annotations
 
 import numpy as np
+
+MIN_PER_CLASS = 10
+"""With fewer items in a class, each of them carries more than a tenth of the AUROC and an interval
+promises too much: the figure is reported as not computable."""
+TPR = 0.95
+
+
+def not_computable(y: np.ndarray) -> str:
+    """Return why no figure can be given for labels y [n], with the counts; empty when one can."""
+    positive = int(np.sum(y))
+    negative = len(y) - positive
+    if min(positive, negative) >= MIN_PER_CLASS:
+        return ""
+    return (
+        f"not computable: {positive} hallucinated and {negative} consistent, "
+        f"at least {MIN_PER_CLASS} of each needed"
+    )
 
 
 def auroc(y: np.ndarray, scores: np.ndarray) -> float:
@@ -19,22 +32,12 @@ def auroc(y: np.ndarray, scores: np.ndarray) -> float:
 
     Shapes [n], [n]; both classes must be present (ValueError).
     """
-    positive = np.asarray(y) == 1
-    m = int(positive.sum())
-    n_pairs = m * (positive.size - m)
-    if not n_pairs:
+    labels, scores = np.asarray(y) == 1, np.asarray(scores)
+    positive, negative = scores[labels], np.sort(scores[~labels])
+    if not positive.size or not negative.size:
         raise ValueError("AUROC needs items of both classes")
-    # the sum of the positives' ranks counts the items below each, other positives included
-    wins = midranks(scores)[positive].sum() - m * (m + 1) / 2
-    return float(wins / n_pairs)
-
-
-def midranks(values: np.ndarray) -> np.ndarray:
-    """Return the rank of each value [n], counted from 1; equal ones share the mean of theirs."""
-    ranked = np.sort(values)
-    below = np.searchsorted(ranked, values, side="left")
-    up_to = np.searchsorted(ranked, values, side="right")
-    return (below + up_to + 1) / 2
+    beaten = [np.searchsorted(negative, positive, side=side) for side in ("left", "right")]
+    return float(np.mean(beaten) / negative.size)
 
 
 def roc_points(y: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -48,6 +51,31 @@ def roc_points(y: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarra
     true = np.cumsum(labels)[ends] / labels.sum()
     false = np.cumsum(1 - labels)[ends] / (1 - labels).sum()
     return np.append(0.0, false), np.append(0.0, true)
+
+
+def fpr_at_tpr(y: np.ndarray, scores: np.ndarray) -> float:
+    """Return the smallest false-positive rate of a threshold with a true-positive rate >= 95%.
+
+    Thresholds lie between distinct scores: tied items are flagged together, and nothing is
+    interpolated. Both classes must be present.
+    """
+    false, true = roc_points(y, scores)
+    return float(false[true >= TPR].min())
+
+
+def average_precision(y: np.ndarray, scores: np.ndarray) -> float:
+    """Return the area under precision over recall as a sum of steps: sum of (R_k - R_k-1) P_k.
+
+    One step per distinct score, highest first, without interpolation; a constant score gets the
+    hallucination rate. At least one positive is needed (ValueError).
+    """
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), y.size - 1)
+    hits = np.cumsum(y[order])[ends]
+    if not y.size or hits[-1] == 0:
+        raise ValueError("average precision needs a hallucinated item")
+    precision, recall = hits / (ends + 1), hits / hits[-1]
+    return float(np.diff(recall, prepend=0.0) @ precision)
 
 
 def flag_metrics(y: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float | None]:
@@ -69,31 +97,3 @@ def flag_metrics(y: np.ndarray, scores: np.ndarray, threshold: float) -> dict[st
         "tpr": rate(hits, hits + misses),
         "fpr": rate(alarms, alarms + clear),
     }
-
-
-TPR = 0.95
-
-
-def average_precision(y: np.ndarray, scores: np.ndarray) -> float:
-    """Return the area under precision over recall as a sum of steps: sum of (R_k - R_k-1) P_k.
-
-    One step per distinct score, highest first, without interpolation; a constant score gets the
-    hallucination rate. At least one positive is needed (ValueError).
-    """
-    order = np.argsort(-scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), y.size - 1)
-    hits = np.cumsum(y[order])[ends]
-    if not y.size or hits[-1] == 0:
-        raise ValueError("average precision needs a hallucinated item")
-    precision, recall = hits / (ends + 1), hits / hits[-1]
-    return float(np.diff(recall, prepend=0.0) @ precision)
-
-
-def fpr_at_tpr(y: np.ndarray, scores: np.ndarray, tpr: float = TPR) -> float:
-    """Return the smallest false-positive rate of a threshold with a true-positive rate >= tpr.
-
-    Thresholds lie between distinct scores: tied items are flagged together, and nothing is
-    interpolated. Both classes must be present.
-    """
-    false, true = roc_points(y, scores)
-    return float(false[true >= tpr].min())

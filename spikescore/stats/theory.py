@@ -22,8 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spikescore.stats.bootstrap import Sample
-from spikescore.stats.roc import auroc
+from spikescore.stats.roc import auroc, not_computable
 
 MEAN_RATIO = 2.0
 STD_RATIO = (1.0, 2.5)
@@ -74,24 +73,21 @@ def theory_report(
     is what a pooled AUROC's bound rests on. Raises ValueError for unequal lengths, a label other
     than 0 and 1, or a score that is not finite.
     """
-    sample = Sample.of(y, spike_scores, groups=domains)
-    scores = sample.scores[0]
-    names = sorted(set(domains))
-    entries = []
-    for name in names:
-        chosen = np.array([domain == name for domain in domains])
-        entries.append(measure_theory(sample.y[chosen], scores[chosen], name))
-    if len(names) > 1:
-        entries.append(measure_theory(sample.y, scores, POOLED))
-    return entries
+    labels, scores, names = map(np.asarray, (y, spike_scores, domains))
+    if not labels.shape == scores.shape == names.shape:
+        raise ValueError(f"lengths differ: {labels.shape}, {scores.shape}, {names.shape}")
+    if not (np.isin(labels, (0, 1)).all() and np.isfinite(scores).all()):
+        raise ValueError("y must hold 0 and 1 only, and scores must be finite")
+    parts = [(str(name), names == name) for name in np.unique(names)]
+    if len(parts) > 1:
+        parts.append((POOLED, np.ones(labels.size, bool)))
+    return [measure_theory(labels[part], scores[part], name) for name, part in parts]
 
 
 def measure_theory(y: np.ndarray, spike_scores: np.ndarray, domain: str) -> Theory:
     """Return the entry of one set of items, y [n] and SpikeScores [n]."""
-    sample = Sample.of(y, spike_scores)
-    scores = sample.scores[0]
-    h, t = scores[sample.y == 1], scores[sample.y == 0]
-    if note := sample.problem():
+    h, t = spike_scores[y == 1], spike_scores[y == 0]
+    if note := not_computable(y):
         return Theory(domain, h.size, t.size, note)
     (mean_h, std_h), (mean_t, std_t) = _moments(h), _moments(t)
     std_ratio = std_h / std_t if std_t > 0 else None
@@ -118,7 +114,7 @@ def measure_theory(y: np.ndarray, spike_scores: np.ndarray, domain: str) -> Theo
         paper_bound_applies=gap and spread and smallest_t is not None,
         cantelli=cantelli_bound(mean_h - mean_t, math.hypot(std_h, std_t)),
         p_greater=float(beaten.mean() / t.size),
-        auroc=auroc(sample.y, scores),
+        auroc=auroc(y, spike_scores),
     )
 
 

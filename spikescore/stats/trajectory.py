@@ -1,6 +1,7 @@
-"""SpikeScore: how abruptly a dialogue's scores bend at their worst place. Pure numpy.
+"""SpikeScore, how abruptly a dialogue's scores bend at their worst place, and its rivals.
 
 Scores are one number per answer, in order of turns: s_1 is the first answer's, s_K the last one's.
+Many dialogues are a matrix [n, K], NaN after a dialogue's last turn. Pure numpy.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import numpy as np
 
 MIN_SCORES = 3
 """A second difference needs three neighbouring turns; a shorter dialogue has no SpikeScore."""
+
+
+# --- one dialogue -----------------------------------------------------------------------------
 
 
 def second_differences(scores: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -53,6 +57,9 @@ def spike_turn(scores: Sequence[float] | np.ndarray) -> int:
     `second_differences` does.
     """
     return int(np.abs(second_differences(scores)).argmax()) + 2
+
+
+# --- many dialogues ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -136,13 +143,9 @@ def _lengths(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 # --- the functionals: rows here have no gaps and are long enough ------------------------------
 
 
-def _bends(turns: np.ndarray) -> np.ndarray:
-    """|s[k+1] - 2 s[k] + s[k-1]| [n, K-2], NaN where a turn is missing."""
+def bends(turns: np.ndarray) -> np.ndarray:
+    """Return |s[k+1] - 2 s[k] + s[k-1]| [n, K-2], NaN where a turn is missing."""
     return np.abs(turns[:, 2:] - 2.0 * turns[:, 1:-1] + turns[:, :-2])
-
-
-def _variances(turns: np.ndarray) -> np.ndarray:
-    return np.nanvar(turns, axis=1)
 
 
 def max_abs_d2(turns: np.ndarray) -> np.ndarray:
@@ -151,7 +154,7 @@ def max_abs_d2(turns: np.ndarray) -> np.ndarray:
     Source: Deng et al., "Beyond In-Domain Detection: SpikeScore for Cross-Domain Hallucination
     Detection" (ICLR 2026). The same number as `spike_score`, for many rows.
     """
-    return np.nanmax(_bends(turns), axis=1)
+    return np.nanmax(bends(turns), axis=1)
 
 
 def spike_without_first(turns: np.ndarray) -> np.ndarray:
@@ -173,7 +176,7 @@ def sum_abs_d2(turns: np.ndarray) -> np.ndarray:
 
     Half of what the public release of SpikeScore ranks by, see `release`.
     """
-    return np.nansum(_bends(turns), axis=1)
+    return np.nansum(bends(turns), axis=1)
 
 
 def variance(turns: np.ndarray) -> np.ndarray:
@@ -181,7 +184,7 @@ def variance(turns: np.ndarray) -> np.ndarray:
 
     At least 2 turns. Ablation named by Deng et al.
     """
-    return _variances(turns)
+    return np.nanvar(turns, axis=1)
 
 
 def cv(turns: np.ndarray) -> np.ndarray:
@@ -192,8 +195,9 @@ def cv(turns: np.ndarray) -> np.ndarray:
     scorer with negative values keeps the direction.
     """
     size = np.abs(np.nanmean(turns, axis=1))
-    deviation = np.sqrt(_variances(turns))
-    return np.divide(deviation, size, out=np.full(len(turns), np.nan), where=size > 0)
+    return np.divide(
+        np.nanstd(turns, axis=1), size, out=np.full(len(turns), np.nan), where=size > 0
+    )
 
 
 def score_range(turns: np.ndarray) -> np.ndarray:
@@ -222,19 +226,15 @@ def release(turns: np.ndarray) -> np.ndarray:
 
     At least 3 turns. Source: TianYaDY/SpikeScore, eval_probe.py; not the paper's definition.
     """
-    return _variances(turns) + sum_abs_d2(turns)
+    return variance(turns) + sum_abs_d2(turns)
 
 
 FUNCTIONALS: dict[str, Functional] = {
     functional.name: functional
     for functional in (
         Functional("max_abs_d2", "SpikeScore, max|Δ²|", max_abs_d2, MIN_SCORES),
-        Functional(
-            "spike_without_first",
-            "SpikeScore without the first answer",
-            spike_without_first,
-            MIN_SCORES + 1,
-        ),
+        Functional("spike_without_first", "SpikeScore without the first answer",
+                   spike_without_first, MIN_SCORES + 1),
         Functional("max_abs_d1", "max|Δ|", max_abs_d1, 2),
         Functional("sum_abs_d2", "Σ|Δ²|", sum_abs_d2, MIN_SCORES),
         Functional("variance", "variance", variance, 2),
@@ -245,5 +245,5 @@ FUNCTIONALS: dict[str, Functional] = {
         Functional("first", "first answer", first, 1),
         Functional("release", "public release, variance + Σ|Δ²|", release, MIN_SCORES),
     )
-}
+}  # fmt: skip
 """All functionals by name; the titles are for tables."""

@@ -119,7 +119,7 @@ def test_a_difference_is_taken_on_the_items_that_both_score(book, comparison):
 
 def test_seeds_are_averaged_and_can_be_told_apart(book, comparison):
     entry = static_entries(book)["saplma"]
-    each = seed_means(comparison, entry, "pooled")
+    each = [area.value for area in seed_means(comparison, entry, "pooled")]
     assert len(each) == 2 and each[0] != each[1]
     assert np.mean(each) == pytest.approx(comparison.mean(entry, "pooled").value)
 
@@ -134,3 +134,77 @@ def test_turn_means_are_those_of_the_train_split(book):
     assert np.allclose(plain, moved, atol=1e-4)
     raw = trajectory_entry(shifted, "max_abs_d2", "saplma").scores["d0"]
     assert not np.allclose(raw, trajectory_entry(book, "max_abs_d2", "saplma").scores["d0"])
+
+
+# --- the same cells on both sides -------------------------------------------------------------
+
+
+def with_copy(lacking=(), seeds=(0, 1)):
+    """A book, and in it a copy of SAPLMA that was not fitted on some domains or some seeds."""
+    book = make_book()
+    book.methods["copy"] = {**book.methods["saplma"], "title": "copy"}
+    for (name, domain, seed), scores in list(book.scores.items()):
+        if name == "saplma" and domain not in lacking and seed in seeds:
+            book.scores["copy", domain, seed] = scores.copy()
+    comparison = Comparison(book, draws=50)
+    entries = static_entries(book)
+    return comparison, entries["saplma"], entries["copy"]
+
+
+@pytest.mark.parametrize("view", ["macro", "pooled", "in-domain"])
+@pytest.mark.parametrize("lacking", [("d0",), ("d1",), ("d0", "d2")])
+def test_a_copy_that_lacks_training_domains_differs_by_exactly_nothing(view, lacking):
+    comparison, original, copy = with_copy(lacking)
+    assert comparison.mean(original, view).value != comparison.mean(copy, view).value
+    for one, other in ((original, copy), (copy, original)):
+        found = comparison.contrast(one, other, view)
+        assert (found.value, found.p_delong, found.p_bootstrap) == (0, 1, 1)
+        assert f"over {3 - len(lacking)} of 3 training domains" in found.note
+        n_cells = 2 if view == "macro" else 1
+        assert found.parts == ((3 - len(lacking)) * n_cells, 3 * n_cells)
+
+
+def test_a_copy_that_lacks_probe_seeds_differs_by_exactly_nothing():
+    for seeds in ((0,), (1,)):
+        comparison, original, copy = with_copy(seeds=seeds)
+        assert comparison.mean(original, "macro").value != comparison.mean(copy, "macro").value
+        found = comparison.contrast(original, copy, "macro")
+        if seeds == (1,):  # with seed 0 alone everywhere it might be a method without chance
+            assert (found.value, found.p_delong) == (0, 1)
+            assert "1 of 2 probe seeds (d0)" in found.note
+    comparison, original, copy = with_copy()
+    del copy.scores["d1"], copy.seeds["d1"]
+    copy.scores["d0"], copy.seeds["d0"] = copy.scores["d0"][:1], (0,)
+    found = comparison.contrast(original, copy, "pooled")
+    assert found.value == 0 and "1 of 2 probe seeds (d0)" in found.note
+
+
+def test_items_that_one_lacks_for_one_training_domain_are_left_out_there_alone():
+    comparison, original, copy = with_copy()
+    copy.scores["d0"][:, 100:110] = np.nan
+    found = comparison.contrast(original, copy, "pooled")
+    assert (found.value, found.n) == (0, 240)
+
+
+def test_methods_that_share_no_training_domain_are_not_compared():
+    comparison, original, copy = with_copy(("d0", "d1"))
+    del original.scores["d2"]
+    found = comparison.contrast(original, copy, "macro")
+    assert (found.value, found.p_delong, found.p_bootstrap) == (None, None, None)
+    assert found.note == "not computable in any of 3 training domains"
+
+
+def test_a_figure_can_be_confined_to_some_items(book, comparison):
+    perplexity, saplma = (static_entries(book)[name] for name in ("perplexity", "saplma"))
+    some = np.arange(book.y.size) % 3 > 0
+    row = book.scores["perplexity", "", 0]
+    expected = {}
+    for name in book.splits:
+        items = some & (book.domains != name)
+        expected[name] = roc_auc_score(book.y[items], row[items])
+        cell = comparison.cell(perplexity, "pooled", name, some)
+        assert cell.value == pytest.approx(expected[name]) and cell.n == items.sum()
+    mean = comparison.mean(perplexity, "pooled", some)
+    assert mean.value == pytest.approx(np.mean(list(expected.values())))
+    found = comparison.contrast(perplexity, saplma, "pooled", some)
+    assert found.value == pytest.approx(mean.value - comparison.mean(saplma, "pooled", some).value)

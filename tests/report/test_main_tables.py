@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.metrics import f1_score, roc_auc_score
 
 from spikescore.detectors.score_book import load_score_book
 from spikescore.report import plots
@@ -42,6 +44,7 @@ from spikescore.report.variant_tables import (
     same_questions,
     variant_table,
 )
+from spikescore.stats.trajectory import spike_score
 from tests.helpers.books import make_book
 
 
@@ -136,13 +139,35 @@ def test_more_turns_cost_more_and_the_last_k_is_spikescore(comparison, entries):
     tokens = [sum(item.turn_tokens[:3]) for item in comparison.book.items]
     assert points[0].tokens == pytest.approx(np.mean(tokens))
     assert points[0].seconds == pytest.approx(np.mean(tokens) * 0.5)
-    assert points[-1].auroc["macro"] == comparison.mean(entries[0], "macro").value
+    assert points[-1].areas["macro"].value == comparison.mean(entries[0], "macro").value
     assert len(turns_table(points).rows) == 6
 
 
-def test_stopping_early_flags_the_same_and_saves_tokens(comparison):
+def test_stopping_early_flags_the_same_and_saves_tokens(comparison, entries):
+    """By a loop over dialogues, with the threshold that the row names."""
+    book, places = comparison.book, np.arange(240)
     for row in stopping_table(comparison).rows:
-        assert int(row[3].rstrip("%")) > 10 and int(row[5].rstrip("%")) > 0
+        domain, threshold = row[0], float(row[2])
+        turns = book.turns["saplma", domain, 0]
+        used, scores = [], []
+        for dialogue in turns:
+            k = 3
+            while spike_score(dialogue[:k]) < threshold and k < 8:
+                k += 1
+            used.append(k)
+            scores.append(spike_score(dialogue[:k]))
+        others = places[book.domains != domain]
+        used, scores, y = np.array(used)[others], np.array(scores)[others], book.y[others]
+        tokens = np.array([item.turn_tokens for item in book.items])[others]
+        paid = sum(spent[:k].sum() for spent, k in zip(tokens, used, strict=True))
+        assert row[1] == "160" and row[3] == f"{np.mean(used < 8):.0%}"
+        assert float(row[4]) == pytest.approx(used.mean(), abs=0.11)
+        assert int(row[5].rstrip("%")) == pytest.approx(100 * (1 - paid / tokens.sum()), abs=1)
+        full = roc_auc_score(y, entries[0].scores[domain][0][others])
+        assert float(row[6]) == pytest.approx(full, abs=0.001)
+        assert float(row[7]) == pytest.approx(roc_auc_score(y, scores), abs=0.005)
+        assert value_of(row[8]) == pytest.approx(float(row[7]) - float(row[6]), abs=0.0011)
+        assert float(row[9]) == pytest.approx(f1_score(y, scores >= threshold), abs=0.01)
 
 
 def test_controls_stand_beside_spikescore(comparison, entries):
@@ -162,6 +187,59 @@ def test_the_theory_table_has_a_row_per_domain_and_one_for_the_pool(comparison, 
     assert [row[0] for row in table.rows] == ["d0", "d1", "d2", "pooled"]
     for row in table.rows:
         assert float(row[9]) <= float(row[10])  # Cantelli's bound holds
+
+
+def test_every_mean_says_over_how_many_it_is_where_some_are_missing():
+    """SAPLMA was not fitted on d1: its means are over 2 of 3 training domains, 4 of 6 cells."""
+    book = make_book()
+    for seed in (0, 1):
+        del book.scores["saplma", "d1", seed], book.turns["saplma", "d1", seed]
+    comparison = Comparison(book, draws=30)
+    entries = main_entries(comparison)
+    lone = [measure_variant("main", comparison)]
+    for tables, row, columns in (
+        (main_tables(comparison, entries, None), "SAPLMA", [1]),
+        ([paired_table(comparison, entries)], "SAPLMA", [1, 5]),
+        ([seed_table(comparison, entries)], "SAPLMA", [2, 5]),
+        ([operating_table(comparison, entries, "macro")], "SAPLMA", [1, 2, 3, 4]),
+        ([operating_table(comparison, entries, "pooled")], "SAPLMA", [1, 2, 3, 4]),
+        ([control_table(comparison, entries)], "SAPLMA", [1, 2]),
+        (functional_tables(comparison), "range", [1]),
+        ([turns_table(turns_sweep(comparison, None))], "8", [1, 2]),
+        ([variant_table("order", lone)], "main", [2, 3, 5, 6]),
+        ([base_scorer_table(comparison, None)], "SAPLMA", [1, 2, 3, 4, 5, 6]),
+        ([matched_table(comparison, draws=20)], "SAPLMA", [1, 2]),
+    ):
+        for table in tables:
+            rows = {row[0]: row for row in table.rows}
+            for cell in (rows[row][column] for column in columns):
+                assert re.search(r"\((2 of 3|4 of 6|4 of 5|8 of 10|8 of 12)\)$", cell), (
+                    table.caption,
+                    cell,
+                )
+            if "perplexity" in rows and "Paired" not in table.caption:
+                assert not any(" of " in rows["perplexity"][column] for column in columns)
+    note = paired_table(comparison, entries).note
+    assert "macro, over 2 of 3 training domains: perplexity, SAPLMA" in note
+    headed = main_tables(comparison, entries, None)[0]
+    assert headed.rows[1][3] == "not computable" and "mean over 2 of 3" in headed.note
+
+
+def test_paired_tests_of_scores_that_never_err_have_no_p_value():
+    book = make_book()
+    book.scores["perplexity", "", 0] = book.y * 1.0
+    book.scores["domain_identity", "", 0] = np.zeros(book.y.size)
+    for seed in (0, 1):
+        for domain in book.splits:
+            swing = np.zeros((book.y.size, 8), dtype=np.float32)
+            swing[:, 4] = book.y
+            book.turns["saplma", domain, seed] = swing
+    comparison = Comparison(book, draws=30)
+    table = paired_table(comparison, main_entries(comparison))
+    rows = {row[0]: row for row in table.rows}
+    assert rows["domain identity (oracle)"][1:5] == ("+0.500", "", "", "")
+    assert rows["perplexity"][1:5] == ("+0.000 [+0.000, +0.000]", "1.000", "1.000", "1.000")
+    assert "no p value: the difference has no variance: domain identity (oracle)" in table.note
 
 
 # --- variants ---------------------------------------------------------------------------------

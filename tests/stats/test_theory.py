@@ -85,6 +85,8 @@ def test_domains_and_pool():
     assert len(theory_report(y[:40], scores[:40], domains[:40])) == 1
     with pytest.raises(ValueError, match="lengths"):
         theory_report(y, scores, domains[:3])
+    with pytest.raises(ValueError, match="finite"):
+        theory_report(y, np.where(y == 1, np.nan, scores), domains)
 
 
 values = st.floats(0, 2, allow_nan=False)
