@@ -33,7 +33,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from spikescore.errors import UserError, run_main
+from spikescore.errors import UserError, redacted, run_main
 
 if TYPE_CHECKING:
     from spikescore.dialogues.config import Config
@@ -242,7 +242,7 @@ def generate(
         print(f"labels are carried over; configuration {config.hash()}")
     else:
         if server:
-            how = f"{server.server.model} at {server.server.url}"
+            how = f"{server.server.model} at {redacted(server.server.url)}"
         else:
             engine = make_engine(config, chat, model, len(todo))
             how = f"batch size {engine.batch_size}"

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spikescore.errors import UserError
+from spikescore.errors import UserError, keep_secret, redacted
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -29,6 +29,8 @@ def make_client(*, timeout: float, max_retries: int) -> AsyncOpenAI:
     from openai import AsyncOpenAI
 
     if mine := globals().get("client"):
+        keep_secret(mine.api_key)
+        keep_secret(str(mine.base_url))
         return AsyncOpenAI(
             api_key=mine.api_key,
             base_url=mine.base_url,
@@ -50,10 +52,15 @@ def make_client(*, timeout: float, max_retries: int) -> AsyncOpenAI:
     return AsyncOpenAI(api_key=key, base_url=url, timeout=timeout, max_retries=max_retries)
 
 
+class _Redacting(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
 def configure_logging(verbose: bool = False) -> None:
     """Log the project's messages to the terminal's error stream; `verbose` adds the details."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    handler.setFormatter(_Redacting("%(levelname)s %(message)s"))
     log = logging.getLogger("spikescore")
     log.handlers = [handler]
     log.setLevel(logging.DEBUG if verbose else logging.INFO)

@@ -1,11 +1,16 @@
-"""How a user's mistake ends: one clear message and exit status 2, never a traceback."""
+"""How a user's mistake ends: one clear message and exit status 2, no traceback and no secret."""
 
 from __future__ import annotations
 
+import base64
 import errno
 import logging
+import os
+import re
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from urllib.parse import quote, unquote
 
 log = logging.getLogger("spikescore")
 
@@ -41,15 +46,67 @@ def refused(error: OSError, path: object = None, what: str = "cannot be used") -
     return Refused(" ".join(f"{text}; {remedy}".split()) if remedy else " ".join(text.split()))
 
 
+_HIDDEN = "***"
+_SECRET_NAME = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD)$", re.IGNORECASE)
+_LOGIN = re.compile(r"(?<=://)[^/\s\"'<>]+@")  # user and password of an address
+_SHAPES = re.compile(
+    r"\b(?:sk-[\w-]{8,}|(?:hf|gsk|ghp|r8)_[A-Za-z0-9]{20,}|(?:xai|nvapi|pplx)-[\w-]{20,}|AIza[\w-]{20,})"
+    r"|(?i:(?<=bearer )|(?<=basic ))(?=\S*[\d=])[\w.~+/=-]{8,}"
+)
+_QUERY = re.compile(r"([?&](?:api[_-]?key|key|\w*token|password|secret|sig)=)[^\s&\"'<>]+", re.I)
+_told: set[str] = set()
+
+
+def keep_secret(text: str | None) -> None:
+    """Have `redacted` hide a key, or what an address says of user and password, from now on.
+
+    What stands in the environment under a name that ends in KEY, TOKEN, SECRET or PASSWORD, and
+    what its addresses hold, is hidden without this.
+    """
+    _told.update(_parts(text or ""))
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Yield the secrets of a key or an address: as it stands, decoded, encoded, and as sent.
+
+    What is too short is left out: it would be hidden inside other words, and "none" is no key.
+    """
+    login = _LOGIN.search(text)
+    if login is None:
+        if "://" not in text and len(text) >= 8:
+            yield text
+        return
+    user, _, password = login.group()[:-1].partition(":")
+    secret = password or user
+    if len(secret) >= 4:
+        yield from (secret, unquote(secret), quote(unquote(secret), safe=""))
+    for pair in (f"{user}:{password}", f"{unquote(user)}:{unquote(password)}"):
+        basic = base64.b64encode(pair.encode()).decode()
+        yield from (basic, basic.rstrip("="))
+
+
+def redacted(text: str) -> str:
+    """Return a text for people without keys, tokens and passwords: "http://***@host/v1"."""
+    named = [value for name, value in os.environ.items() if _SECRET_NAME.search(name)]
+    addresses = [value for value in os.environ.values() if "://" in value]
+    secrets = _told.union(*map(_parts, (*named, *addresses)))
+    text = _QUERY.sub(rf"\1{_HIDDEN}", _LOGIN.sub(f"{_HIDDEN}@", text))
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, _HIDDEN)
+    return _SHAPES.sub(_HIDDEN, text)
+
+
 def run_main(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and exit: 0 or its return value; 2 on UserError and on whatever the
     operating system refuses; 130 on Ctrl-C, with the text of the KeyboardInterrupt if it has one.
+
+    What goes to the terminal here, a traceback included, holds no secret (see `redacted`).
     """
     try:
         status = main()
         sys.stdout.flush()  # here, where a full disk is still an error
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redacted(str(error))}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt as stop:
         kept = str(stop) or "what was finished is kept; run the same command to go on"
@@ -62,6 +119,9 @@ def run_main(main: Callable[[], int | None]) -> None:
         status = 2
     except OSError as error:
         log.debug("refused by the operating system", exc_info=True)
-        print(f"error: {refused(error)}", file=sys.stderr)
+        print(f"error: {redacted(str(refused(error)))}", file=sys.stderr)
         status = 2
+    except Exception:  # a fault of ours
+        print(redacted(traceback.format_exc()), file=sys.stderr, end="")
+        status = 1
     sys.exit(status or 0)

@@ -13,6 +13,7 @@ import asyncio
 import hashlib
 import multiprocessing
 import os
+import re
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
@@ -21,6 +22,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
+
+from spikescore.errors import redacted
 
 T = TypeVar("T")
 
@@ -149,7 +152,45 @@ class EventLoop:
 
 
 def brief(error: Exception) -> str:
-    """One line: what kind of error, and the server's own words where it said some."""
+    """One line: what kind of error, and the server's own words where it said some; no secret."""
     response = getattr(error, "response", None)
     text = f"status {response.status_code}: {response.text}" if response is not None else str(error)
-    return f"{type(error).__name__}: {' '.join(text.split())[:300]}"
+    return f"{type(error).__name__}: {redacted(' '.join(text.split()))[:300]}"
+
+
+_RENAMED = {
+    "max_tokens": "max_completion_tokens",
+    "max_completion_tokens": "max_tokens",
+}
+_NOT_KNOWN = re.compile(
+    r"unsupported|not (?:be )?(?:support|permitted|allowed|recogni|accepted|known)|unrecogni"
+    r"|unknown|unexpected|extra[_ ]|no longer|deprecated|instead|invalid (?:parameter|field)",
+    re.IGNORECASE,
+)
+
+
+def without_refused(request: dict[str, Any], error: Exception) -> dict[str, Any] | None:
+    """Return a chat request without the parameter that the server's error (400, 422) refuses, or
+    with its other name; None when it refuses none that can go.
+
+    Reasoning models take no temperature but their own, some servers no seed, and max_tokens has two
+    names. A limit on tokens goes only where the server does not know its name: "too many" is
+    another complaint.
+    """
+    response = getattr(error, "response", None)
+    if response is None or response.status_code not in (400, 422):
+        return None
+    text = response.text
+    # the field that the error is about, where it says so apart from its words
+    fields = re.findall(r'"(?:param|loc)"\s*:\s*(\[[^\]]*\]|"[^"]*")', text)
+    for name in sorted(request.keys() - {"model", "messages"}, key=len, reverse=True):
+        word = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)")
+        if not (any(map(word.search, fields)) if fields else word.search(text)):
+            continue
+        rest = {key: value for key, value in request.items() if key != name}
+        if name not in _RENAMED:
+            return rest
+        if _NOT_KNOWN.search(text):
+            other = _RENAMED[name]
+            return {**rest, other: request[name]} if re.search(rf"\b{other}\b", text) else rest
+    return None

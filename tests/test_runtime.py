@@ -1,14 +1,18 @@
 """What a run stands on: limits hold inside and are gone after it, also when something fails."""
 
 import asyncio
+import base64
+import json
 import queue
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from spikescore.runtime import EventLoop, one_thread
+from spikescore.errors import keep_secret, redacted, run_main
+from spikescore.runtime import EventLoop, one_thread, without_refused
 
 
 def test_threads_are_limited_inside_alone():
@@ -54,3 +58,80 @@ def test_an_event_loop_ends_what_is_under_way_and_then_closes_what_it_opened():
             loop.run(asyncio.sleep(0))
             raise KeyError("mine")
     assert happened == ["cancelled", "closed"] and reports.empty()
+
+
+def refusal(status, body):
+    response = SimpleNamespace(status_code=status, text=body if isinstance(body, str) else "")
+    if not isinstance(body, str):
+        response.text = json.dumps(body)
+    return SimpleNamespace(response=response)
+
+
+SENT = {"model": "m", "messages": [], "temperature": 0, "top_p": 1, "max_tokens": 64, "seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "left_out", "added"),
+    [
+        (400, {"error": {"message": "Unsupported value: 'temperature' does not support 0 with this "
+               "model.", "param": "temperature"}}, "temperature", None),
+        (422, {"message": {"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"]}]}},
+         "seed", None),
+        (400, {"error": {"message": "Unsupported parameter: 'max_tokens' is not supported with "
+               "this model. Use 'max_completion_tokens' instead.", "param": "max_tokens"}},
+         "max_tokens", "max_completion_tokens"),
+        (400, "unknown field `seed`", "seed", None),
+        (422, "Input validation error: `temperature` must be strictly positive", "temperature",
+         None),
+        (400, "top_p cannot be set together with top_k", "top_p", None),
+        (400, "Unrecognized request argument supplied: max_tokens", "max_tokens", None),
+        # complaints of another kind, and of what cannot go
+        (422, "`inputs` tokens + `max_new_tokens` must be <= 2048", None, None),
+        (400, "max_tokens (64) should not exceed 32", None, None),
+        (400, {"error": {"message": "The model `m` does not exist", "param": "model"}}, None, None),
+        (400, "messages: the content was filtered", None, None),
+        (429, "temperature", None, None),
+    ],
+)  # fmt: skip
+def test_a_parameter_that_the_server_refuses_by_name_goes(status, body, left_out, added):
+    changed = without_refused(SENT, refusal(status, body))
+    if left_out is None:
+        assert changed is None
+    else:
+        expected = {key: value for key, value in SENT.items() if key != left_out}
+        assert changed == expected | ({added: 64} if added else {})
+
+
+def test_no_secret_of_environment_or_address_is_shown(monkeypatch):
+    basic = base64.b64encode(b"bob:pass/word1").decode()
+    monkeypatch.setenv("SERVER_API_KEY", "canary-0123456789")
+    monkeypatch.setenv("WANDB_API_KEY", "0f" * 20)
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://bob:pass%2Fword1@host:8000/v1")
+    keep_secret("https://eve:other-pass@elsewhere/v1")
+    keep_secret("none")
+    for said, shown in (
+        ("at https://bob:pass%2Fword1@host:8000/v1, 400", "at https://***@host:8000/v1, 400"),
+        ("http://who:ever@host/v1 and http://host/@me", "http://***@host/v1 and http://host/@me"),
+        (f"you sent Authorization: Basic {basic}", "you sent Authorization: Basic ***"),
+        (f"login {basic}", "login ***"),
+        ("wrong password pass/word1 or other-pass", "wrong password *** or ***"),
+        ("key canary-0123456789!", "key ***!"),
+        ("wandb " + "0f" * 20, "wandb ***"),
+        ("sk-proj-abcdef123456 and hf_" + "Ab1" * 10, "*** and ***"),
+        ("GET /v1?api_key=abc123&n=1", "GET /v1?api_key=***&n=1"),
+        ("there is none, hf_hub_download failed, Basic English, task-related", None),
+    ):
+        assert redacted(said) == (said if shown is None else shown)
+
+
+def test_a_fault_of_ours_shows_its_traceback_without_secrets(monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", "canary-0123456789")
+
+    def main():
+        raise ValueError("sent canary-0123456789")
+
+    with pytest.raises(SystemExit) as ended:
+        run_main(main)
+    said = capsys.readouterr().err
+    assert ended.value.code == 1 and "Traceback" in said and "sent ***" in said
+    assert "canary" not in said

@@ -12,7 +12,7 @@ from typing import Any
 
 from spikescore.data.selection import STRATEGIES as SAMPLING_STRATEGIES
 from spikescore.dialogues.prompts import DEFAULT_SYSTEM_PROMPT, STRATEGIES
-from spikescore.errors import UserError
+from spikescore.errors import UserError, keep_secret, redacted
 from spikescore.files import read_json
 from spikescore.model.placement import Placement
 
@@ -90,8 +90,8 @@ class Config:
         return Placement(**{key.name: getattr(self, key.name) for key in fields(Placement)})
 
     def resolved(self) -> dict[str, Any]:
-        """The whole configuration as plain data, kept in every pair."""
-        return asdict(self)
+        """The whole configuration as plain data, kept in every pair; no password in it."""
+        return {**asdict(self), "server_url": self.server_url and redacted(self.server_url)}
 
     def hash(self) -> str:
         """12 hex digits over every key that can change a dialogue or its states, and nothing else.
@@ -183,6 +183,7 @@ def parse_config(raw: dict[str, Any], *, source: str) -> Config:
     _check_keys(sampling, SamplingConfig, source, prefix="sampling.")
     rest = {key: value for key, value in raw.items() if key != "sampling"}
     config = Config(sampling=SamplingConfig(**sampling), **rest)
+    keep_secret(config.server_url)
     flat = {**config.resolved(), **{f"sampling.{k}": v for k, v in sampling.items()}}
     for key, allowed in _ALLOWED.items():
         if key in flat and flat[key] not in allowed:
@@ -197,7 +198,7 @@ def parse_config(raw: dict[str, Any], *, source: str) -> Config:
         raise UserError(f'{source}: "batch_size" is "{config.batch_size}"; use a number or "auto"')
     if config.server_url and not config.server_url.startswith(("http://", "https://")):
         raise UserError(
-            f'{source}: "server_url" is "{config.server_url}"; write it as http://HOST:PORT/v1'
+            f'{source}: "server_url" is "{redacted(config.server_url)}"; write it as http://HOST:PORT/v1'
         )
     paths = config.dataset_path
     if not paths or not all(isinstance(path, str) and path for path in paths):

@@ -16,7 +16,7 @@ from spikescore.data.reading import load_questions
 from spikescore.data.selection import sample_questions
 from spikescore.dialogues.config import Config
 from spikescore.dialogues.leaks import Leak
-from spikescore.errors import UserError
+from spikescore.errors import UserError, redacted
 from spikescore.files import read_json, write_json
 from spikescore.labels.judges import Judgement
 from spikescore.pairs import iter_records, read_record, setting_differences
@@ -223,7 +223,7 @@ def write_run_file(config: Config, items: list[Item], command: str) -> None:
         write_json(
             folder / "run.json",
             {
-                "command": command,
+                "command": redacted(command),
                 "config": config.resolved(),
                 "config_hash": config.hash(),
                 "ids": [item.question.id for item in here],

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from spikescore.errors import UserError
+from spikescore.errors import UserError, redacted
 from spikescore.labels.reply_cache import ReplyCache, request_key
-from spikescore.runtime import EventLoop, brief
+from spikescore.runtime import EventLoop, brief, without_refused
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -41,6 +41,7 @@ DEFAULT_MODEL = "gpt-4o-mini"
 GIVE_UP_AFTER = 50  # failures in a row: the server, or the model, is not fit for the task
 REST = 60.0  # seconds after which a server that was given up is tried again
 BAR_DELAY = 2.0  # seconds before a bar is worth showing
+_SETTINGS = {"temperature": 0}
 _ATTEMPTS = 3  # at a reply that can be used
 _CALLS_PER_CLIENT = 64  # a client looks at all its connections for each call
 _PAUSE = 0.25  # seconds before the second attempt, doubled before each further one
@@ -90,7 +91,7 @@ class Asker:
         self._make_client = partial(client_factory, timeout=timeout, max_retries=max_retries)
         # the client's time-out begins anew with every byte; this one ends a reply that only drips
         self._patience = (max_retries + 1) * (timeout + _BACK_OFF_ROOM)
-        self._endpoint = str(self._make_client().base_url)
+        self._endpoint = redacted(str(self._make_client().base_url))
         self._cache_file: Path | str = cache if cache is not None else ":memory:"
         if cache is not None and Path(cache).exists():
             ReplyCache(cache).close()  # a damaged file shows now, not after hours of generating
@@ -106,6 +107,7 @@ class Asker:
         self._slots = asyncio.Semaphore(self._concurrency)
         self._under_way: dict[str, asyncio.Task[Reply]] = {}
         self._failed_in_a_row, self._last_error, self._rest_until = 0, "", 0.0
+        self._options = _SETTINGS
         self._refused: UserError | None = None
         return self
 
@@ -143,8 +145,8 @@ class Asker:
 
     async def ask(self, messages: list[Message], parse: Parse | None = None) -> Reply:
         """Return the reply to one conversation; see `ask_many`. A good one is on disk by then."""
-        request = {"model": self.model, "messages": messages, "temperature": 0}
-        key = request_key(self._endpoint, request)
+        request = {"model": self.model, "messages": messages}
+        key = request_key(self._endpoint, {**request, **_SETTINGS})
         task = self._under_way.get(key)
         if task:
             self.stats["deduplicated"] += 1
@@ -192,8 +194,9 @@ class Asker:
                 async with asyncio.timeout(self._patience):
                     # as chat.completions.create, less its walk through the messages, half its time
                     completion = await next(self._clients).post(
-                        "/chat/completions", body=request, cast_to=ChatCompletion
-                    )
+                        "/chat/completions", body={**request, **self._options},
+                        cast_to=ChatCompletion,
+                    )  # fmt: skip
                 return Reply(_text(completion, parse))
             except (openai.AuthenticationError, openai.NotFoundError) as error:
                 self._refused = UserError(self._refusal(error))
@@ -202,6 +205,13 @@ class Asker:
                 return Reply(None, f"no whole reply within {self._patience:g} s")
             except openai.APIResponseValidationError as error:
                 reply = Reply(None, brief(error))
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                reply = Reply(None, brief(error))
+                options = without_refused(request | self._options, error)
+                if options is None:
+                    return reply
+                self._options = {name: options[name] for name in options.keys() - request.keys()}
+                log.info("the server refuses a setting, so calls go without it: %s", reply.error)
             except openai.OpenAIError as error:
                 return Reply(None, brief(error))
             except ValueError as error:  # of ours, or JSON that is none

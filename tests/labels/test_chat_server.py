@@ -220,6 +220,21 @@ def test_a_reply_that_only_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
     assert 0.5 <= took < 3
 
 
+def test_a_setting_that_the_server_refuses_is_left_out_from_then_on(tmp_path: Path) -> None:
+    def reply(body, _):
+        if "temperature" in body:
+            error = {"message": "Only the default (1) is supported", "param": "temperature"}
+            return 400, {}, json.dumps({"error": error})
+        return echo(body)
+
+    with FaultyServer(reply) as server:
+        for texts in ("ab", "abcd"):  # what was kept is known under the same key
+            asker = make_asker(server, tmp_path / "replies.sqlite", concurrency=1)
+            replies = asker.ask_many([talk(text) for text in texts])
+            assert [one.text for one in replies] == [f"you said {text}" for text in texts]
+        assert ["temperature" in body for body in server.bodies] == [True, False, False] * 2
+
+
 @pytest.mark.parametrize("status", [401, 404])
 def test_a_refused_key_or_model_ends_the_run_at_once(status: int, tmp_path: Path) -> None:
     def reply(body, number):
