@@ -139,7 +139,7 @@ def measures_of(pair: Path, record: dict[str, Any]) -> dict[str, Any]:
     path = measures_path(pair)
     if not path.exists():
         return {}
-    found = read_measures(path)
+    found = read_measures(path, record)
     if found.get("texts") != texts_digest(record):
         raise UserError(
             f'"{path}" was measured of another dialogue than "{pair.name}" holds now; '

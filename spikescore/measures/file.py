@@ -1,20 +1,12 @@
 """`<id>.measures.pkl`: what was asked of the model about a finished pair, beside the pair.
 
     {"format": 1, "model": str, "texts": 12 hex digits of the dialogue's prompts and answers,
-     "settings": {group: {...}},
-     "turns": {"reasoning_score": float32 [K], "sharpness": float32 [K]},            # lens
-     "first": {"mind": float32 [2H],                                                 # lens
-               "icr": float32 [L],                                                   # attention
-               "selfcheck_nli": float,                                               # samples
-               "truth_state", "truth_state_yes", "truth_state_no": float16 [L+1, H], # questions
-               "p_true": float,                                                      # questions
-               "verbalised_confidence": float, "selfcheck_prompt": float},           # questions
-     "samples": {"texts": [N str], "logliks": float64 [N], "n_tokens": [N int],
-                 "states": float16 [N, H], "clusters": [N int] | None, "entailment": str}}
+     "settings": {group: {...}}, "turns": {...}, "first": {...}, "samples": {...}}
 
-Groups that were not asked for are absent. What could not be computed is NaN or None, never filled
-in. A sample's `logliks` is the sum over its tokens, from raw logits; its state is that of its last
-content token at layer L // 2.
+What each group puts where, and in which shape, stands in HOLDS: K turns, L layers, width H, N
+samples. Groups that were not asked for are absent. What could not be computed is NaN or None, never
+filled in. A sample's `logliks` is the sum over its tokens, from raw logits; its state is that of
+its last content token at layer L // 2.
 """
 
 from __future__ import annotations
@@ -35,25 +27,40 @@ from spikescore.model.turns import token_sequences
 from spikescore.pickles import load_pickle
 
 FORMAT = 1
-HOLDS = {
-    "lens": {"turns": ("reasoning_score", "sharpness"), "first": ("mind",)},
-    "attention": {"first": ("icr",)},
+HOLDS: dict[str, dict[str, dict[str, str]]] = {
+    "lens": {
+        "turns": {
+            "reasoning_score": "float32 [K]",
+            "sharpness": "float32 [K]",
+            "sharpness_raw": "float32 [K]",
+        },
+        "first": {"mind": "float32 [2H]"},
+    },
+    "attention": {"first": {"icr": "float32 [L]", "icr_answer": "float32 [L]"}},
     "samples": {
-        "samples": ("texts", "logliks", "n_tokens", "states", "clusters", "entailment"),
-        "first": ("selfcheck_nli",),
+        "samples": {
+            "texts": "N str",
+            "logliks": "float64 [N]",
+            "n_tokens": "N int",
+            "states": "float16 [N, H]",
+            "clusters": "N int or None",
+            "entailment": "str",
+        },
+        "first": {"selfcheck_nli": "float"},
     },
     "questions": {
-        "first": (
-            "truth_state",
-            "truth_state_yes",
-            "truth_state_no",
-            "p_true",
-            "verbalised_confidence",
-            "selfcheck_prompt",
-        ),
+        "first": {
+            "truth_state": "float16 [L+1, H]",
+            "truth_state_yes": "float16 [L+1, H]",
+            "truth_state_no": "float16 [L+1, H]",
+            "p_true": "float",
+            "verbalised_confidence": "float",
+            "selfcheck_prompt": "float",
+        },
     },
 }
-"""What each group puts into the file, by section."""
+"""What each group puts into the file, by section. A group of an older file that lacks one of these
+is measured anew."""
 GROUPS = tuple(HOLDS)
 FIXED: dict[str, dict[str, float]] = {
     "lens": {"late_from": 2 / 3, "sharpness_depth": 26 / 32},
@@ -74,17 +81,63 @@ def texts_digest(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:12]
 
 
-def read_measures(path: Path) -> Measures:
-    """Read a file of measures; UserError when it is none, or of another format."""
-    content = load_pickle(path)
-    if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
-        raise UserError(f'"{path}" holds no measures; delete it and run measure_answers.py again')
-    if content.get("format") != FORMAT:
-        raise UserError(
-            f'"{path}" is of format {content.get("format")}, this version reads {FORMAT}; '
-            "run measure_answers.py --redo"
-        )
+def read_measures(path: Path, record: dict[str, Any]) -> Measures:
+    """Read the file of measures of a dialogue.
+
+    Raises UserError, naming the file and what is wrong in it, when it holds no measures, is of
+    another format, or has a value that is not what HOLDS says.
+    """
+    try:
+        content = load_pickle(path)
+    except UserError as error:
+        raise UserError(f"{error}; run measure_answers.py --redo") from error
+    if damaged := _damage(content, record):
+        raise UserError(f'"{path}" {damaged}; run measure_answers.py --redo')
     return content
+
+
+def _damage(content: Any, record: dict[str, Any]) -> str:
+    """What is wrong with a file's content; "" for nothing."""
+    if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
+        return "holds no measures"
+    if content.get("format") != FORMAT:
+        return f"is of format {content.get('format')}, this version reads {FORMAT}"
+    if unknown := [name for name in content["settings"] if name not in HOLDS]:
+        return f"holds an unknown group {unknown[0]!r}"
+    for group, sections in HOLDS.items():
+        if not isinstance(content["settings"].get(group, {}), dict):
+            return f"has no settings of {group}"
+        for section, names in sections.items():
+            held = content.get(section, {})
+            if not isinstance(held, dict) or (group in content["settings"] and not held):
+                return f'has no "{section}", where {group} stands'
+            # of another dialogue the number of turns says nothing; that it is another is said later
+            same = content.get("texts") == texts_digest(record)
+            lengths = {"K": len(record["cot_steps"])} if same else {}
+            for name, shape in names.items():
+                if name in held and not _fits(held[name], shape, lengths):
+                    return f"holds a {section}.{name} that is not {shape} of this dialogue"
+    return ""
+
+
+def _fits(value: Any, shape: str, lengths: dict[str, int]) -> bool:
+    """Whether a value has the shape that HOLDS gives it; `lengths` learns what a letter is."""
+
+    def length(letter: str, found: int) -> bool:
+        return lengths.setdefault(letter, found) == found
+
+    if "[" in shape:
+        kind, _, axes = shape.rstrip("]").partition(" [")
+        sized = isinstance(value, np.ndarray) and value.dtype == kind
+        letters = axes.split(", ")
+        return sized and len(letters) == value.ndim and all(map(length, letters, value.shape))
+    if shape.startswith("N "):
+        kind = str if shape == "N str" else int
+        if value is None:
+            return shape.endswith("None")
+        listed = isinstance(value, list) and length("N", len(value))
+        return listed and all(type(one) is kind for one in value)
+    return isinstance(value, str if shape == "str" else float)
 
 
 def write_measures(path: Path, content: Measures) -> None:
@@ -131,7 +184,7 @@ def not_computed(content: Measures, groups: Sequence[str] = GROUPS) -> list[str]
         if group in content["settings"]
         for section, names in HOLDS[group].items()
         for name in names
-        if _missing(content[section][name])
+        if _missing(content[section].get(name))
     ]
 
 
@@ -178,13 +231,14 @@ def open_item(
     settings, unless it is to be redone.
     """
     target, texts = measures_path(path), texts_digest(record)
-    content = read_measures(target) if target.exists() and not redo else None
-    if redo and target.exists():
-        content = _what_stands(target, model, texts, settings)
-    if content is None:
-        content = empty_measures(model, texts)
+    content = None
+    if target.exists() and redo:
+        content = _what_stands(target, record, model, settings)
+    elif target.exists():
+        content = read_measures(target, record)
+    content = content or empty_measures(model, texts)
     _check(target, content, model, texts, settings)
-    groups = [group for group in settings if group not in content["settings"]]
+    groups = [group for group in settings if not _has(content, group)]
     if "samples" in settings and "samples" not in groups and content["samples"]["clusters"] is None:
         groups.insert(0, "samples")  # a judge failed: the same samples are judged again
     if "questions" in groups and "samples" not in {*groups, *content["settings"]}:
@@ -194,15 +248,24 @@ def open_item(
     return Item(path, record, content, groups)
 
 
+def _has(content: Measures, group: str) -> bool:
+    """Whether a file holds all that a group puts into it."""
+    return group in content["settings"] and all(
+        name in content[section] for section, names in HOLDS[group].items() for name in names
+    )
+
+
 def _what_stands(
-    target: Path, model: str, texts: str, settings: dict[str, dict[str, Any]]
+    target: Path, record: dict[str, Any], model: str, settings: dict[str, dict[str, Any]]
 ) -> Measures | None:
     """The content of a file that is to be redone, without what is measured anew."""
     try:
-        content = read_measures(target)
+        content = read_measures(target, record)
     except UserError:
         return None
-    if not same_model(content["model"], model) or content["texts"] != texts:
+    if not same_model(str(content.get("model")), model) or content.get("texts") != texts_digest(
+        record
+    ):
         return None
     for group in settings:
         drop_group(content, group)
@@ -218,14 +281,14 @@ def _check(
     texts: str,
     settings: dict[str, dict[str, Any]],
 ) -> None:
-    if content["texts"] != texts:
+    if content.get("texts") != texts:
         raise UserError(
-            f'"{target}" was made from another dialogue ({content["texts"]}) than the pair holds '
-            f"now ({texts}); use --redo to replace it"
+            f'"{target}" was made from another dialogue ({content.get("texts")}) than the pair '
+            f"holds now ({texts}); use --redo to replace it"
         )
-    if not same_model(content["model"], model):
+    if not same_model(str(content.get("model")), model):
         raise UserError(
-            f'"{target}" was made with the model {content["model"]}, this run uses {model}; '
+            f'"{target}" was made with the model {content.get("model")}, this run uses {model}; '
             "use --redo to replace it"
         )
     for group, asked in settings.items():

@@ -252,14 +252,13 @@ class Measurer:
         from spikescore.measures.lens import LensReader
 
         for item, found in self._read("lens", LensReader, items, lambda item: [item.turns]):
-            turns = {"reasoning_score": found.reasoning_score, "sharpness": found.sharpness}
-            yield self._put(item, "lens", turns=turns, first={"mind": found.mind})
+            yield self._put(item, "lens", turns=found.turns, first={"mind": found.mind})
 
     def _attention(self, items: Sequence[Item]) -> Iterator[Item]:
         from spikescore.measures.icr import IcrReader
 
         for item, found in self._read("attention", IcrReader, items, lambda item: item.turns[0]):
-            yield self._put(item, "attention", first={"icr": found})
+            yield self._put(item, "attention", first=found)
 
     def _read(
         self,

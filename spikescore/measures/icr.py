@@ -8,10 +8,13 @@ over the answer's tokens: one number per layer, between 0 and log 2. No directio
 classifier. Source: Zhang et al. (2025), "ICR Probe: Tracking Hidden State Dynamics for Reliable
 Hallucination Detection in LLMs", ACL 2025.
 
-Where this differs from public code for it: the last layer's update is the layer's own, not mixed
-with the final norm that `output_hidden_states` applies there; attention from answer to prompt
-counts; the share is taken of the tokens that can be seen, and is at least `LEAST` tokens, as the
-divergence of fewer is always 0.
+Two ways of it: `icr_answer` leaves the prompt's attention out, its weights are 0, as in the
+authors' code, whose figures are published; `icr` lets an answer's attention to its prompt count.
+
+Where both differ from the authors' code: the last layer's update is the layer's own, not mixed with
+the final norm that `output_hidden_states` applies there; the share is taken of the tokens that can
+be seen, where they take it of the whole sequence, and is at least `LEAST` tokens, as the divergence
+of fewer is always 0; all heads count; of equal weights those of earlier tokens are taken first.
 """
 
 from __future__ import annotations
@@ -50,7 +53,8 @@ def icr_scores(
     counts = torch.clamp((visible * TOP_P - 1e-6).ceil().long(), min=LEAST)
     counts = torch.minimum(counts, visible)
     ahead = torch.arange(attention.shape[1], device=visible.device) >= visible[:, None]
-    chosen, places = attention.masked_fill(ahead, -1.0).topk(int(counts.max()), dim=1)
+    ranked = attention.masked_fill(ahead, -1.0).sort(dim=1, descending=True, stable=True)
+    chosen, places = (part[:, : int(counts.max())] for part in ranked)
     directions = states / states.norm(dim=1, keepdim=True).clamp(min=1e-8)
     projections = (updates @ directions.T).gather(1, places)
     taken = torch.arange(chosen.shape[1], device=counts.device) < counts[:, None]
@@ -89,11 +93,12 @@ class IcrReader:
         self._chunk = chunk
 
     @torch.inference_mode()
-    def read(self, prompt: list[int], answer: list[int]) -> np.ndarray:
-        """Return the ICR scores of an answer, float32 `[L]`; NaN for an empty one."""
+    def read(self, prompt: list[int], answer: list[int]) -> dict[str, np.ndarray]:
+        """Return the ICR scores of an answer, both ways float32 `[L]`; NaN for an empty one."""
         decoder = decoder_of(self._model)
         if not answer:
-            return np.full(len(layers_of(decoder)), np.nan, dtype=np.float32)
+            none = np.full(len(layers_of(decoder)), np.nan, dtype=np.float32)
+            return {"icr": none, "icr_answer": none}
         ids = prompt + answer
         cache = DynamicCache(config=self._model.config)
         with _eager(self._model), _LayerTap(self._model, len(prompt)) as tap:
@@ -103,11 +108,13 @@ class IcrReader:
                 tap.start = start
                 decoder(input_ids=part, position_ids=at, past_key_values=cache, use_cache=True)
         visible = torch.arange(len(prompt) + 1, len(ids) + 1)
-        scores = []
+        found: dict[str, list[float]] = {"icr": [], "icr_answer": []}
         for inputs, outputs, rows in tap.layers():
-            updates = outputs - inputs[len(prompt) :]
-            scores.append(icr_scores(updates, inputs, rows, visible.to(inputs.device)).mean())
-        return torch.stack([score.cpu() for score in scores]).numpy()
+            updates, seen = outputs - inputs[len(prompt) :], visible.to(inputs.device)
+            found["icr"].append(float(icr_scores(updates, inputs, rows, seen).mean()))
+            rows[:, : len(prompt)] = 0
+            found["icr_answer"].append(float(icr_scores(updates, inputs, rows, seen).mean()))
+        return {name: np.array(values, dtype=np.float32) for name, values in found.items()}
 
 
 @contextmanager

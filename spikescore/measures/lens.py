@@ -32,6 +32,8 @@ LATE_FROM = FIXED["lens"]["late_from"]
 """The share of a model's layers after which the late ones begin."""
 SHARPNESS_DEPTH = FIXED["lens"]["sharpness_depth"]
 """In-Context Sharpness reads layer 26 of the 32 of its authors' 7B models."""
+SHARPNESS = {"sharpness": True, "sharpness_raw": False}
+"""Its two ways: whether the layer's states get the final norm."""
 LENS_NUMBERS = {"cpu": 2**20, "cuda": 2**26}
 """Numbers of one matrix [rows, vocabulary] of a lens; bounds memory, and fits a CPU's cache."""
 _FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm")
@@ -40,10 +42,9 @@ _TINY = torch.finfo(torch.float32).tiny  # a probability below it adds nothing t
 
 @dataclass
 class LensMeasures:
-    """What a dialogue's layers say: float32 `[K]`, one value per turn, and float32 `[2H]`."""
+    """What a dialogue's layers say: `turns` by name float32 `[K]`, and MIND's float32 `[2H]`."""
 
-    reasoning_score: np.ndarray
-    sharpness: np.ndarray
+    turns: dict[str, np.ndarray]
     mind: np.ndarray
 
 
@@ -113,19 +114,19 @@ class Lens:
             [Part(0, ids, 0)], states_of=range(len(ids)), logits_of=range(len(ids))
         )
         own = torch.log_softmax(logits.float(), dim=-1)
-        lens = self.log_probabilities(states[-1], final=True)
+        lens = self.log_probabilities(states[-1], norm=False)
         if not torch.allclose(own, lens.to(own.device), rtol=0.02, atol=0.05):
             raise UserError(
                 f"{type(model).__name__} does more to its last state than norm and output matrix, "
                 'so the logit lens cannot read it; leave "lens" out of --groups'
             )
 
-    def log_probabilities(self, states: torch.Tensor, *, final: bool) -> torch.Tensor:
+    def log_probabilities(self, states: torch.Tensor, *, norm: bool = True) -> torch.Tensor:
         """Log-probabilities `[rows, vocabulary]` (float32) that states `[rows, H]` give.
 
-        `final` states are those after the final norm; all others get it here.
+        They get the final norm here, which the last layer's states have had already (`norm` false).
         """
-        logits = self._head(states if final else self._norm(states)).float()
+        logits = self._head(self._norm(states) if norm else states).float()
         if self._cap:
             logits = torch.tanh(logits / self._cap) * self._cap
         return torch.log_softmax(logits, dim=-1)
@@ -134,10 +135,9 @@ class Lens:
         """Mean over `layers` of JSD(final distribution, that layer's), given L + 1 states
         `[rows, H]`: `[rows]`.
         """
-        final = self.log_probabilities(states[-1], final=True).exp()
+        final = self.log_probabilities(states[-1], norm=False).exp()
         found = [
-            js_divergence(final, self.log_probabilities(states[layer], final=False).exp())
-            for layer in layers
+            js_divergence(final, self.log_probabilities(states[layer]).exp()) for layer in layers
         ]
         return torch.stack(found).mean(dim=0)
 
@@ -158,6 +158,7 @@ class LensReader:
     Range 0 to log of the prompt's length, so later turns are higher by themselves; higher = less
     sharp = more hallucinated. Source: Chen et al. (2024), "In-Context Sharpness as Alerts", arXiv
     2403.01548; their code takes the softmax of v's logits over the positions instead.
+    sharpness_raw: the same from the state as it is, without the final norm.
 
     mind: of the first answer, the mean over layers 1 .. L of its last token's state, then the mean
     over its tokens of the last layer's state, after the final norm. No direction: features for a
@@ -201,9 +202,10 @@ class LensReader:
             )
             reading.keep_first_answer(states, start)
             for first in range(0, len(part), self.lens.rows):
-                rows = slice(first, min(first + self.lens.rows, len(part)))
-                log_p = self.lens.log_probabilities(states[self.sharp][rows], final=False)
-                reading.keep_context(log_p, start + first)
+                rows = states[self.sharp][first : first + self.lens.rows]
+                for name, norm in SHARPNESS.items():
+                    log_p = self.lens.log_probabilities(rows, norm=norm)
+                    reading.keep_context(name, log_p, start + first)
             places = predicting[start : start + len(part)].nonzero()[:, 0]
             for few in places.split(self.lens.rows):
                 chosen = [state[few.to(state.device)] for state in states]
@@ -214,8 +216,8 @@ class LensReader:
 class _Reading:
     """What is known of a dialogue while it is read.
 
-    context: log-probabilities `[positions, tokens]` of every token that some answer holds, by the
-    states of the positions read so far.
+    context: by name of a sharpness, log-probabilities `[positions, tokens]` of every token that
+    some answer holds, by the states of the positions read so far.
     """
 
     def __init__(self, turns: Sequence[Exchange]) -> None:
@@ -223,29 +225,29 @@ class _Reading:
         self.divergence = torch.empty(0)
         self._tokens = torch.tensor(sorted({token for _, answer in turns for token in answer}))
         self._column = {token: place for place, token in enumerate(self._tokens.tolist())}
-        self._context = torch.empty(0, len(self._column))
+        self._context = dict.fromkeys(SHARPNESS, torch.empty(0, len(self._column)))
         prompt, answer = turns[0]
         self._first = range(len(prompt), len(prompt) + len(answer))
         self._last_token: list[torch.Tensor] = []  # the L + 1 states of the first answer's last
         self._last_layer: list[torch.Tensor] = []  # the last layer's states of the first answer
-        self._scores: list[tuple[float, float]] = []
+        self._scores: list[list[float]] = []
         self._width = 0
 
     def begin(self, ids: list[int], reused: int) -> int:
         """Go on with these ids, of which `reused` are known; return that number."""
-        context = self._context[:reused]
-        device = context.device
-        grown = torch.empty(len(ids), len(self._column), device=device)
-        grown[:reused] = context
-        self.ids, self._context = ids, grown
+        for name, context in self._context.items():
+            grown = torch.empty(len(ids), len(self._column), device=context.device)
+            grown[:reused] = context[:reused]
+            self._context[name] = grown
+        self.ids = ids
         self.divergence = torch.empty(len(ids))
         return reused
 
-    def keep_context(self, log_p: torch.Tensor, start: int) -> None:
+    def keep_context(self, name: str, log_p: torch.Tensor, start: int) -> None:
         """Keep what the positions from `start` on give the answers' tokens."""
-        self._context = self._context.to(log_p.device)
+        context = self._context[name] = self._context[name].to(log_p.device)
         tokens = self._tokens = self._tokens.to(log_p.device)
-        self._context[start : start + len(log_p)] = log_p[:, tokens.long()]
+        context[start : start + len(log_p)] = log_p[:, tokens.long()]
 
     def keep_first_answer(self, states: Sequence[torch.Tensor], start: int) -> None:
         """Keep what MIND needs of a pass's states, which begin at position `start`."""
@@ -259,23 +261,25 @@ class _Reading:
     def close_turn(self, n_prompt: int, answer: list[int]) -> None:
         """Average over the tokens of an answer that has been read."""
         if not answer:
-            self._scores.append((math.nan, math.nan))
+            self._scores.append([math.nan] * (1 + len(SHARPNESS)))
             return
         predicting = slice(n_prompt - 1, n_prompt - 1 + len(answer))
         columns = torch.tensor([self._column[token] for token in answer])
-        log_p = self._context[:n_prompt, columns.to(self._context.device)]
-        self._scores.append(
-            (float(self.divergence[predicting].mean()), float(context_entropy(log_p).mean()))
-        )
+        own = [float(self.divergence[predicting].mean())]
+        for context in self._context.values():
+            log_p = context[:n_prompt, columns.to(context.device)]
+            own.append(float(context_entropy(log_p).mean()))
+        self._scores.append(own)
 
     def result(self) -> LensMeasures:
-        scores = np.array(self._scores, dtype=np.float32)
+        scores = np.array(self._scores, dtype=np.float32).T
         mind = np.full(2 * self._width, np.nan, dtype=np.float32)
         if self._last_token:
             over_layers = torch.stack([state.cpu() for state in self._last_token[1:]]).mean(dim=0)
             over_tokens = torch.cat(self._last_layer).mean(dim=0).cpu()
             mind = torch.cat([over_layers, over_tokens]).numpy()
-        return LensMeasures(scores[:, 0], scores[:, 1], mind)
+        names = ("reasoning_score", *SHARPNESS)
+        return LensMeasures(dict(zip(names, scores, strict=True)), mind)
 
 
 def _runs(turns: Sequence[Exchange]) -> Iterator[Sequence[Exchange]]:

@@ -72,7 +72,7 @@ def make_turns(rewrite: bool) -> list[tuple[list[int], list[int]]]:
     return turns
 
 
-def plain_lens(model, prompt, answer) -> tuple[float, float]:
+def plain_lens(model, prompt, answer) -> dict[str, float]:
     """Reasoning score and sharpness by loops over layers, tokens and positions, in float64."""
     model = model.double()
     with torch.no_grad():
@@ -80,14 +80,15 @@ def plain_lens(model, prompt, answer) -> tuple[float, float]:
     n_layers = len(output.hidden_states) - 1
     cap = getattr(model.config, "final_logit_softcapping", None)
 
-    def distribution(layer: int, position: int) -> np.ndarray:
+    def distribution(layer: int, position: int, normed: bool = True) -> np.ndarray:
+        state = output.hidden_states[layer][0, position]
         with torch.no_grad():
-            logits = model.lm_head(model.model.norm(output.hidden_states[layer][0, position]))
+            logits = model.lm_head(model.model.norm(state) if normed else state)
             if cap:
                 logits = cap * torch.tanh(logits / cap)
         return torch.softmax(logits, dim=-1).numpy()
 
-    divergences, entropies = [], []
+    divergences, entropies = [], {True: [], False: []}
     for place, token in enumerate(answer):
         predicting = len(prompt) - 1 + place
         final = torch.softmax(output.logits[0, predicting], dim=-1).numpy()
@@ -95,11 +96,16 @@ def plain_lens(model, prompt, answer) -> tuple[float, float]:
             divergences.append(jensenshannon(final, distribution(layer, predicting)) ** 2)
         middle = round(n_layers * 0.8125)
         assert 0 < middle < n_layers
-        weights = np.array([distribution(middle, i)[token] for i in range(len(prompt))])
-        weights /= weights.sum()
-        entropies.append(-sum(w * math.log(w) for w in weights))
+        for normed, found in entropies.items():
+            read = [distribution(middle, i, normed)[token] for i in range(len(prompt))]
+            weights = np.array(read) / sum(read)
+            found.append(-sum(w * math.log(w) for w in weights))
     model.float()
-    return float(np.mean(divergences)), float(np.mean(entropies))
+    return {
+        "reasoning_score": float(np.mean(divergences)),
+        "sharpness": float(np.mean(entropies[True])),
+        "sharpness_raw": float(np.mean(entropies[False])),
+    }
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2"])
@@ -116,12 +122,16 @@ def test_reading_equals_a_plain_forward_pass(kind, rewrite, chunk):
         found = reader.read(turns)
     for turn, (prompt, answer) in enumerate(turns):
         if not answer:
-            assert math.isnan(found.reasoning_score[turn]) and math.isnan(found.sharpness[turn])
+            assert all(math.isnan(values[turn]) for values in found.turns.values())
             continue
-        divergence, sharpness = plain_lens(model, prompt, answer)
-        assert divergence > 0.01 and sharpness < math.log(len(prompt)) - 0.01
-        assert found.reasoning_score[turn] == pytest.approx(divergence, rel=1e-3, abs=1e-5)
-        assert found.sharpness[turn] == pytest.approx(sharpness, rel=1e-4)
+        expected = plain_lens(model, prompt, answer)
+        even = math.log(len(prompt))
+        assert expected["reasoning_score"] > 0.01
+        assert expected["sharpness"] < even - 0.01 and expected["sharpness_raw"] < even - 0.002
+        own = {name: values[turn] for name, values in found.turns.items()}
+        assert own == pytest.approx(expected, rel=1e-3, abs=1e-5)
+        for name in ("sharpness", "sharpness_raw"):
+            assert own[name] == pytest.approx(expected[name], rel=1e-4)
     prompt, answer = turns[0]
     with torch.no_grad():
         states = model(torch.tensor([prompt + answer]), output_hidden_states=True).hidden_states
@@ -134,7 +144,7 @@ def test_reading_equals_a_plain_forward_pass(kind, rewrite, chunk):
 def test_a_first_answer_of_no_tokens_has_no_features():
     found = LensReader(make_model("llama")).read([([5, 6, 7], []), ([5, 6, 7, 8], [9])])
     assert found.mind.shape == (128,) and np.isnan(found.mind).all()
-    assert np.isnan(found.sharpness).tolist() == [True, False]
+    assert np.isnan(found.turns["sharpness"]).tolist() == [True, False]
 
 
 def test_a_model_that_scales_its_logits_is_refused():
@@ -170,7 +180,7 @@ def test_icr_of_a_worked_example():
     assert found.tolist() == pytest.approx([0, two_way(z), level], abs=1e-6)
 
 
-def plain_icr(model, prompt, answer) -> list[float]:
+def plain_icr(model, prompt, answer, from_prompt: bool) -> list[float]:
     """ICR scores by loops, from a pass that returns everything, in float64."""
     model = model.double()
     model.set_attn_implementation("eager")
@@ -197,6 +207,8 @@ def plain_icr(model, prompt, answer) -> list[float]:
         for token in range(len(prompt), len(prompt + answer)):
             n = max(2, math.ceil(0.1 * (token + 1)))
             weights = attention[0, :, token, : token + 1].mean(dim=0).numpy()
+            if not from_prompt:
+                weights[: len(prompt)] = 0
             top = np.argsort(-weights, kind="stable")[:n]
             update = (after[0, token] - states[0, token]).numpy()
             held = [states[0, j].numpy() for j in top]
@@ -220,11 +232,15 @@ def test_icr_equals_a_plain_pass_that_returns_everything(kind, chunk):
     assert len(prompt) > WINDOW
     found = IcrReader(model, chunk=chunk).read(prompt, answer)
     assert model.config._attn_implementation == before
-    assert found.dtype == np.float32 and found.shape == (3,)
-    expected = plain_icr(model, prompt, answer)
-    assert min(expected) > 0.01
-    assert found.tolist() == pytest.approx(expected, rel=1e-3)
+    assert list(found) == ["icr", "icr_answer"]
+    for name, scores in found.items():
+        assert scores.dtype == np.float32 and scores.shape == (3,)
+        expected = plain_icr(model, prompt, answer, from_prompt=name == "icr")
+        assert min(expected) > 0.01
+        assert scores.tolist() == pytest.approx(expected, rel=1e-3)
+    assert np.abs(found["icr"] - found["icr_answer"]).max() > 0.01
 
 
 def test_icr_of_an_empty_answer_is_missing():
-    assert np.isnan(IcrReader(make_model("llama")).read([5, 6], [])).tolist() == [True] * 3
+    found = IcrReader(make_model("llama")).read([5, 6], [])
+    assert [np.isnan(scores).tolist() for scores in found.values()] == [[True] * 3] * 2

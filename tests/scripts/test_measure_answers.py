@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -93,6 +94,15 @@ def measure(monkeypatch, capsys):
     return run
 
 
+def put(section: str, name: str, value):
+    """A change of one value of a file of measures."""
+
+    def change(held: dict) -> dict:
+        return {**held, section: {**held[section], name: value}}
+
+    return change
+
+
 def files(folder: Path) -> dict[str, dict]:
     return {path.name[:2]: load_pickle(path) for path in sorted(folder.rglob("*.measures.pkl"))}
 
@@ -110,18 +120,20 @@ def test_the_command_measures_every_finished_pair(pairs):
     for path in pairs.rglob("q?.json"):
         if path.stem == "q9":
             continue
-        record, found = read_record(path), read_measures(measures_path(path))
+        record = read_record(path)
+        found = read_measures(measures_path(path), record)
         assert found["format"] == 1 and found["model"] == record["model"]
         assert len(found["texts"]) == 12 and list(found["settings"]) == [
             "lens", "attention", "samples", "questions",
         ]  # fmt: skip
-        assert set(found["turns"]) == {"reasoning_score", "sharpness"}
+        assert set(found["turns"]) == {"reasoning_score", "sharpness", "sharpness_raw"}
         for values in found["turns"].values():
             assert values.dtype == np.float32 and values.shape == (TURNS,)
             empty = [not answer for _, answer in token_sequences(record)]
             assert np.isnan(values).tolist() == empty
         first, samples = found["first"], found["samples"]
-        assert first["icr"].dtype == np.float32 and first["icr"].shape == (N_LAYERS,)
+        for name in ("icr", "icr_answer"):
+            assert first[name].dtype == np.float32 and first[name].shape == (N_LAYERS,)
         assert first["mind"].shape == (2 * HIDDEN,)
         for name in ("truth_state", "truth_state_yes", "truth_state_no"):
             assert first[name].shape == (N_LAYERS + 1, HIDDEN)
@@ -300,12 +312,58 @@ def test_failed_judgements_are_made_again_on_the_same_samples(pairs, measure, mo
         assert held["samples"]["texts"] == failed[name]["samples"]["texts"]
 
 
-def test_a_file_of_something_else_is_refused(pairs, measure):
-    target = pairs / "one" / "q0.measures.pkl"
-    shutil.copy(pairs / "one" / "q0.pkl", target)
+DAMAGES = {
+    "another pickle": (lambda held: {"turns": {}}, "holds no measures"),
+    "a later format": (lambda held: {**held, "format": 2}, "is of format 2"),
+    "no settings": (lambda held: {**held, "settings": None}, "holds no measures"),
+    "settings of a group": (lambda held: {**held, "settings": {"lens": 3}}, "no settings of lens"),
+    "a group of no name": (lambda held: {**held, "settings": {"x": {}}}, "unknown group 'x'"),
+    "a section": (lambda held: {**held, "first": None}, 'has no "first", where lens stands'),
+    "a lost section": (lambda held: {**held, "samples": {}}, 'no "samples", where samples stands'),
+    "turns": (put("turns", "sharpness", np.zeros(3, np.float32)), r"sharpness that is not.*\[K\]"),
+    "a type": (put("turns", "reasoning_score", np.zeros(4)), r"not float32 \[K\]"),
+    "a vector": (put("first", "icr", [0.5]), r"first.icr that is not float32 \[L\]"),
+    "a state": (put("first", "truth_state", np.zeros(9, np.float16)), r"truth_state.*\[L\+1, H\]"),
+    "a number": (put("first", "p_true", "0.5"), "first.p_true that is not float"),
+    "texts": (put("samples", "texts", ["a", 1, "b"]), "samples.texts that is not N str"),
+    "too few": (put("samples", "clusters", [0]), "samples.clusters that is not N int or None"),
+    "a judge": (put("samples", "entailment", None), "samples.entailment that is not str"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_named_with_what_is_wrong(whole, tmp_path, damage):
+    change, words = DAMAGES[damage]
+    target = next(whole.rglob("q0.measures.pkl"))
+    held, record = load_pickle(target), read_record(target.with_name("q0.json"))
+    assert read_measures(target, record)
+    path = tmp_path / "q0.measures.pkl"
+    path.write_bytes(pickle.dumps(change(held)))
+    with pytest.raises(UserError, match=f"q0.measures.pkl.*{words}.*--redo"):
+        read_measures(path, record)
+
+
+def test_a_file_that_cannot_be_used_is_made_anew_by_redo(pairs, measure):
+    one, two = (pairs / "one" / f"{name}.measures.pkl" for name in ("q0", "q1"))
+    shutil.copy(pairs / "one" / "q0.pkl", one)
+    two.write_bytes(b"")
     with pytest.raises(UserError, match="q0.measures.pkl.*holds no measures"):
         measure(pairs, "--groups", "attention")
+    one.unlink()
+    with pytest.raises(UserError, match="q1.measures.pkl.*--redo"):
+        measure(pairs, "--groups", "attention")
     assert measure(pairs, "--groups", "attention", "--redo")[0] == 0
+
+
+def test_a_file_of_an_earlier_version_gets_what_it_lacks(whole, tmp_path, measure):
+    folder = Path(shutil.copytree(whole, tmp_path / "pairs"))
+    path = next(folder.rglob("q2.measures.pkl"))
+    held = load_pickle(path)
+    expected = held["first"].pop("icr_answer")
+    path.write_bytes(pickle.dumps(held))
+    status, out = measure(folder)
+    assert status == 0 and "1 measured, 3 skipped" in out
+    np.testing.assert_allclose(load_pickle(path)["first"]["icr_answer"], expected, rtol=1e-3)
 
 
 def test_no_pair_may_take_the_name_of_anothers_measures():
