@@ -16,8 +16,9 @@ layers need.
 
 Writes a score book, <save_path>.pkl with the scores and <save_path>.json with items, splits,
 methods and what was chosen; tables are made from it alone. A method whose measures are missing, or
-a domain with too few items of a class, is left out and named at the end. Nothing is written to the
-data folder.
+a domain with too few items of a class, is left out and named at the end; a method whose results
+are not what a detector must return is named at once, and the exit status is 1. Nothing is written
+to the data folder.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def main() -> int:
         print(summary(book))
         print("wrote " + " and ".join(map(str, written)))
     print(f"{time.perf_counter() - started:.0f} s in all")
-    return 0
+    return 1 if any(book.about.get("misbehaved") for book in books.values()) else 0
 
 
 def book_path(save_path: Path, folder: str) -> Path:

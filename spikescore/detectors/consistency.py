@@ -89,7 +89,8 @@ class SemanticEntropyDiscrete(SampleDetector):
     """-sum over clusters c of (n_c / N) log(n_c / N), clusters of samples that mean the same.
 
     Range 0 to log N; higher = more hallucinated. NaN where the samples are not clustered. Source:
-    Farquhar et al. (2024), "discrete semantic entropy".
+    Farquhar et al. (2024), "discrete semantic entropy". A sample stays in the first cluster that it
+    fits; in the original code a later cluster takes it over.
     """
 
     name = "semantic_entropy_discrete"
@@ -169,7 +170,8 @@ class SelfCheckNli(MeasuredDetector):
     """Mean over sentences and samples of P(the sample contradicts the answer's sentence).
 
     P is a softmax over entailment and contradiction of a local entailment model. Range 0 to 1;
-    higher = more hallucinated. Source: Manakul et al. (2023), SelfCheckGPT with NLI.
+    higher = more hallucinated. Source: Manakul et al. (2023), SelfCheckGPT with NLI. The sample is
+    the premise and the sentence the hypothesis; their code gives the pair the other way round.
     """
 
     name = "selfcheck_nli"
@@ -195,7 +197,8 @@ class PTrue(MeasuredDetector):
     """-P(True): minus the probability the model gives to its answer being true when asked.
 
     Range -1 to 0; more probably true means less hallucinated, hence the sign. Source: Kadavath et
-    al. (2022), section 4.
+    al. (2022), section 4. It sees the samples as other ideas, without the answer it is asked about;
+    other code lists that among them.
     """
 
     name = "p_true"

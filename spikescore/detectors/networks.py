@@ -141,7 +141,8 @@ class Prism(Detector):
     The model is asked whether its answer to the question reflects the truth; the state is that of
     the prompt's last token. Higher = more hallucinated. NaN where it was not asked. Source: Zhang
     et al. (2024), "Prompt-Guided Internal States for Hallucination Detection of Large Language
-    Models" (PRISM), with SAPLMA as its classifier; their code puts dropout in front of it and
+    Models" (PRISM), with SAPLMA as its classifier; their code gives the model the question as raw
+    text, here it is asked in the chat template. Theirs puts dropout in front of the classifier and
     weights the classes, here it is trained as `Saplma` is, its layer chosen on validation.
     """
 
@@ -192,19 +193,31 @@ class IcrProbe(VectorNetwork):
     """MLP L-128-64-32-1 on the ICR score of each layer, averaged over the answer's tokens.
 
     The ICR score of a layer is the Jensen-Shannon divergence between where its update of the
-    residual stream points and where its attention goes. Batch norm, leaky ReLU and dropout 0.3
-    after each hidden layer; Adam at 1e-3, batches of 32. Higher = more hallucinated. Source: Zhang
-    et al. (2025), "ICR Probe", ACL. Scores are standardised here, the learning rate stays constant,
-    and 50 epochs or more are trained.
+    residual stream points and where its attention goes. Of an answer's attention only what goes to
+    the answer itself counts, as in the authors' code, beside whose figures this stands. Batch norm,
+    leaky ReLU and dropout 0.3 after each hidden layer; Adam at 1e-3, batches of 32. Higher = more
+    hallucinated. Source: Zhang et al. (2025), "ICR Probe", ACL. Scores are standardised here, and
+    50 epochs or more are trained at a constant learning rate, without their weight decay and from
+    torch's own start where they take a Kaiming start for the leaky ReLU.
     """
 
     name = "icr_probe"
     title = "ICR Probe"
     needs = frozenset({"attentions"})
-    vector = "icr"
+    vector = "icr_answer"
     recipe = Recipe(
         "icr", (128, 64, 32), epochs=50, activation="leaky_relu", norm="batch", dropout=0.3
     )
+
+
+class IcrProbePrompt(IcrProbe):
+    """ICR Probe (`IcrProbe`) on scores in which the answer's attention to the prompt counts too, as
+    the paper's text has it.
+    """
+
+    name = "icr_probe_prompt"
+    title = "ICR Probe, with prompt"
+    vector = "icr"
 
 
 class Mind(VectorNetwork):
@@ -215,8 +228,9 @@ class Mind(VectorNetwork):
     20 epochs or more. Higher = more hallucinated. Source: Su et al. (2024), "Unsupervised Real-Time
     Hallucination Detection Based on the Internal States of Large Language Models" (MIND). There the
     labels come from continuing Wikipedia articles; here they are the training domain's, as for all
-    methods. One sigmoid output stands for their two with softmax; features are standardised; the
-    classes are not weighted.
+    methods. Their code's mean over tokens begins one token earlier, at the last of the prompt. One
+    sigmoid output stands for their two with softmax; features are standardised; the classes are not
+    weighted.
     """
 
     name = "mind"
@@ -228,4 +242,11 @@ class Mind(VectorNetwork):
     )
 
 
-DETECTORS: tuple[type[Detector], ...] = (Saplma, SemanticEntropyProbe, Prism, IcrProbe, Mind)
+DETECTORS: tuple[type[Detector], ...] = (
+    Saplma,
+    SemanticEntropyProbe,
+    Prism,
+    IcrProbe,
+    IcrProbePrompt,
+    Mind,
+)

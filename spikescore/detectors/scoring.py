@@ -10,6 +10,7 @@ kept; nothing is made up for it. What a detector returns is checked where it is 
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -129,6 +131,7 @@ class _Scoring:
         self.domains = chosen("training domain", settings.train_domains, known_domains)
         self.splits: dict[str, np.ndarray] = {}
         self.left_out: list[tuple[str, str]] = []
+        self.misbehaved: list[str] = []
         self.seconds: Counter[str] = Counter()
 
     # --- fits -------------------------------------------------------------------------------
@@ -183,11 +186,19 @@ class _Scoring:
 
     @contextmanager
     def _leaving_out(self, what: str) -> Iterator[None]:
-        """Leave out what fails inside with a UserError, and keep the reason."""
+        """Leave out what fails inside with a UserError, and keep the reason; tell at once of what
+        a detector did wrong.
+        """
         try:
             yield
         except UserError as error:
+            if isinstance(error, Misbehaved) and what not in self.misbehaved:
+                self.misbehaved.append(what)
+                log.error("error: %s; it is left out", error)
             self._leave_out(what, str(error))
+        except Exception as error:
+            error.add_note(f"in the detector {what}")
+            raise
 
     # --- scores -----------------------------------------------------------------------------
 
@@ -213,14 +224,17 @@ class _Scoring:
 
     def _score(self, book: ScoreBook, target: Answers, key: Key, detector: Detector) -> None:
         """Keep the scores of all items, and of computed turns; UserError when no item has one."""
-        scores = np.asarray(detector.score(target), dtype=np.float64)
+        scores = checked(key, "score", detector.score(target), (len(target),))
         if not np.isfinite(scores).any():
             raise UserError(f"no item has a score; {_remedy(type(detector))}")
+        chosen = plain(key, detector.chosen)
         if key[0] in self.turn_scorers and isinstance(detector, TurnDetector):
-            book.turns[key] = detector.score_turns(target).astype(np.float32)
+            longest = max(len(record["cot_steps"]) for record in target.records)
+            turns = detector.score_turns(target)
+            book.turns[key] = checked(key, "score_turns", turns, (len(target), longest), np.float32)
         book.scores[key] = scores
         if learns(type(detector)):
-            book.chosen["/".join(map(str, key))] = detector.chosen
+            book.chosen["/".join(map(str, key))] = chosen
 
     def _splits_in(self, target: Answers) -> dict[str, np.ndarray]:
         """Return the splits of a target's items, by what each item asks."""
@@ -250,6 +264,7 @@ class _Scoring:
             "settings": asdict(self.settings),
             "items_left_out": target.left_out,
             "left_out": self.left_out,
+            "misbehaved": self.misbehaved,
             "unscored": {name: count for name, count in unscored.items() if count},
             "seconds": {name: round(spent, 3) for name, spent in self.seconds.items()},
         }
@@ -305,11 +320,50 @@ def score_turns(
             filled = np.arange(n_turns.max()) < n_turns[places, None]
             for key, detector in readers.items():
                 with timed(seconds, key[0]):
+                    found = detector.score_states(states)
                     block = np.full(filled.shape, np.nan, dtype=np.float32)
-                    block[filled] = detector.score_states(states)
+                    block[filled] = checked(key, "score_states", found, (len(states),))
                     tables[key][places] = block
             bar.update(len(places))
     return tables
+
+
+class Misbehaved(UserError):
+    """A detector returned what it must not: its author's mistake, not that of who runs it."""
+
+
+def checked(
+    key: Key, method: str, found: object, shape: tuple[int, ...], dtype: type = np.float64
+) -> np.ndarray:
+    """Return what a detector's method returned as numbers of a dtype.
+
+    Raises Misbehaved, naming the detector and both shapes, unless it is an array, or a list, of
+    real numbers of the shape [n] or [n, K] that it must have. NaN stands for a missing score.
+    """
+    try:
+        array = np.asarray(found)
+        what = "None" if found is None else f"{array.dtype} {list(array.shape)}"
+    except Exception as error:  # rows of different lengths, a tensor that keeps its gradient ...
+        array, what = np.empty(0, dtype=object), f"{type(found).__name__} ({error})"
+    if array.shape != shape or array.dtype.kind not in "biuf":
+        items = "states" if method == "score_states" else "items"
+        raise Misbehaved(
+            f'detector "{key[0]}": {method} returned {what} for {shape[0]} {items}, where real '
+            f"numbers of shape {list(shape)} are due"
+        )
+    return array.astype(dtype)
+
+
+def plain(key: Key, chosen: object) -> dict[str, Any]:
+    """Return what a fit chose as plain values that a JSON file can hold; Misbehaved if it can't."""
+    try:
+        if not isinstance(chosen, dict):
+            raise TypeError(f"it is {type(chosen).__name__}, not a dict")
+        return json.loads(json.dumps(chosen, default=lambda value: value.tolist()))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise Misbehaved(
+            f'detector "{key[0]}": what fit puts into `chosen` must be plain values ({error})'
+        ) from error
 
 
 @contextmanager

@@ -30,10 +30,11 @@ class TokenDetector(TurnDetector):
 class Perplexity(TokenDetector):
     """exp(-(1/T) sum_t l_t) over the answer's T tokens with log-probabilities l_t.
 
-    Range 1 to infinity; higher = more hallucinated. Exponentiated: some implementations leave the
-    exponential out, which is monotone, so that the ranking of answers and the AUROC are the same;
-    differences from turn to turn (SpikeScore over perplexity) are not. Source: e.g. Ren et al.
-    (2023), "Out-of-Distribution Detection and Selective Generation".
+    The token that ends the answer is not among them; other code counts it in. Range 1 to infinity;
+    higher = more hallucinated. Exponentiated: some implementations leave the exponential out, which
+    is monotone, so that the ranking of answers and the AUROC are the same; differences from turn to
+    turn (SpikeScore over perplexity) are not. Source: e.g. Ren et al. (2023), "Out-of-Distribution
+    Detection and Selective Generation".
     """
 
     name = "perplexity"
@@ -103,14 +104,21 @@ class ReasoningScore(LensDetector):
 class Sharpness(LensDetector):
     """Entropy over the prompt's positions of what a late layer gives the answer's tokens there.
 
-    Mean over tokens v of the entropy of p_i(v) / sum_j p_j(v), p_i at position i. Range 0 to log of
-    the prompt's length (nats), so that later turns are higher by themselves. Direction: higher =
-    the context is less sharp = more hallucinated. Source: Chen et al. (2024), "In-Context Sharpness
-    as Alerts", arXiv 2403.01548.
+    Mean over tokens v of the entropy of p_i(v) / sum_j p_j(v), p_i at position i, read through the
+    model's final norm. Range 0 to log of the prompt's length (nats), so that later turns are higher
+    by themselves. Direction: higher = the context is less sharp = more hallucinated. Source: Chen
+    et al. (2024), "In-Context Sharpness as Alerts", arXiv 2403.01548.
     """
 
     name = "sharpness"
     title = "In-Context Sharpness"
+
+
+class SharpnessRaw(LensDetector):
+    """In-Context Sharpness (`Sharpness`) of the late layer's states without the final norm."""
+
+    name = "sharpness_raw"
+    title = "In-Context Sharpness, no final norm"
 
 
 DETECTORS: tuple[type[Detector], ...] = (
@@ -120,4 +128,5 @@ DETECTORS: tuple[type[Detector], ...] = (
     FirstTokenConfidence,
     ReasoningScore,
     Sharpness,
+    SharpnessRaw,
 )

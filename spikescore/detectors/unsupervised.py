@@ -20,7 +20,6 @@ from spikescore.detectors.lesson import (
     first_answers,
     measured,
     measured_lesson,
-    score_known,
 )
 from spikescore.detectors.networks import train_network
 from spikescore.errors import UserError
@@ -45,16 +44,19 @@ PAIR = ("truth_state_yes", "truth_state_no")
 class Ccs(Detector):
     """1 - (p(yes) + 1 - p(no)) / 2, or that from 1, with p = sigmoid(w . z + b) found by CCS.
 
-    z is the state after the model is asked whether its answer is true and replies yes, or no; each
-    reply's states are standardised by themselves, so that the reply itself cannot be read. w, b
-    minimise mean[(p(yes) - (1 - p(no)))^2 + min(p(yes), p(no))^2] over the train split, without
-    labels: AdamW at 1e-3, weight decay 0.01, 1,000 full-batch steps, the lowest loss of 10 starts.
-    The loss is the same for an answer and its negation: which end means hallucinated is said by the
-    TRAINING labels (AUROC at least 0.5). The layer has the highest validation AUROC (of equal ones:
-    the lowest mean squared distance from y, then the lowest layer). NaN where the pair was not
-    measured. Source: Burns et al. (2023), "Discovering Latent Knowledge in Language Models Without
-    Supervision", whose pairs end in the two answers to a question with two; here the statement is
-    that the model's own answer is true. Their code centres without scaling.
+    z is the state after the model is asked whether its answer is true and replies yes, or no,
+    standardised by mean and deviation of that reply's states of the item's OWN domain, among the
+    items that are scored, as the authors do: the reply itself cannot be read, nor can a shift of
+    the domain be taken for a sign. No label is needed for that; a domain of one item has no
+    deviation, and no score. w, b minimise mean[(p(yes) - (1 - p(no)))^2 + min(p(yes), p(no))^2]
+    over the train split, without labels: AdamW at 1e-3, weight decay 0.01, 1,000 full-batch steps,
+    the lowest loss of 10 starts. The loss is the same for an answer and its negation: which end
+    means hallucinated is said by the TRAINING labels (AUROC at least 0.5). The layer has the
+    highest validation AUROC (of equal ones: the lowest mean squared distance from y, then the
+    lowest layer). NaN where the pair was not measured. Source: Burns et al. (2023), "Discovering
+    Latent Knowledge in Language Models Without Supervision", whose pairs end in the two answers to
+    a question with two; here the statement is that the model's own answer is true. Their code
+    centres without scaling unless told otherwise.
     """
 
     name = "ccs"
@@ -72,7 +74,7 @@ class Ccs(Detector):
         for layer, probe in enumerate(probes, start=1):
             if auroc(y, probe.score(pairs[:, :, layer])) < 0.5:
                 probes[layer - 1] = probe = replace(probe, sign=-1)
-            scores = probe.score(val_pairs[:, :, layer])
+            scores = self.normalised(probe, val_pairs[:, :, layer]).score(val_pairs[:, :, layer])
             ranks.append((auroc(y_val, scores), -float(np.square(scores - y_val).mean())))
         place = ranks.index(max(ranks))
         self._layer, self._probe = place + 1, probes[place]
@@ -86,7 +88,34 @@ class Ccs(Detector):
 
     def score(self, items: Answers) -> np.ndarray:
         known, pairs = measured(items, *PAIR)
-        return score_known(known, pairs, lambda x: self._probe.score(x[:, :, self._layer]))
+        scores = np.full(len(items), np.nan)
+        domains = items.domains[known]
+        for domain in dict.fromkeys(domains.tolist()):
+            own = pairs[domains == domain][:, :, self._layer]
+            places = np.flatnonzero(known)[domains == domain]
+            scores[places] = self.normalised(self._probe, own).score(own)
+        return scores
+
+    @staticmethod
+    def normalised(probe: CcsProbe, pairs: np.ndarray) -> CcsProbe:
+        """Return the probe as it reads the states [m, 2, H] of one domain; NaN for a single one."""
+        mean, scale = normaliser(pairs)
+        return replace(probe, mean=mean, scale=scale if len(pairs) > 1 else scale * np.nan)
+
+
+class CcsCarried(Ccs):
+    """CCS (`Ccs`) with the TRAINING domain's means and deviations for every domain.
+
+    What is left when a detector sees one item at a time: where domains' states differ in their
+    means, the shift is taken for a sign. Made beside `Ccs` to show what that costs.
+    """
+
+    name = "ccs_carried"
+    title = "CCS, carried means"
+
+    @staticmethod
+    def normalised(probe: CcsProbe, pairs: np.ndarray) -> CcsProbe:
+        return probe
 
 
 @dataclass(frozen=True)
@@ -187,10 +216,10 @@ class HaloScope(LayerReader):
     and no other label, chooses: layer, k in 1 to 10 and direction by the AUROC of zeta (of equal
     ones: the lowest layer, the smallest k, the direction "further out = hallucinated"); then the
     threshold among the quartiles of zeta, and the epoch, by the AUROC of the network. Higher = more
-    hallucinated. Source: Du et al. (2024), "HaloScope", NeurIPS. Their code averages the
-    projections before squaring, tries 38 thresholds and every layer anew for each, and trains by
-    SGD on unscaled states. Here the network reads zeta's layer, standardised, and is trained as
-    SAPLMA is.
+    hallucinated. Source: Du et al. (2024), "HaloScope", NeurIPS. Their code projects the states as
+    they are, without taking the mean away, averages the projections before squaring, tries 38
+    thresholds and every layer anew for each, and trains by SGD on unscaled states. Here the network
+    reads zeta's layer, standardised, and is trained as SAPLMA is.
     """
 
     name = "haloscope"
@@ -273,4 +302,4 @@ def _fit_pseudo(material: Lesson, layer: int, called: np.ndarray, seed: int) -> 
     return train_network([rows], [()], material.examples(target), recipe, seed)
 
 
-DETECTORS: tuple[type[Detector], ...] = (Ccs, HaloScope)
+DETECTORS: tuple[type[Detector], ...] = (Ccs, CcsCarried, HaloScope)

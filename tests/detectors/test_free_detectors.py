@@ -77,7 +77,7 @@ def test_token_detectors_read_every_turn_and_leave_gaps(name, sign):
     assert np.array_equal(detector.score(items), expected[:, 0])
 
 
-@pytest.mark.parametrize("name", ["reasoning_score", "sharpness"])
+@pytest.mark.parametrize("name", ["reasoning_score", "sharpness", "sharpness_raw"])
 def test_lens_detectors_read_measured_turns(name):
     measures = [{"turns": {name: np.float32([0.5, 0.25])}}, {}, {"turns": {}}]
     items = answers([record({}, {}), record({}, {}), record({})], measures)
@@ -230,6 +230,7 @@ PLANTS = {
     "first_token_confidence": lambda d: steps_with(first_token_confidence=1 - d),
     "reasoning_score": lambda d: lens("reasoning_score", d),
     "sharpness": lambda d: lens("sharpness", d),
+    "sharpness_raw": lambda d: lens("sharpness_raw", d),
     "ln_entropy": lambda d: samples(logliks=[-10 * d, -10 * d], n_tokens=[5, 5]),
     "lexical_similarity": lambda d: samples(
         texts=["x " * 20, "x " * round(20 - 19 * d) + "y " * round(19 * d)]

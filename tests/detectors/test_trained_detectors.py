@@ -36,6 +36,7 @@ ON_DISK = linear.AllTurnProbe  # reads later turns from the PKLs
 FAST = [detector for detector in DETECTORS if detector is not ON_DISK]
 NO_DIRECTION = (networks.SemanticEntropyProbe, controls.LabelShuffle, controls.RandomProjection)
 LEARN_DIRECTION = [detector for detector in FAST if detector not in NO_DIRECTION]
+CCS, CARRIED = unsupervised.Ccs, unsupervised.CcsCarried
 N_LAYERS, WIDTH, SIGNAL_LAYER = 3, 8, 2
 AXIS = np.random.default_rng(5).standard_normal(2 * WIDTH)
 AXIS /= np.linalg.norm(AXIS)
@@ -90,10 +91,11 @@ def planted(domain: str, *, n: int = 60, signal: float = 14.0, mirrored: bool = 
     shape = (N_LAYERS + 1, WIDTH)
     states, truth = noise(*shape), noise(*shape)
     yes, no = noise(*shape, along=-0.5), noise(*shape, along=0.5)
-    icr, mind = noise(N_LAYERS), noise(2 * WIDTH)
+    icr, icr_answer, mind = noise(N_LAYERS), noise(N_LAYERS), noise(2 * WIDTH)
     measures, records = [], []
     for i in range(n):
-        first = {"icr": icr[i], "mind": mind[i], "truth_state": truth[i]}
+        first = {"icr": icr[i], "icr_answer": icr_answer[i], "mind": mind[i]}
+        first["truth_state"] = truth[i]
         first |= {"truth_state_yes": yes[i], "truth_state_no": no[i]}
         clusters = list(range(5)) if marked[i] else [0] * 5
         measures.append({"first": first, "samples": {"clusters": clusters}})
@@ -102,6 +104,16 @@ def planted(domain: str, *, n: int = 60, signal: float = 14.0, mirrored: bool = 
             step["response"] = f"{domain} {'crimson' if marked[i] else 'teal'} {step['turn']}"
         records.append(record)
     return answers(states, y, records, measures, domain)
+
+
+def join(one: Answers, other: Answers) -> Answers:
+    """Two domains in one."""
+    names = ("paths", "records", "measures")
+    lists = {name: [*getattr(one, name), *getattr(other, name)] for name in names}
+    states = np.concatenate([one.first_states, other.first_states])
+    made = answers(states, np.concatenate([one.y, other.y]), lists["records"], lists["measures"])
+    made.domains[:] = [*one.domains, *other.domains]
+    return made
 
 
 def halves(items: Answers) -> tuple[Answers, Answers]:
@@ -356,8 +368,7 @@ def test_networks_on_vectors_against_numpy_and_scikit_learn(detector):
     items = planted("a", signal=1.5)
     train, val = halves(items)
     made = fitted(detector, items)
-    name = made.name.removesuffix("_probe")
-    rows = [np.stack(part.measured_arrays(name)).astype(np.float64) for part in (train, val)]
+    rows = [np.stack(part.measured_arrays(made.vector)).astype(np.float64) for part in (train, val)]
     x = StandardScaler().fit(rows[0]).transform(rows[1])
     operations = made._network.weights
     widths = {"icr_probe": (3, 128, 64, 32, 1), "mind": (16, 256, 128, 64, 1)}[made.name]
@@ -469,6 +480,32 @@ def test_ccs_direction_comes_from_training_labels_alone():
         assert roc_auc_score(other.y, made[mirrored].score(other)) == float(not mirrored)
     assert made[False].chosen["direction"] == -made[True].chosen["direction"]
     np.testing.assert_array_equal(made[False]._probe.weight, made[True]._probe.weight)
+
+
+def test_ccs_reads_each_domain_by_its_own_states_and_carried_ccs_does_not():
+    """A domain moved by any shift and scale of each reply's states reads as before."""
+    rng = np.random.default_rng(3)
+    made = {detector: fitted(detector, planted("a")) for detector in (CCS, CARRIED)}
+    plain, moved = planted("b"), planted("c")
+    shift, scale = rng.uniform(-40, 40, (2, WIDTH)), rng.uniform(0.5, 2, (2, WIDTH))
+    for own, other in zip(plain.measures, moved.measures, strict=True):
+        for side, name in enumerate(unsupervised.PAIR):
+            other["first"][name] = own["first"][name] * scale[side] + shift[side]
+    both = join(plain, moved)
+    scores = made[CCS].score(both)
+    np.testing.assert_allclose(scores[:60], scores[60:], atol=0.01)
+    assert roc_auc_score(both.y, scores) == 1.0
+    np.testing.assert_array_equal(made[CCS].score(plain), scores[:60])  # whoever stands beside it
+    carried = made[CARRIED].score(both)
+    assert np.abs(carried[:60] - carried[60:]).max() > 0.5
+    np.testing.assert_array_equal(made[CCS]._probe.weight, made[CARRIED]._probe.weight)
+
+
+def test_ccs_has_no_score_for_a_domain_of_one_item():
+    other = planted("b")
+    other.domains[7] = "alone"
+    assert np.flatnonzero(np.isnan(fitted(CCS, planted("a")).score(other))).tolist() == [7]
+    assert np.isfinite(fitted(CARRIED, planted("a")).score(other)).all()
 
 
 def test_haloscope_zeta_against_the_covariance_matrix_and_by_hand():

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from spikescore.detectors import REGISTRY, scoring
 from spikescore.detectors.answers import read_answers
-from spikescore.detectors.base import Detector, StateDetector
+from spikescore.detectors.base import Detector, StateDetector, TurnDetector
 from spikescore.detectors.score_book import load_score_book
 from spikescore.detectors.scoring import Settings, score_methods
 from spikescore.errors import UserError
@@ -209,6 +209,98 @@ def test_what_cannot_be_done_is_left_out_with_the_reason(items):
     assert ("picky", "alpha", 0) in book.scores and ("picky", "beta", 0) not in book.scores
     with pytest.raises(UserError, match="nothing could be scored: .*p_true"):
         scored(items, "p_true", "probed")
+
+
+N = 84
+
+
+@pytest.mark.parametrize(
+    "returned, told",
+    [
+        (np.zeros(N - 1), f"float64 [{N - 1}] for {N} items"),
+        (np.zeros(N + 1), f"float64 [{N + 1}] for {N} items"),
+        (np.zeros((N, 1)), f"float64 [{N}, 1] for {N} items"),
+        (np.zeros((1, N)), f"float64 [1, {N}] for {N} items"),
+        (np.float64(0.5), f"float64 [] for {N} items"),
+        ([], f"float64 [0] for {N} items"),
+        (None, f"None for {N} items"),
+        ([None] * N, f"object [{N}] for {N} items"),
+        (["0.5"] * N, f"<U3 [{N}] for {N} items"),
+        (np.zeros(N, complex), f"complex128 [{N}] for {N} items"),
+        ([[1.0], [1.0, 2.0]], "list (setting an array"),
+        ({"scores": 1}, f"object [] for {N} items"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_a_detector_that_returns_something_else_is_named(
+    items, monkeypatch, caplog, returned, told
+):
+    class Odd(Detector):
+        name, title, family, needs = "odd", "Odd", "training-free", frozenset()
+
+        def score(self, items):
+            return returned
+
+    monkeypatch.setitem(REGISTRY, "odd", Odd)
+    book = scored(items, "odd", "answer_length")
+    assert set(book.methods) == {"answer_length"} and book.about["misbehaved"] == ["odd"]
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert (
+        'detector "odd": score returned' in message and told in message and f"[{N}] are" in message
+    )
+    assert message.startswith("error: " + dict(book.about["left_out"])["odd"])
+
+
+@pytest.mark.parametrize("returned", [[0.5] * N, np.zeros(N, np.float16), np.arange(N) > 3])
+def test_a_detector_may_return_any_real_numbers(items, monkeypatch, returned):
+    class Free(Detector):
+        name, title, family, needs = "free", "Free", "training-free", frozenset()
+
+        def score(self, items):
+            return returned
+
+    monkeypatch.setitem(REGISTRY, "free", Free)
+    scores = scored(items, "free").scores["free", "", 0]
+    assert scores.dtype == np.float64 and scores.tolist() == [float(value) for value in returned]
+
+
+def test_turns_of_another_shape_and_choices_that_no_file_can_hold_are_named(items, monkeypatch):
+    class Turned(TurnDetector):
+        name, title, family, needs = "turned", "Turned", "training-free", frozenset()
+
+        def score_turns(self, items):
+            return np.zeros((len(items), 7))  # the longest dialogue has 5 turns
+
+    class Boastful(Gap):
+        def fit(self, train, val, *, seed):
+            super().fit(train, val, seed=seed)
+            self.chosen = {"layer": np.int64(2), "why": {1, 2}}
+
+    monkeypatch.setitem(REGISTRY, "turned", Turned)
+    monkeypatch.setitem(REGISTRY, "gap", Boastful)
+    book = scored(items, "turned", "gap", "answer_length", turn_scorers=["turned"])
+    reasons = dict(book.about["left_out"])
+    assert "score_turns returned float64 [84, 7] for 84 items" in reasons["turned"]
+    assert "[84, 5] are due" in reasons["turned"] and "`chosen`" in reasons["gap on alpha"]
+    assert set(book.methods) == {"answer_length"}
+
+    class Terse(Boastful):
+        def fit(self, train, val, *, seed):
+            super().fit(train, val, seed=seed)
+            self.chosen = {"layer": np.int64(2), "weights": np.ones(2)}
+
+        def score_states(self, states):
+            found = super().score_states(states)
+            return found if len(found) == 84 else found[:-1]
+
+    monkeypatch.setitem(REGISTRY, "gap", Terse)
+    assert scored(items, "gap", turn_scorers=[]).chosen["gap/alpha/0"] == {
+        "layer": 2, "weights": [1, 1],
+    }  # fmt: skip
+    with pytest.raises(
+        UserError, match=r'"gap": score_states returned float64 \[\d+\] for \d+ states'
+    ):
+        scored(items, "gap", turn_scorers=["gap"])
 
 
 def test_items_without_a_score_are_counted_and_stay_missing(folder, items):
