@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,58 +18,90 @@ from spikescore.files import read_json
 from spikescore.model.placement import Placement
 
 
+def _key(
+    default: Any,
+    changes: str = "",
+    *,
+    allowed: tuple[Any, ...] = (),
+    within: tuple[float, float, str] | None = None,
+    later: bool = False,
+) -> Any:
+    """A key of config.json: its default, what another value of it changes, and what it may be.
+
+    `changes` names "dialogues" (those that are held), "reading" (the states of dialogues on file),
+    both or nothing: the key counts in the hash of such runs. One that came `later` counts where it
+    is not at its default, so that pairs made before it stay valid. `within` is the range of a
+    number and what the number is.
+    """
+    value = {"default_factory": default} if callable(default) else {"default": default}
+    metadata = {"changes": changes.split(), "allowed": allowed, "within": within, "later": later}
+    return field(**value, metadata=metadata)
+
+
+ANY = float("inf")
+DIALOGUES, READING, BOTH = "dialogues", "reading", "dialogues reading"
+
+
 @dataclass
 class SamplingConfig:
     """Which questions are used. `n` counts per data set; null takes all."""
 
-    strategy: str = "random"
-    n: int | None = 1000
-    seed: int = 42
+    strategy: str = _key("random", allowed=SAMPLING_STRATEGIES)
+    n: int | None = _key(1000, within=(1, ANY, "questions per data set, or null for all"))
+    seed: int = _key(42, DIALOGUES)
 
 
 @dataclass
 class Config:
-    """All keys of config.json; the README's table says what each does."""
+    """All keys of config.json; docs/stages.md says what each does."""
 
-    model_path: str = "./models/demo"
-    dataset_path: str | list[str] = "./datasets/demo/trivia.json"
-    output_dir: str = "./outputs/demo"
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    enable_thinking: bool = False
-    strategy: str = "progressive"
-    max_steps: int = 20
-    temperature: float = 0.2
-    top_p: float = 0.7
-    enable_ppl_detection: bool = True
-    ppl_bound: float = 100.0
-    ppl_action: str = "flag"
-    generation_timeout: float | None = 180
-    model_max_tokens: int = 128000
-    max_new_tokens: int = 1024
-    batch_size: int | str = "auto"
-    dtype: str = "auto"
-    device_map: str | dict[str, Any] | None = None
-    max_memory: dict[str, Any] | None = None
-    tp_plan: str | None = None  # "auto" under torchrun: each process holds a slice of every layer
-    attn_implementation: str | None = None
-    backend: str = "transformers"
-    # with backend "openai" a server holds the dialogues and model_path reads the states after it
-    server_url: str | None = None  # ends in /v1; null: the environment's OPENAI_BASE_URL
-    server_model: str | None = None  # the name the server knows the model by; null: model_path
-    max_in_flight: int = 256  # dialogues that wait for the server at one time
-    replay: str | None = None  # dialogues whose states are read: pairs, or a data set with them
-    judge: str = "auto"
-    dataset_format: str = "auto"
-    fields: dict[str, str] | None = None
-    filters: dict[str, Any] | None = None
-    answerable_only: bool = False
-    on_bad_row: str = "error"
-    system_prompt: str | None = DEFAULT_SYSTEM_PROMPT
-    prompts_file: str | None = None
-    prompt_seed: int = 0  # which order of the prompts `strategy: shuffled` takes
-    history: str = "full"
-    leak_answer: bool = False  # a fault of the public release, to measure what it does
-    use_model_generation_config: bool = False
+    model_path: str = _key("./models/demo", BOTH)
+    dataset_path: str | list[str] = _key("./datasets/demo/trivia.json")
+    output_dir: str = _key("./outputs/demo")
+    sampling: SamplingConfig = _key(SamplingConfig, DIALOGUES)
+    enable_thinking: bool = _key(False, BOTH)
+    strategy: str = _key("progressive", DIALOGUES, allowed=STRATEGIES)
+    max_steps: int = _key(20, DIALOGUES, within=(1, 10_000, "turns, the initial answer included"))
+    temperature: float = _key(0.2, DIALOGUES, within=(0, 100, "0 is greedy"))
+    top_p: float = _key(0.7, DIALOGUES, within=(1e-9, 1, "above 0, at most 1"))
+    enable_ppl_detection: bool = _key(True, BOTH)
+    ppl_bound: float = _key(100.0, BOTH, within=(1, ANY, "perplexity is at least 1"))
+    ppl_action: str = _key("flag", DIALOGUES, allowed=("flag", "stop"))
+    generation_timeout: float | None = _key(
+        180, within=(1e-3, ANY, "seconds per item, or null for no limit")
+    )
+    model_max_tokens: int = _key(
+        128000, BOTH, within=(2, ANY, "tokens of prompt and answer together")
+    )
+    max_new_tokens: int = _key(1024, DIALOGUES, within=(1, ANY, "tokens per answer"))
+    batch_size: int | str = _key("auto", within=(1, 1_000_000, 'a number, or "auto"'))
+    dtype: str = _key("auto", BOTH, allowed=("auto", "float16", "bfloat16", "float32"))
+    device_map: str | dict[str, Any] | None = _key(None)
+    max_memory: dict[str, Any] | None = _key(None)
+    # "auto" under torchrun: each process holds a slice of every layer
+    tp_plan: str | None = _key(None, allowed=(None, "auto"))
+    attn_implementation: str | None = _key(None)
+    # with "openai" a server holds the dialogues and model_path reads the states after it
+    backend: str = _key("transformers", DIALOGUES, allowed=("transformers", "openai"))
+    server_url: str | None = _key(None)  # ends in /v1; null: the environment's OPENAI_BASE_URL
+    server_model: str | None = _key(None)  # the name the server knows the model by
+    # dialogues that wait for the server at one time
+    max_in_flight: int = _key(256, within=(1, 100_000, "dialogues"))
+    replay: str | None = _key(None)  # dialogues whose states are read: pairs, or a data set
+    judge: str = _key("auto")
+    dataset_format: str = _key("auto")
+    fields: dict[str, str] | None = _key(None)
+    filters: dict[str, Any] | None = _key(None)
+    answerable_only: bool = _key(False)
+    on_bad_row: str = _key("error", allowed=("error", "skip"))
+    system_prompt: str | None = _key(DEFAULT_SYSTEM_PROMPT, BOTH)
+    prompts_file: str | None = _key(None, DIALOGUES)
+    # which order of the prompts `strategy: shuffled` takes
+    prompt_seed: int = _key(0, DIALOGUES, later=True)
+    history: str = _key("full", BOTH, allowed=("full", "question_only"))
+    # a fault of the public release, to measure what it does
+    leak_answer: bool = _key(False, DIALOGUES, later=True)
+    use_model_generation_config: bool = _key(False, DIALOGUES)
 
     def datasets(self) -> list[tuple[str, Path]]:
         """(path, output folder) of each data set; several get a folder each, by file name.
@@ -89,6 +122,18 @@ class Config:
         """What of it says which model is loaded and where."""
         return Placement(**{key.name: getattr(self, key.name) for key in fields(Placement)})
 
+    @property
+    def is_served(self) -> bool:
+        """Whether a server holds the dialogues."""
+        return self.backend == "openai" and not self.replay
+
+    @property
+    def origin(self) -> str:
+        """What its items are and where they come from, for messages."""
+        if self.replay:
+            return f"dialogues from {self.replay}"
+        return f"questions from {len(self.datasets())} data sets"
+
     def resolved(self) -> dict[str, Any]:
         """The whole configuration as plain data, kept in every pair; no password in it."""
         return {**asdict(self), "server_url": self.server_url and redacted(self.server_url)}
@@ -98,66 +143,34 @@ class Config:
 
         Left out: where files lie, how many questions, batch and placement, labels and time limits.
         """
-        everything = self.resolved()
-        if self.replay:  # which dialogues were read is in each pair
-            kept = {"replay": True, **{key: everything[key] for key in _CHANGES_READING}}
-            kept["model_path"] = Path(self.model_path).name
-            return _digest(kept)
-        kept = {key: value for key, value in everything.items() if key not in _NOT_HASHED}
-        # at its default a later key changes nothing, so pairs made before it stay valid
-        kept = {key: value for key, value in kept.items() if _LATER.get(key) != value}
-        kept["sampling"] = {"seed": self.sampling.seed}
+        # of a replay, which dialogues were read is in each pair
+        kind = READING if self.replay else DIALOGUES
+        nothing = () if self.replay else (None,)
+        kept = {
+            key.name: value
+            for key in fields(self)
+            if kind in key.metadata["changes"]
+            and (value := getattr(self, key.name)) not in nothing
+            and not (key.metadata["later"] and value == key.default)
+        }
         kept["model_path"] = Path(self.model_path).name
-        if self.backend == "openai":
-            kept["server_model"] = self.server_model or kept["model_path"]
-        if self.prompts_file:
-            kept["prompts_file"] = hashlib.sha256(Path(self.prompts_file).read_bytes()).hexdigest()
-        return _digest(kept)
+        if self.replay:
+            kept["replay"] = True
+        else:
+            kept["sampling"] = {"seed": self.sampling.seed}
+            if self.backend == "openai":
+                kept["server_model"] = self.server_model or kept["model_path"]
+            if self.prompts_file:
+                content = Path(self.prompts_file).read_bytes()
+                kept["prompts_file"] = hashlib.sha256(content).hexdigest()
+        text = json.dumps(kept, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-_NOT_HASHED = {
-    "dataset_path", "output_dir", "batch_size", "device_map", "max_memory", "attn_implementation",
-    "tp_plan", "judge", "on_bad_row", "dataset_format", "fields", "filters",
-    "answerable_only", "generation_timeout", "server_url", "server_model", "max_in_flight",
-    "replay",
-}  # fmt: skip
-_LATER: dict[str, Any] = {"prompt_seed": 0, "leak_answer": False}
-_CHANGES_READING = (
-    "model_path", "dtype", "enable_thinking", "system_prompt", "history", "model_max_tokens",
-    "enable_ppl_detection", "ppl_bound",
-)  # fmt: skip
-
-_ALLOWED: dict[str, tuple[str, ...]] = {
-    "strategy": STRATEGIES,
-    "sampling.strategy": SAMPLING_STRATEGIES,
-    "ppl_action": ("flag", "stop"),
-    "tp_plan": (None, "auto"),
-    "dtype": ("auto", "float16", "bfloat16", "float32"),
-    "backend": ("transformers", "openai"),
-    "on_bad_row": ("error", "skip"),
-    "history": ("full", "question_only"),
-}
-_RANGES: dict[str, tuple[float, float, str]] = {
-    "max_steps": (1, 10_000, "turns, the initial answer included"),
-    "temperature": (0, 100, "0 is greedy"),
-    "top_p": (1e-9, 1, "above 0, at most 1"),
-    "ppl_bound": (1, float("inf"), "perplexity is at least 1"),
-    "generation_timeout": (1e-3, float("inf"), "seconds per item, or null for no limit"),
-    "model_max_tokens": (2, float("inf"), "tokens of prompt and answer together"),
-    "max_new_tokens": (1, float("inf"), "tokens per answer"),
-    "batch_size": (1, 1_000_000, 'a number, or "auto"'),
-    "max_in_flight": (1, 100_000, "dialogues"),
-    "sampling.n": (1, float("inf"), "questions per data set, or null for all"),
-}
 _TYPES = {
     "bool": (bool,), "int": (int,), "float": (int, float), "str": (str,), "None": (type(None),),
     "dict": (dict,), "list": (list,),
 }  # fmt: skip
-
-
-def _digest(settings: dict[str, Any]) -> str:
-    text = json.dumps(settings, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -184,21 +197,15 @@ def parse_config(raw: dict[str, Any], *, source: str) -> Config:
     rest = {key: value for key, value in raw.items() if key != "sampling"}
     config = Config(sampling=SamplingConfig(**sampling), **rest)
     keep_secret(config.server_url)
-    flat = {**config.resolved(), **{f"sampling.{k}": v for k, v in sampling.items()}}
-    for key, allowed in _ALLOWED.items():
-        if key in flat and flat[key] not in allowed:
-            raise UserError(
-                f'{source}: "{key}" is "{flat[key]}"; use one of {", ".join(map(str, allowed))}'
-            )
-    for key, (low, high, meaning) in _RANGES.items():
-        value = flat.get(key)
-        if isinstance(value, (int, float)) and not low <= value <= high:
-            raise UserError(f'{source}: "{key}" is {value}, out of range ({meaning})')
+    for holder, prefix in ((config, ""), (config.sampling, "sampling.")):
+        for key in fields(holder):
+            _check_value(f"{prefix}{key.name}", getattr(holder, key.name), key.metadata, source)
     if isinstance(config.batch_size, str) and config.batch_size != "auto":
         raise UserError(f'{source}: "batch_size" is "{config.batch_size}"; use a number or "auto"')
     if config.server_url and not config.server_url.startswith(("http://", "https://")):
         raise UserError(
-            f'{source}: "server_url" is "{redacted(config.server_url)}"; write it as http://HOST:PORT/v1'
+            f'{source}: "server_url" is "{redacted(config.server_url)}"; '
+            "write it as http://HOST:PORT/v1"
         )
     paths = config.dataset_path
     if not paths or not all(isinstance(path, str) and path for path in paths):
@@ -233,6 +240,16 @@ def _check_keys(raw: dict[str, Any], kind: type, source: str, prefix: str) -> No
                 f'{source}: "{prefix}{key}" must be {known[key].replace("None", "null")}, '
                 f"got {json.dumps(value, default=str)}"
             )
+
+
+def _check_value(key: str, value: Any, rules: Mapping[str, Any], source: str) -> None:
+    if rules["allowed"] and value not in rules["allowed"]:
+        allowed = ", ".join(map(str, rules["allowed"]))
+        raise UserError(f'{source}: "{key}" is "{value}"; use one of {allowed}')
+    if rules["within"] and isinstance(value, int | float):
+        low, high, meaning = rules["within"]
+        if not low <= value <= high:
+            raise UserError(f'{source}: "{key}" is {value}, out of range ({meaning})')
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:

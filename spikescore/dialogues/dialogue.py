@@ -8,8 +8,7 @@ steps and the record on disk (docs/design.md, section 3).
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from spikescore.data.question import Question, first_message, leaked_lines
@@ -18,15 +17,12 @@ from spikescore.dialogues.prompts import FAMILIES, Prompt, follow_up
 from spikescore.model.chat import ChatFormat, Message, Rendering
 from spikescore.model.turns import Finished, Turn, common_prefix
 
-log = logging.getLogger("spikescore")
-
 
 class Dialogue:
     """The conversation about one question, whoever answers it.
 
     `messages` is what to send now; `answered` takes the answer and says whether there is a next
-    turn. `prompts` and `answers` are the texts so far. `on_first_answer` is called with the text of
-    the initial answer as soon as it is known, so that it can be judged while the dialogue goes on.
+    turn. `prompts` and `answers` are the texts so far.
     """
 
     def __init__(
@@ -34,7 +30,6 @@ class Dialogue:
         question: Question,
         config: Config,
         chat: ChatFormat,
-        *,
         families: dict[str, tuple[Prompt, ...]] = FAMILIES,
     ) -> None:
         self.item_id = question.id
@@ -46,7 +41,6 @@ class Dialogue:
         self.answers: list[str] = []
         self.messages = opening(config.system_prompt, self.prompts[0].text)
         self.stopped = ""  # a reason of our own to end early
-        self.on_first_answer: Callable[[str], None] | None = None
         self._config = config
         self._chat = chat
         self._families = families
@@ -60,8 +54,6 @@ class Dialogue:
         self.answers.append(text)
         number = len(self.answers)
         if number == 1:
-            if self.on_first_answer:
-                self.on_first_answer(text)
             self.messages = after_first(self.messages, self.question, self._config.history)
         if number >= self._config.max_steps:
             return False

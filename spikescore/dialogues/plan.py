@@ -6,8 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from spikescore.dialogues.config import Config
 from spikescore.dialogues.leaks import Leak
 from spikescore.errors import UserError, redacted
 from spikescore.files import read_json, write_json
-from spikescore.labels.judges import Judgement
 from spikescore.pairs import iter_records, read_record, setting_differences
 
 log = logging.getLogger("spikescore")
@@ -38,18 +36,6 @@ class Item:
     source: Path | None = None
     replayed_from: dict[str, Any] | None = None
     leak: Leak | None = None  # what the guard found in its first prompt
-
-
-@dataclass
-class Tally:
-    """What happened, for the summary and the exit status."""
-
-    written: int = 0
-    skipped: int = 0
-    failed: int = 0
-    guard: str = ""  # the leak guard's report
-    judgements: list[Judgement] = field(default_factory=list)
-    labels: Counter[str] = field(default_factory=Counter)
 
 
 def load_items(config: Config) -> list[Item]:

@@ -32,6 +32,7 @@ def preview(items: list[Item], config: Config, chat: ChatFormat) -> Iterator[str
             yield from _prompt(item, config, chat)
     yield ""
     yield guard_report(items, config, chat)
+    yield "dry run: nothing was generated, nothing written"
 
 
 def _prompt(item: Item, config: Config, chat: ChatFormat) -> Iterator[str]:

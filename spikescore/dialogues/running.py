@@ -1,120 +1,353 @@
-"""Items on their way through stage 1: from a question or a file to a pair on disk."""
+"""Doing the work of stage 1: dialogues are held, or read from files, labelled, and written.
+
+`hold` is the whole of it. An item becomes a `Job`, which the local engine or a server runs as a
+conversation, or a transcript of a dialogue on file; what comes back is written once its label is
+there.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
-from typing import Any, Protocol
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+from openai import AsyncOpenAI
+from tqdm import tqdm
 
 from spikescore.dialogues.config import Config
-from spikescore.dialogues.dialogue import Dialogue, dialogue_record
+from spikescore.dialogues.dialogue import Dialogue, dialogue_record, stop_late
 from spikescore.dialogues.leaks import check_prompt, leak_report
-from spikescore.dialogues.plan import Item, Tally, is_finished
-from spikescore.dialogues.prompts import Prompt
+from spikescore.dialogues.plan import Item, is_finished
+from spikescore.dialogues.prompts import FAMILIES, Prompt, load_prompts
 from spikescore.dialogues.recorded import (
     Recorded,
     recorded_dialogue,
     shipped_dialogue,
     shipped_fields,
 )
-from spikescore.errors import UserError
-from spikescore.labels.judges import BackgroundLabels, Judgement
+from spikescore.errors import Refused, UserError, redacted
+from spikescore.labels.judges import BackgroundLabels, Judge, Judgement, describe_judge
 from spikescore.model.chat import ChatFormat, Message
-from spikescore.model.reading import Exchange, Transcript
-from spikescore.model.serving import ServedGenerator
-from spikescore.model.turns import Finished, Turn
+from spikescore.model.engine import Engine
+from spikescore.model.loading import auto_batch_size, generation_processors, stop_ids
+from spikescore.model.reading import Exchange, Transcript, read_transcripts
+from spikescore.model.sampling import Sampling
+from spikescore.model.serving import ServedGenerator, Server
+from spikescore.model.turns import Finished, Limits, Turn
 from spikescore.pairs import read_record, write_error, write_pair
 
+# for the time and memory estimates; answers seldom reach max_new_tokens
+TYPICAL_ANSWER_TOKENS = 256
 
-class Progress(Protocol):
-    """Who is told of each answer."""
 
-    def turn(self, n_tokens: int) -> None: ...
+@dataclass
+class Tally:
+    """What happened, for the summary and the exit status."""
+
+    written: int = 0
+    skipped: int = 0
+    failed: int = 0
+    n_tokens: int = 0  # of the answers
+    guard: str = ""  # the leak guard's report
+    judgements: list[Judgement] = field(default_factory=list)
+    labels: Counter[str] = field(default_factory=Counter)
+
+
+# --- who answers ------------------------------------------------------------------------------
+
+
+def connect(config: Config, chat: ChatFormat) -> ServedGenerator:
+    """Set up the server that holds the dialogues, and see that it answers."""
+    # a key goes only to the place that it is meant for
+    name = "SERVER_API_KEY" if config.server_url else "OPENAI_API_KEY"
+    key = os.environ.get(name, "").strip() or "none"
+    url = config.server_url or os.environ.get("OPENAI_BASE_URL", "").strip()
+    if not url:
+        raise UserError(
+            'backend "openai" needs the server\'s address: set server_url, for example '
+            '"http://localhost:8000/v1", or the environment variable OPENAI_BASE_URL'
+        )
+
+    def make_client(*, timeout: float, max_retries: int) -> AsyncOpenAI:
+        return AsyncOpenAI(api_key=key, base_url=url, timeout=timeout, max_retries=max_retries)
+
+    generator = ServedGenerator(
+        Server(url, config.server_model or config.model_path, make_client, config.max_in_flight),
+        chat,
+        Sampling(config.temperature, config.top_p, config.sampling.seed),
+    )
+    generator.check()
+    return generator
+
+
+def make_engine(config: Config, chat: ChatFormat, model: Any, n_items: int) -> Engine:
+    """The local engine, its batch size chosen from the free memory unless the config says it."""
+    limits = limits_of(config, model)
+    batch_size = config.batch_size
+    if batch_size == "auto":
+        answer = min(config.max_new_tokens, TYPICAL_ANSWER_TOKENS)
+        tokens = min(limits.max_context, config.max_steps * (answer + 64))
+        batch_size = auto_batch_size(model, tokens_per_dialogue=tokens, n_items=n_items)
+    return Engine(
+        model,
+        stop_ids=stop_ids(model, chat.tokenizer),
+        sampling=Sampling(
+            config.temperature,
+            config.top_p,
+            config.sampling.seed,
+            generation_processors(model, apply=config.use_model_generation_config),
+        ),
+        limits=limits,
+        batch_size=batch_size,
+    )
+
+
+def limits_of(config: Config, model: Any) -> Limits:
+    context = min(config.model_max_tokens, model.config.max_position_embeddings)
+    # clocks differ between processes that must stay in step
+    seconds = None if config.tp_plan else config.generation_timeout
+    return Limits(config.max_new_tokens, context, seconds)
+
+
+# --- a run ------------------------------------------------------------------------------------
+
+
+def hold(
+    todo: list[Item],
+    config: Config,
+    chat: ChatFormat,
+    model: Any,
+    judge: Judge,
+    server: ServedGenerator | None,
+    tally: Tally,
+) -> None:
+    """Have all dialogues held (by the local engine or a server) or read from files, and write each
+    pair once its label is there.
+    """
+    engine = None
+    if config.replay:
+        print(f"labels are carried over; configuration {config.hash()}")
+    else:
+        if server:
+            how = f"{server.server.model} at {redacted(server.server.url)}"
+        else:
+            engine = make_engine(config, chat, model, len(todo))
+            how = f"batch size {engine.batch_size}"
+            longest = min(config.max_new_tokens, TYPICAL_ANSWER_TOKENS)
+            n_tokens = sum(item.n_turns for item in todo) * longest
+            minutes = n_tokens * engine.seconds_per_token() / 60
+            print(f"about {minutes:.1f} minutes if every answer has {longest} tokens")
+        who = describe_judge(config.judge, [item.question for item in todo])
+        print(f"judge: {who}; {how}; configuration {config.hash()}")
+
+    with BackgroundLabels(judge) as labels, Progress(tally, todo, engine, server) as progress:
+        run = Run(config, chat, server, labels, tally, progress)
+        if engine:
+            results = engine.run(run.jobs(todo))
+        else:
+            limits = limits_of(config, model)
+            transcripts = (
+                run.recorded(todo) if config.replay else server.run(run.jobs(todo), limits)
+            )
+            results = read_transcripts(transcripts, model, chat, max_context=limits.max_context)
+        waiting: list[tuple[Job, Finished]] = []
+        for finished in results:
+            job = finished.conversation
+            if server and finished.error is None:
+                stop_late(finished, job.dialogue, config)
+            progress.ended(job, finished)
+            waiting.append((job, finished))
+            # a pair is written once its label is there, or at the end
+            for pair in [pair for pair in waiting if pair[0].is_labelled()]:
+                waiting.remove(pair)
+                run.write(*pair)
+        for pair in waiting:
+            run.write(*pair)
+
+
+def follow(todo: list[Item], config: Config, chat: ChatFormat, model: Any) -> None:
+    """Compute this process's slices of the model in step with the first process, which writes."""
+    engine = make_engine(config, chat, model, len(todo))
+    engine.seconds_per_token()
+    families = prompt_families(config)
+    for _ in engine.run(Dialogue(item.question, config, chat, families) for item in todo):
+        pass
+
+
+def prompt_families(config: Config) -> dict[str, tuple[Prompt, ...]]:
+    return load_prompts(config.prompts_file) if config.prompts_file else FAMILIES
+
+
+class Progress(AbstractContextManager):
+    """The bar: turns, and after them dialogues, speed and failures. Turns may come from any
+    thread.
+    """
+
+    def __init__(
+        self,
+        tally: Tally,
+        todo: list[Item],
+        engine: Engine | None,
+        server: ServedGenerator | None,
+    ) -> None:
+        # twice a second on a terminal; in a log file, a line every half minute will do
+        rhythm = 0.5 if sys.stderr.isatty() else 30.0
+        n_turns = sum(item.n_turns for item in todo)
+        self._bar = tqdm(total=n_turns, unit="turn", smoothing=0.05, mininterval=rhythm)
+        self._n_items = len(todo)
+        self._tally, self._engine, self._server = tally, engine, server
+        self._started = time.monotonic()
+        self._lock = threading.Lock()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._bar.close()
+
+    def turn(self, n_tokens: int) -> None:
+        """An answer of so many tokens is there."""
+        with self._lock:
+            self._tally.n_tokens += n_tokens
+            self._bar.update()
+            speed = self._tally.n_tokens / (time.monotonic() - self._started)
+            together = ""
+            if self._engine:
+                together = f"batch {self._engine.batch_size}, "
+            elif self._server:
+                together = f"{self._server.in_flight} in flight, "
+            self._bar.set_postfix_str(
+                f"{self._tally.written} of {self._n_items} dialogues, {speed:.0f} tokens/s, "
+                f"{together}{self._tally.failed} failed",
+                refresh=False,
+            )
+
+    def ended(self, job: Job, finished: Finished) -> None:
+        """Count the turns that a dialogue did not come to, or that were read in one go."""
+        if job.item.source:
+            for turn in finished.turns:
+                self.turn(len(turn.answer_ids))
+        with self._lock:
+            self._bar.update(job.item.n_turns - len(finished.turns))
 
 
 class Job:
     """One item on its way: its dialogue, where it goes, and the label that is being made for it.
 
-    The engine and the server run it as a conversation. `carried` holds fields of the record that
-    are known beforehand (of a dialogue from a file: its label and where it comes from).
+    The engine and the server run it as a conversation. Its first answer is judged while the
+    dialogue goes on. `carried` holds fields of the record that are known beforehand (of a dialogue
+    from a file: its label and where it comes from).
     """
 
-    def __init__(
-        self, item: Item, dialogue: Dialogue | Recorded | None, progress: Progress
-    ) -> None:
+    def __init__(self, item: Item, dialogue: Dialogue | Recorded | None, run: Run) -> None:
         self.item = item
         self.item_id = item.question.id
         self.dialogue = dialogue
-        self.progress = progress
         self.carried: dict[str, Any] = {}
         self.label: Future[Judgement] | None = None
-
-    def judge_with(self, labels: BackgroundLabels) -> None:
-        """Have the first answer judged as soon as it is there."""
-
-        def judge(answer: str) -> None:
-            self.label = labels.submit(self.item.question, answer)
-
-        self.dialogue.on_first_answer = judge
+        self._run = run
 
     @property
     def messages(self) -> list[Message]:
         return self.dialogue.messages
 
     def answered(self, text: str, n_tokens: int) -> bool:
-        self.progress.turn(n_tokens)
-        return self.dialogue.answered(text, n_tokens)
+        """A server's answer: True when there is another prompt (`serving.Spoken`)."""
+        more = self.dialogue.answered(text, n_tokens)
+        self._turn_ended(n_tokens)
+        return more
 
     def next_prompt(self, last: Turn | None) -> list[int] | None:
+        """The engine's question for the next turn (`turns.Conversation`)."""
+        prompt = self.dialogue.next_prompt(last)
         if last is not None:
-            self.progress.turn(len(last.answer_ids))
-        return self.dialogue.next_prompt(last)
+            self._turn_ended(len(last.answer_ids))
+        return prompt
+
+    def _turn_ended(self, n_tokens: int) -> None:
+        self._run.progress.turn(n_tokens)
+        if len(self.dialogue.answers) == 1:
+            self.label = self._run.labels.submit(self.item.question, self.dialogue.answers[0])
 
     def is_labelled(self) -> bool:
         return self.label is None or self.label.done()
 
 
-def jobs(
-    todo: list[Item],
-    config: Config,
-    chat: ChatFormat,
-    families: dict[str, tuple[Prompt, ...]],
-    labels: BackgroundLabels,
-    tally: Tally,
-    progress: Progress,
-) -> Iterator[Job]:
-    """Yield the items as there is room for them, skipping what another process finished."""
-    for item in still_to_do(todo, config, tally):
-        dialogue = Dialogue(item.question, config, chat, families=families)
-        job = Job(item, dialogue, progress)
-        job.judge_with(labels)
-        yield job
+@dataclass
+class Run:
+    """What the jobs of one run share, and how they begin and end."""
 
+    config: Config
+    chat: ChatFormat
+    server: ServedGenerator | None
+    labels: BackgroundLabels
+    tally: Tally
+    progress: Progress
 
-def recorded_jobs(
-    todo: list[Item], config: Config, chat: ChatFormat, tally: Tally, progress: Progress
-) -> Iterator[Transcript]:
-    """Yield the dialogues of files as transcripts to be read."""
-    for item in still_to_do(todo, config, tally):
+    def jobs(self, todo: list[Item]) -> Iterator[Job]:
+        """Yield the items as there is room for them, skipping what another process finished."""
+        families = prompt_families(self.config)
+        for item in self._still_to_do(todo):
+            yield Job(item, Dialogue(item.question, self.config, self.chat, families), self)
+
+    def recorded(self, todo: list[Item]) -> Iterator[Transcript]:
+        """Yield the dialogues of files as transcripts to be read."""
+        for item in self._still_to_do(todo):
+            try:
+                kept, dialogue, exchanges = read_dialogue(item, self.config, self.chat)
+            except UserError as error:
+                yield Transcript(Job(item, None, self), [], "error", str(error))
+                continue
+            reason = str(kept.pop("finish_reason", None) or "complete")
+            job = Job(item, dialogue, self)
+            job.carried = {**kept, "replayed_from": item.replayed_from}
+            yield Transcript(job, exchanges, reason)
+
+    def _still_to_do(self, todo: list[Item]) -> Iterator[Item]:
+        for item in todo:
+            # processes that must stay in step do the same items whatever appears on disk
+            if not self.config.tp_plan and is_finished(item, self.config):
+                self.tally.skipped += 1
+            else:
+                yield item
+
+    def write(self, job: Job, finished: Finished) -> None:
+        """Write one finished dialogue as a pair, or the reason why there is none."""
+        item, tally = job.item, self.tally
         try:
-            kept, dialogue, exchanges = read_dialogue(item, config, chat)
+            if finished.error is not None:
+                raise UserError(finished.error)
+            record = self._record(job, finished)
+            states = {turn.number: turn.states for turn in finished.turns}
+            write_pair(item.folder, record, states, model=self.config.model_path)
+        except Refused:
+            raise
         except UserError as error:
-            yield Transcript(Job(item, None, progress), [], "error", str(error))
-            continue
-        reason = str(kept.pop("finish_reason", None) or "complete")
-        job = Job(item, dialogue, progress)
-        job.carried = {**kept, "replayed_from": item.replayed_from}
-        yield Transcript(job, exchanges, reason)
-
-
-def still_to_do(todo: list[Item], config: Config, tally: Tally) -> Iterator[Item]:
-    for item in todo:
-        # processes that must stay in step do the same items whatever appears on disk
-        if not config.tp_plan and is_finished(item, config):
-            tally.skipped += 1
+            tally.failed += 1
+            reason, config_hash = str(error), self.config.hash()
+            write_error(item.folder, item.question.id, reason, config_hash=config_hash)
         else:
-            yield item
+            tally.written += 1
 
+    def _record(self, job: Job, finished: Finished) -> dict[str, Any]:
+        record = dialogue_record(finished, job.dialogue, self.config, self.chat) | job.carried
+        if self.server:
+            record["backend"] = self.config.backend
+            record["server_model"] = self.server.server.model
+        if job.label is not None:
+            judgement = job.label.result()
+            self.tally.judgements.append(judgement)
+            record["nil_label"], record["nil_judge"] = judgement.label, judgement.as_dict()
+        if job.label is not None or job.item.source:
+            self.tally.labels[label_name(record["nil_label"])] += 1
+        return record
+
+
+# --- what is asked first ----------------------------------------------------------------------
 
 _CARRIED = ("seed", "nil_label", "nil_judge", "finish_reason")
 
@@ -164,40 +397,6 @@ def guard_report(items: list[Item], config: Config, chat: ChatFormat) -> str:
     if leaks and config.replay:
         report += "\n  (recorded prompts are replayed as they are: this is a report, no more)"
     return report
-
-
-def write_pair_of(
-    job: Job,
-    finished: Finished,
-    config: Config,
-    chat: ChatFormat,
-    server: ServedGenerator | None,
-    tally: Tally,
-) -> None:
-    """Write one finished dialogue as a pair, or the reason why there is none."""
-    item = job.item
-    if finished.error is not None:
-        tally.failed += 1
-        write_error(item.folder, item.question.id, finished.error, config_hash=config.hash())
-        return
-    record = dialogue_record(finished, job.dialogue, config, chat) | job.carried
-    if server:
-        record["backend"], record["server_model"] = config.backend, server.server.model
-    if job.label is not None:
-        judgement = job.label.result()
-        tally.judgements.append(judgement)
-        record["nil_label"] = judgement.label
-        record["nil_judge"] = judgement.as_dict()
-    if job.label is not None or job.item.source:
-        tally.labels[label_name(record["nil_label"])] += 1
-    states = {turn.number: turn.states for turn in finished.turns}
-    try:
-        write_pair(item.folder, record, states, model=config.model_path)
-    except UserError as error:
-        tally.failed += 1
-        write_error(item.folder, item.question.id, str(error), config_hash=config.hash())
-        return
-    tally.written += 1
 
 
 def label_name(label: int | None) -> str:

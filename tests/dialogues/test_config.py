@@ -161,3 +161,20 @@ def test_a_later_key_changes_the_hash_only_where_it_is_used():
     used = ({"prompt_seed": 3}, {"leak_answer": True})
     hashes = {parse_config({**GUIDE_EXAMPLE, **one}, source="x").hash() for one in used}
     assert len(hashes | {plain.hash()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "60051ab8049d"),
+        ({"temperature": 0.5}, "ac8220e1efc3"),
+        ({"system_prompt": None}, "47962e59b4bd"),
+        ({"backend": "openai"}, "5c317f48d4c7"),
+        ({"backend": "openai", "server_model": "x"}, "816072c0f676"),
+        ({"replay": "x"}, "7c0b7388d7bd"),
+        ({"replay": "x", "system_prompt": None}, "0de783ad7375"),
+    ],
+)
+def test_pairs_of_earlier_versions_keep_their_hash(changes, expected):
+    """Written down from pairs that were made when the hash still named its keys in lists."""
+    assert Config(**changes).hash() == expected

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from openai import AsyncOpenAI
 
-from reasoning_lite import connect
 from spikescore.dialogues.config import load_config
+from spikescore.dialogues.running import connect
 from spikescore.errors import UserError
 from spikescore.model import serving
 from spikescore.model.chat import ChatFormat

@@ -8,8 +8,8 @@ import numpy as np
 
 from spikescore.pairs import read_states
 from spikescore.runtime import Process
+from tests.helpers.oracles import assert_same_pairs
 from tests.helpers.running import LIMIT, run_script, start_script
-from tests.scripts.test_reasoning_lite import pairs_in
 
 
 def test_shares_are_disjoint_and_cover_all():
@@ -31,16 +31,14 @@ def test_two_processes_make_the_pairs_of_one(config_file, tmp_path):
     folder = tmp_path / "outputs"
     run_file = json.loads((folder / "run.json").read_text())
     assert len(run_file["ids"]) == 12
-    together = pairs_in(folder)
-    # half of them again, by another number of processes
-    for name in list(together)[::3]:
-        (folder / name).unlink()
-    assert run_script(*command).returncode == 0
-    assert pairs_in(folder) == together
-    for path in folder.iterdir():
+    alone = tmp_path / "alone"
+    assert run_script(*command, "--set", f"output_dir={alone}").returncode == 0
+    assert_same_pairs(folder, alone, n=12)
+    # a third of them again, by another number of processes
+    for path in sorted(folder.glob("sum-*"))[::3]:
         path.unlink()
     assert run_script(*command).returncode == 0
-    assert pairs_in(folder) == together
+    assert_same_pairs(folder, alone, n=12)
 
 
 def test_tensor_parallel_processes_write_the_dialogues_of_one(config_file, tmp_path):

@@ -22,7 +22,7 @@ from spikescore.errors import UserError
 from spikescore.model.chat import ChatFormat
 from spikescore.model.turns import Turn, token_sequences
 from spikescore.pairs import TOKEN_KEYS, iter_records, read_states
-from tests.helpers.oracles import states_at
+from tests.helpers.oracles import assert_same_pairs, states_at
 from tests.helpers.running import DEMO, LIMIT, make_tokenizer, run_script, start_script
 
 STEP_KEYS = {
@@ -35,20 +35,6 @@ RECORD_KEYS = {
     "group", "model", "seed", "config", "config_hash", "finish_reason", "cot_steps", "nil_label",
     "nil_judge", "metrics", "complete",
 }  # fmt: skip
-
-
-def pairs_in(folder: Path) -> dict[str, bytes]:
-    """Every pair file with its content, the judge's clock taken out."""
-    contents = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix == ".pkl":
-            contents[path.name] = path.read_bytes()
-        elif path.suffix == ".json" and path.name not in ("run.json", "speed.json"):
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if record.get("nil_judge"):
-                record["nil_judge"]["at"] = None
-            contents[path.name] = json.dumps(record).encode()
-    return contents
 
 
 @pytest.fixture
@@ -117,19 +103,12 @@ def test_stored_ids_give_the_stored_states_again(finished_run, tiny_model):
         assert np.allclose(kept[TOKEN_KEYS[2]], expected[1], atol=5e-3)
 
 
-def test_batch_one_and_many_give_the_same_bytes(finished_run, config_file, tmp_path):
+def test_batch_one_and_many_give_the_same_dialogues(finished_run, config_file, tmp_path):
     folder, _ = finished_run
     other = tmp_path / "other"
     changes = ["--set", "batch_size=1", "--set", f"output_dir={other}"]
     assert run_script("reasoning_lite.py", "--config", config_file, *changes).returncode == 0
-    one, many = pairs_in(other), pairs_in(folder)
-    assert one.keys() == many.keys()
-    for name in one:
-        if name.endswith(".pkl"):
-            assert one[name] == many[name]
-        else:
-            left, right = json.loads(one[name]), json.loads(many[name])
-            assert left["cot_steps"] == right["cot_steps"]
+    assert_same_pairs(folder, other, n=12)
 
 
 def test_killed_three_times_gives_the_same_pairs(config_file, tmp_path):
@@ -150,13 +129,9 @@ def test_killed_three_times_gives_the_same_pairs(config_file, tmp_path):
     assert kills >= 2
     result = run_script(*command)
     assert result.returncode == 0, result.stderr
-    resumed = pairs_in(folder)
-    for path in folder.iterdir():
-        path.unlink()
-    assert run_script(*command).returncode == 0
-    whole = pairs_in(folder)
-    assert len(whole) == 24
-    assert resumed == whole
+    whole = tmp_path / "whole"
+    assert run_script(*command, "--set", f"output_dir={whole}").returncode == 0
+    assert_same_pairs(folder, whole, n=12)
 
 
 def test_two_processes_in_one_folder_do_not_harm_each_other(config_file, tmp_path):
@@ -165,16 +140,9 @@ def test_two_processes_in_one_folder_do_not_harm_each_other(config_file, tmp_pat
     for process in processes:
         _, err = process.communicate(timeout=LIMIT)
         assert process.returncode == 0, err
-    together = pairs_in(tmp_path / "outputs")
     alone = tmp_path / "alone"
     assert run_script(*command, "--set", f"output_dir={alone}").returncode == 0
-    for name, content in pairs_in(alone).items():
-        if name.endswith(".pkl"):
-            assert together[name] == content
-        else:
-            left, right = json.loads(together[name]), json.loads(content)
-            assert left["cot_steps"] == right["cot_steps"]
-            assert left["nil_label"] == right["nil_label"]
+    assert_same_pairs(tmp_path / "outputs", alone, n=12)
 
 
 def test_a_second_run_does_nothing_and_another_config_is_refused(finished_run, config_file):
