@@ -1,8 +1,7 @@
-"""The record that every adapter makes, and how an adapter reads the fields of a row.
+"""The record that every adapter makes of a row, and how it is shown to a model.
 
 An adapter is a function from one row of a file (a dict, as JSON, CSV or Parquet gives it) to
-questions. It reads fields by name through the functions here, so that whatever is wrong with a row
-ends as a `BadRow` that names the field.
+questions; it reads the row through `fields`.
 """
 
 from __future__ import annotations
@@ -22,11 +21,12 @@ class Question:
     answers; for `answer_type` "choice" the option's text and its letter; for "list" all members in
     one text, joined with ";" (see `list_members`); for "free" sentences that no rule can compare;
     () where the question has no answer. `group` names items that belong together (turns of one
-    story), the unit of bootstrap resampling. `meta` is shown to nobody but the judge and the
-    filters; keys with a meaning: `stratum` (the data set's own kind), `incorrect_answers` (known to
-    be wrong), `answerable`, `solution`, and `shipped` (a dialogue that came with the item:
-    `messages` with role and content, the `model` that answered, `hallucinated` true, false or None,
-    `labels`).
+    story), the unit of bootstrap resampling. `meta` is what the set says of the item beside that,
+    short columns of its row included; nobody is shown it but the judge and the filters. Keys with a
+    meaning: `stratum` (the data set's own kind), `split` (the publisher's), `parallel_id` (shared
+    by a question and its translations), `incorrect_answers` (known to be wrong), `answerable`,
+    `solution`, and `shipped` (a dialogue that came with the item: `messages` with role and content,
+    the `model` that answered, `hallucinated` true, false or None, `labels`).
     """
 
     id: str
@@ -115,8 +115,7 @@ def question_from_record(record: Mapping[str, Any]) -> Question:
     )
 
 
-SHORT_ANSWER_TOKENS = 16
-"""`adaptive` asks for more after an answer shorter than this, and challenges a longer one."""
+# --- as a model is shown it -------------------------------------------------------------------
 
 
 def first_message(question: Question) -> str:

@@ -13,11 +13,12 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from spikescore.data.question import SHORT_ANSWER_TOKENS
 from spikescore.errors import UserError
 from spikescore.runtime import derived_seed
 
 DEFAULT_SYSTEM_PROMPT = "Answer the question. Be brief and state your final answer."
+SHORT_ANSWER_TOKENS = 16
+"""`adaptive` asks for more after an answer shorter than this, and challenges a longer one."""
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from spikescore.data.question import (
-    SHORT_ANSWER_TOKENS,
-    Question,
-    first_message,
-    leaked_lines,
-    lettered,
-)
+from spikescore.data.question import Question, first_message, leaked_lines, lettered
 from spikescore.dialogues.prompts import (
     FAMILIES,
     PLACEBO,
+    SHORT_ANSWER_TOKENS,
     STRATEGIES,
     Prompt,
     follow_up,
