@@ -1,14 +1,21 @@
-"""The record that every adapter makes, and how an adapter reads the fields of a row.
+"""How an adapter reads the fields of a row: by name, so that whatever is wrong ends as a `BadRow`
+that names the field.
 
-An adapter is a function from one row of a file (a dict, as JSON, CSV or Parquet gives it) to
-questions. It reads fields by name through the functions here, so that whatever is wrong with a row
-ends as a `BadRow` that names the field.
+Three things are alike wherever they stand. A value is missing when its key is, or when it is null,
+NaN or blank. A list or an object may be written as text, as a CSV or another text column holds it.
+And a set that withholds its answers writes a mark in their place (`is_withheld`), which is no
+answer.
 """
 
 from __future__ import annotations
 
+import ast
+import io
 import json
 import math
+import re
+import tokenize
+from decimal import Decimal
 from typing import Any
 
 from spikescore.data.question import Row, distinct
@@ -16,6 +23,18 @@ from spikescore.pairs import file_id
 
 _SHOWN = 120
 """Characters of a value that an error message quotes."""
+_NULLS = ("null", "NULL", "None", "nan", "NaN", "<NA>", "NaT")
+"""What Python, pandas and JSON make of a missing value in a column of texts."""
+_WITHHELD = re.compile(
+    r"[\[(<{]+\s*(unk|unknown|hidden|withheld|redacted|masked|mask|missing|none|null|n/?a|blank|"
+    r"private|secret|open[- ]ended|not (given|available|released|provided|public)|no answer|test)"
+    r"\s*[\])>}]+|\?+|-+|_+|\.{3,}|\u2026",
+    re.IGNORECASE,
+)
+_BRACKETS = re.compile(r"\s*(array\s*\()?\s*[\[{(]")
+_QUOTED = re.compile(r"(array\s*\(\s*)?[\[{(]+\s*[\"']")
+_SENTENCE, _DESCRIBED = 30, 200
+"""Characters of a text that may be part of the content; and of one kept to split results by."""
 
 
 class BadRow(ValueError):
@@ -27,7 +46,7 @@ class BadRow(ValueError):
         self.what = what
 
 
-# --- fields -----------------------------------------------------------------------------------
+# --- what a value is --------------------------------------------------------------------------
 
 
 def shown(value: object) -> str:
@@ -45,9 +64,88 @@ def keys_of(row: Row) -> str:
 def kind(value: Any) -> str:
     """Return what a value is, in the words of JSON."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true/false", type(None): "null"}
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
         return "a number"
     return names.get(type(value), type(value).__name__)
+
+
+def is_missing(value: Any) -> bool:
+    """True for null, NaN and blank text."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float | Decimal) and math.isnan(value))
+
+
+def is_null_text(value: Any) -> bool:
+    """True where a text column holds what became of a missing value: "null", "None", "nan"."""
+    return isinstance(value, str) and value.strip() in _NULLS
+
+
+def is_withheld(value: Any) -> bool:
+    """True where an answer is missing, or is a mark for one that is not given: "<unk>", "?"."""
+    if isinstance(value, list | tuple):
+        return all(isinstance(one, str) and one.strip() and is_withheld(one) for one in value)
+    if isinstance(value, dict):
+        return all(is_withheld(part) for part in value.values())
+    return is_missing(value) or (
+        isinstance(value, str) and bool(_WITHHELD.fullmatch(value.strip()))
+    )
+
+
+def parsed(value: Any, name: str) -> Any:
+    """Return a value, or the list or object that it holds as text (JSON, Python's, numpy's).
+
+    Any other text comes back as it is, a bracketed one too: [sic], (1, 2). Raises BadRow for a
+    list of quoted texts that cannot be read.
+    """
+    if not isinstance(value, str) or not _BRACKETS.match(value):
+        return value
+    text = value.strip()
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    if re.fullmatch(r"\[[\d\s.eE+-]+\]", text):  # numpy's numbers
+        return text[1:-1].split()
+    try:
+        found = _literal(ast.parse(text, mode="eval").body, text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        if not _QUOTED.match(text):
+            return value
+        what = "begins as a list or an object and cannot be read as one, write it as JSON"
+        raise BadRow(name, f"{what} ({shown(text)})") from error
+    in_place = isinstance(found, list) and text[0] == "(" and not _QUOTED.match(text)
+    return found if isinstance(found, list | dict) and not in_place else value
+
+
+def _literal(node: ast.expr, source: str) -> Any:
+    """Evaluate a literal; unlike `ast.literal_eval` it knows array(...), nan and null."""
+    if isinstance(node, ast.List | ast.Tuple | ast.Set):
+        return [part for one in node.elts for part in _entries(one, source)]
+    if isinstance(node, ast.Dict) and all(isinstance(key, ast.Constant) for key in node.keys):
+        values = (_literal(value, source) for value in node.values)
+        return {str(key.value): value for key, value in zip(node.keys, values, strict=True)}
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
+        if node.func.id == "array":
+            return _literal(node.args[0], source)
+    if isinstance(node, ast.Name) and node.id in ("nan", "null", "NaN", "true", "false"):
+        return {"true": True, "false": False}.get(node.id)
+    return ast.literal_eval(node)
+
+
+def _entries(node: ast.expr, source: str) -> list[Any]:
+    """Return the entries that one node of a list stands for.
+
+    numpy writes no commas, and texts beside each other are one to Python: they are taken apart.
+    """
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        written = ast.get_source_segment(source, node) or ""
+        tokens = tokenize.generate_tokens(io.StringIO(f"({written})").readline)
+        return [ast.literal_eval(one.string) for one in tokens if one.type == tokenize.STRING]
+    return [_literal(node, source)]
+
+
+# --- fields -----------------------------------------------------------------------------------
 
 
 def get(row: Row, name: str) -> Any:
@@ -55,6 +153,12 @@ def get(row: Row, name: str) -> Any:
     if name not in row:
         raise BadRow(name, f"missing (the row has {keys_of(row)})")
     return row[name]
+
+
+def optional(row: Row, name: str) -> Any:
+    """Return a field's value, None where it is missing or a text column's way to say so."""
+    value = row.get(name)
+    return None if is_missing(value) or is_null_text(value) else value
 
 
 def text(row: Row, name: str) -> str:
@@ -81,7 +185,7 @@ def as_text(value: Any, name: str) -> str:
 
 
 def _number_text(value: Any, name: str) -> str:
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    if not isinstance(value, int | float | Decimal) or isinstance(value, bool):
         raise BadRow(name, f"expected text, found {kind(value)}")
     if not math.isfinite(value):
         raise BadRow(name, f"{value} is not a number that can be an answer")
@@ -90,14 +194,14 @@ def _number_text(value: Any, name: str) -> str:
 
 
 def optional_text(row: Row, name: str) -> str | None:
-    """Return a field's text, None where it is missing, null or empty."""
-    value = row.get(name)
-    return None if value is None or value == "" else as_text(value, name)
+    """Return a field's text, None where it is missing."""
+    value = optional(row, name)
+    return None if value is None else as_text(value, name)
 
 
 def items(row: Row, name: str, *, some: bool = False) -> list[Any]:
     """Return a field that must be a list; with `some`, one that is not empty."""
-    value = get(row, name)
+    value = parsed(get(row, name), name)
     if not isinstance(value, list):
         raise BadRow(name, f"expected a list, found {kind(value)}")
     if some and not value:
@@ -116,23 +220,43 @@ def objects(row: Row, name: str, *, some: bool = False) -> list[Row]:
 
 def mapping(row: Row, name: str) -> Row:
     """Return a field that must be an object."""
-    value = get(row, name)
+    value = parsed(get(row, name), name)
     if not isinstance(value, dict):
         raise BadRow(name, f"expected an object, found {kind(value)}")
     return value
 
 
-def texts(row: Row, name: str, *, some: bool = False) -> tuple[str, ...]:
-    """Return a list of non-empty strings; one string or number counts as a list of one."""
+def texts(row: Row, name: str, *, some: bool = False, brackets: bool = False) -> tuple[str, ...]:
+    """Return a list of non-empty strings; one string or number counts as a list of one.
+
+    With `brackets` a text of numbers in brackets stays one text: an interval, a point.
+    """
     value = get(row, name)
-    values = value if isinstance(value, list) else [value]
+    listed = parsed(value, name) if not (brackets and _is_mathematics(value)) else value
+    if isinstance(listed, dict):
+        raise BadRow(name, f"expected text or a list of texts, found {kind(listed)}")
+    if is_null_text(listed):
+        raise BadRow(name, f'"{listed}" is a missing value written as text; leave it empty')
+    values = listed if isinstance(listed, list) else [listed]
     if some and not values:
         raise BadRow(name, "is empty")
     return tuple(as_text(one, name) for one in values)
 
 
+def optional_texts(row: Row, name: str) -> tuple[str, ...]:
+    """Return a list of texts, () where the field is missing."""
+    return () if optional(row, name) is None else texts(row, name)
+
+
+def _is_mathematics(value: Any) -> bool:
+    """True for text in brackets that quotes nothing: (1, 2), [0, x], {3}."""
+    return isinstance(value, str) and not re.search("[\"']", value)
+
+
 def joined_texts(row: Row, name: str, separator: str) -> tuple[str, ...]:
-    """Return the parts of one text that joins several, empty ones left out."""
+    """Return the parts of one text that joins several, empty ones left out; or of a list."""
+    if isinstance(parsed(get(row, name), name), list):
+        return distinct(texts(row, name))
     parts = (part.strip() for part in text(row, name).split(separator))
     return distinct(part for part in parts if part)
 
@@ -150,12 +274,50 @@ def flag(row: Row, name: str) -> bool:
 
 
 def own_id(row: Row, name: str | None) -> str:
-    """Return the row's own id made safe for a file name, or else a hash of the row's content."""
-    own = row.get(name) if name else None
-    if own is not None and (isinstance(own, bool) or not isinstance(own, str | int)):
-        raise BadRow(str(name), f"expected text or a whole number, found {kind(own)}")
-    if own is not None:
-        safe = file_id(own, "")
-        if safe != file_id(None, ""):  # else the id cannot be a file name
-            return safe
-    return file_id(None, json.dumps(row, sort_keys=True, default=str))
+    """Return the row's own id as it stands there, or else a hash of the row's content.
+
+    The hash also where the id could not be part of a file name, however it is made safe.
+    """
+    own = optional(row, name) if name else None
+    content = json.dumps(row, sort_keys=True, default=str)
+    if own is None:
+        return file_id(None, content)
+    stripped = as_text(own, str(name))
+    return usable_id(own if isinstance(own, str) else stripped, content)
+
+
+def usable_id(own: str, content: str) -> str:
+    """Return an id as it is where a file can be named after it, else a hash of the content."""
+    return own if file_id(own, "") != file_id(None, "") else file_id(None, content)
+
+
+def described(row: Row, content: list[str]) -> Row:
+    """Return what a row says in short columns (numbers, true/false, short texts), as JSON can.
+
+    Columns that hold the `content` of its question, or a long part of it, are left out.
+    """
+    return {name: plain(value) for name, value in row.items() if _describes(value, content)}
+
+
+def _describes(value: Any, content: list[str]) -> bool:
+    if isinstance(value, bool):
+        return True
+    if not isinstance(value, str | int | float | Decimal) or is_missing(value):
+        return False
+    number = isinstance(value, float) and math.isfinite(value) and value.is_integer()
+    said = str(int(value) if number else value).strip()
+    if len(said) > _DESCRIBED or said in content:
+        return False
+    return len(said) <= _SENTENCE or not any(said in text for text in content)
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON can hold it: NaN is null, other things are their text."""
+    if isinstance(value, dict):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, float | Decimal):
+        number = float(value)
+        return number if math.isfinite(number) else None if math.isnan(number) else str(number)
+    return value if value is None or isinstance(value, str | bool | int) else str(value)

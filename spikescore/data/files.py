@@ -1,23 +1,29 @@
-"""Files to rows: JSON, JSONL, CSV, Parquet, any of them gzipped, and folders of such files.
+"""Files to rows: JSON, JSONL, CSV, TSV, Parquet and Arrow, compressed or not, and folders of them.
 
 Rows come one at a time and what was read is forgotten, so a file may be larger than memory. What a
-file is, is seen from its first bytes (Parquet, gzip) or else from its name; JSON objects one a line
-are also found in a file called .json. A place where a file cannot be read is yielded as a `BadRow`
-in its place among the rows, so that the caller decides whether the rest is used.
+file is, is seen from its first bytes (Parquet, Arrow, the compressions) or else from its name; JSON
+objects one a line are also found in a file called .json. A place where a file cannot be read is
+yielded as a `BadRow` in its place among the rows, so that the caller decides whether the rest is
+used.
 """
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import csv
 import gzip
 import io
 import json
+import lzma
+import os
+import re
 import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,8 +32,36 @@ from spikescore.data.json_rows import BrokenJson, json_rows
 from spikescore.data.question import Row
 from spikescore.errors import UserError
 
-SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
-_NOT_DATA = ("SOURCE.json", "dataset_info.json", "dataset_infos.json")
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow")
+_NOT_DATA = re.compile(r"SOURCE\.json|dataset_(infos?|dict)\.json|state\.json|cache-.*\.arrow|\..*")
+"""What lies beside the data: our own record, and what the hub and `save_to_disk` put there."""
+SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "development"),
+    "test": ("test", "testing", "eval"),
+}
+_COMPRESSED = {  # suffix -> first bytes
+    ".gz": b"\x1f\x8b",
+    ".bz2": b"BZh",
+    ".xz": b"\xfd7zXZ",
+    ".zst": b"\x28\xb5\x2f\xfd",
+}
+_NOT_READ = {  # first bytes -> what they are
+    b"PK\x03\x04": "a zip archive or a spreadsheet; unpack it, or export it as CSV",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself; fetch it (git lfs pull)",
+    b"SQLite format 3": "an SQLite database; export the table as CSV",
+    b"\x89HDF": "an HDF5 file; export it as JSONL or Parquet",
+    b"\x93NUMPY": "a numpy array; export the rows as JSONL",
+    b"\x80\x04": "a pickle, which is never opened; export the rows as JSONL",
+    b"\x80\x05": "a pickle, which is never opened; export the rows as JSONL",
+    b"ORC": "an ORC file; export it as Parquet",
+    b"Obj\x01": "an Avro file; export it as Parquet",
+    b"Rar!": "a RAR archive; unpack it",
+    b"7z\xbc\xaf": "a 7z archive; unpack it",
+    b"\x04\x22\x4d\x18": "compressed with lz4; unpack it",
+    b"%PDF": "a PDF",
+    b"\xd0\xcf\x11\xe0": "an old spreadsheet; export it as CSV",
+}
 _FIRST_LINE = 1 << 24
 _BATCH = 1000
 """Rows of Parquet that are turned into Python objects together."""
@@ -36,75 +70,138 @@ Columns = Callable[[Sequence[str]], list[str] | None]
 Rows = Iterator[tuple[str, Any]]
 
 
-def read_rows(path: Path, columns: Columns = lambda names: None) -> Rows:
-    """Yield (where, row) for each row of a file or folder; the row is a BadRow where it is broken.
+# --- which files ------------------------------------------------------------------------------
 
-    `columns` is given the names of a Parquet file's columns and returns those to read, None for
-    all. Raises UserError for a path that is missing, empty, unreadable or no text.
+
+def data_files(path: Path) -> list[Path]:
+    """Return the data files of a path: itself, or all below a folder, links followed, sorted.
+
+    Raises UserError for a folder without any.
     """
     if not path.is_dir():
-        yield from _file_rows(path, columns)
-        return
-    files = sorted(file for file in path.rglob("*") if is_data(file))
-    if not files:
-        raise UserError(
-            f'dataset folder "{path}" holds no .json or .jsonl file, nor .csv or .parquet; '
-            'check "dataset_path"'
-        )
-    for file in files:
-        for where, row in _file_rows(file, columns):
-            yield f'file "{file.relative_to(path)}" {where}', row
-
-
-def plain_suffix(path: Path) -> str:
-    """Return the suffix that says what a file holds, .gz left out."""
-    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+        return [path]
+    found, others, seen = [], set(), set()
+    for folder, inner, names in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        inner[:] = [one for one in inner if not one.startswith(".") and real not in seen]
+        files = [] if real in seen else [Path(folder, name) for name in names]
+        seen.add(real)
+        found += [file for file in files if is_data(file)]
+        others |= {file.suffix for file in files if not _NOT_DATA.fullmatch(file.name)}
+    if found:
+        return sorted(found)
+    there = f" (it holds {', '.join(sorted(filter(None, others)))})" if any(others) else ""
+    raise UserError(
+        f'dataset folder "{path}" holds no .json or .jsonl file, nor .csv, .tsv, .parquet or '
+        f'.arrow{there}; check "dataset_path"'
+    )
 
 
 def is_data(file: Path) -> bool:
     """True for a data file of a kind that is read, by its name."""
-    hidden = file.name.startswith(".") or file.name in _NOT_DATA
-    return plain_suffix(file) in SUFFIXES and not hidden and file.is_file()
+    named = plain_suffix(file) in SUFFIXES and not _NOT_DATA.fullmatch(file.name)
+    return named and file.is_file()
 
 
-def _file_rows(path: Path, columns: Columns) -> Rows:
+def plain_suffix(path: Path) -> str:
+    """Return the suffix that says what a file holds, that of its compression left out."""
+    return (Path(path.stem) if path.suffix in _COMPRESSED else path).suffix
+
+
+def plain_name(path: Path) -> str:
+    """Return a file's name without what it holds and how it is compressed; a folder's own name."""
+    known = plain_suffix(path) in (*SUFFIXES, ".txt") and not path.is_dir()
+    stem = Path(path.stem) if path.suffix in _COMPRESSED else path
+    return stem.stem if known else path.name
+
+
+def split_of(file: Path, root: Path) -> str | None:
+    """Return the publisher's split that a file below a folder belongs to, None if it tells none.
+
+    By a word of the file's name, or of the nearest folder that has one: the hub's layouts
+    (data/train-00000-of-00002.parquet, web/test/0000.parquet) and the publishers' own
+    (web-dev.json, NQ-open.train.jsonl).
+    """
+    parts = file.relative_to(root).parts if file != root else (file.name,)
+    for part in reversed(parts):
+        words = re.split(r"[^a-z]+", part.casefold())
+        for split, names in SPLIT_WORDS.items():
+            if any(word in names for word in words):
+                return split
+    return None
+
+
+# --- one file ---------------------------------------------------------------------------------
+
+
+def read_rows(path: Path, columns: Columns = lambda names: None) -> Rows:
+    """Yield (where, row) for each row of a file; the row is a BadRow where it is broken.
+
+    `columns` is given the names of a Parquet or Arrow file's columns and returns those to read,
+    None for all. Raises UserError for a path that is missing, empty, unreadable or of no kind that
+    is read.
+    """
     where = "row 1"
     try:
-        with open(path, "rb") as file:
-            for where, row in _plain_rows(path, _uncompressed(path, file), columns):
+        with _opened(path) as file:
+            first, more = file.readline(_FIRST_LINE), file.readline(_FIRST_LINE)
+        with _opened(path) as file:
+            for where, row in _plain_rows(path, file, first, more, columns):
                 yield where, row
     except FileNotFoundError as error:
         raise UserError(f'dataset "{path}" does not exist; check "dataset_path"') from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        yield f"after {where}", BadRow(None, f"the gzip file is cut short or damaged ({error})")
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
+        yield f"after {where}", BadRow(None, f"{_CUT} ({shown(error)})")
     except OSError as error:
-        raise UserError(f'dataset "{path}" cannot be read: {error.strerror or error}') from error
+        if error.errno is not None:
+            raise UserError(f'dataset "{path}" cannot be read: {error.strerror}') from error
+        yield f"after {where}", BadRow(None, f"{_CUT} ({shown(error)})")  # a decompressor's
 
 
-def _uncompressed(path: Path, file: BinaryIO) -> BinaryIO:
-    head = file.read(2)
-    file.seek(0)
-    if not head:
-        raise UserError(f'dataset "{path}" is empty')
-    return gzip.GzipFile(fileobj=file) if head == b"\x1f\x8b" else file
+_CUT = "the compressed file is cut short or damaged"
 
 
-def _plain_rows(path: Path, file: BinaryIO, columns: Columns) -> Rows:
-    head = file.read(4096)
-    file.seek(0)
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to read what it holds, whatever it is compressed with."""
+    with open(path, "rb") as file:
+        head = file.read(8)
+        file.seek(0)
+        if not head:
+            raise UserError(f'dataset "{path}" is empty')
+        suffix = next((one for one, mark in _COMPRESSED.items() if head.startswith(mark)), "")
+        if suffix == ".zst":
+            import pyarrow
+
+            yield io.BufferedReader(pyarrow.input_stream(file, compression="zstd"))
+        else:
+            opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(suffix)
+            yield opener(file) if opener else file
+
+
+def _plain_rows(path: Path, file: BinaryIO, first: bytes, more: bytes, columns: Columns) -> Rows:
+    """Read an opened file as what its first two lines, or else its name, say that it is."""
     suffix = plain_suffix(path)
-    if head.startswith(b"PAR1") or suffix == ".parquet":
+    if first.startswith(b"PAR1") or suffix == ".parquet":
         return _parquet_rows(path, file, columns)
-    if not head.strip():
+    if first.startswith(b"ARROW1") or suffix == ".arrow":
+        return _arrow_rows(path, file, columns)
+    head = first[:4096]
+    what = next((what for mark, what in _NOT_READ.items() if head.startswith(mark)), "")
+    if what or head[257:262] == b"ustar":
+        raise UserError(f'dataset "{path}" is {what or "a tar archive; unpack it"}')
+    if not head.strip() and not more.strip() and not file.read(4096).strip():
         raise UserError(f'dataset "{path}" is empty')
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head:
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head + more[:4096]:
         raise UserError(
             f'dataset "{path}" is not UTF-8 text; '
             "JSON, JSONL and CSV are read in UTF-8, convert the file first"
         )
-    if suffix == ".csv":
-        return _csv_rows(file)
-    if suffix == ".jsonl" or _holds_lines(file):
+    if suffix in (".csv", ".tsv"):
+        return _csv_rows(file, first.decode("utf-8-sig", "replace"), tabs=suffix == ".tsv")
+    if head.lstrip().startswith(b"<"):
+        raise UserError(f'dataset "{path}" is HTML or XML; is it the page about the file?')
+    if suffix == ".jsonl" or _holds_lines(first, more):
         return _jsonl_rows(file)
     return _json_rows(file)
 
@@ -117,13 +214,10 @@ def _text(file: BinaryIO, newline: str | None = None) -> io.TextIOWrapper:
 # --- JSON and JSONL ---------------------------------------------------------------------------
 
 
-def _holds_lines(file: BinaryIO) -> bool:
+def _holds_lines(first: bytes, more: bytes) -> bool:
     """True when the first line is a JSON object by itself and more follows."""
-    line = file.readline(_FIRST_LINE)
-    more = file.readline(_FIRST_LINE)
-    file.seek(0)
     try:
-        return bool(more.strip()) and isinstance(json.loads(line), dict)
+        return bool(more.strip()) and isinstance(json.loads(first), dict)
     except (ValueError, RecursionError):
         return False
 
@@ -155,14 +249,25 @@ def _json_rows(file: BinaryIO) -> Rows:
 # --- CSV --------------------------------------------------------------------------------------
 
 
-def _csv_rows(file: BinaryIO) -> Rows:
-    """Yield rows as {column: text}; the first row names the columns."""
+def _csv_rows(file: BinaryIO, first: str, *, tabs: bool) -> Rows:
+    """Yield rows as {column: text}; the first row names the columns.
+
+    What separates them is seen from that row: a tab, a semicolon or a bar where there are more of
+    it than commas. Excel's own line "sep=;" before it counts.
+    """
     csv.field_size_limit(sys.maxsize)  # the whole process's, 128 KB at first; a passage has more
+    told = re.fullmatch(r"sep=(.)\s*", first)
+    separator = (
+        told[1] if told else max(",\t;|", key=lambda one: (tabs and one == "\t", first.count(one)))
+    )
+    lines = _text(file, newline="")
+    if told:
+        next(lines)
     # strict: an open quote at the end is an error, and does not swallow the rest without a word
-    reader = csv.reader(_text(file, newline=""), strict=True)
+    reader = csv.reader(lines, delimiter=separator, strict=True)
     names: list[str] | None = None
     while True:
-        where = f"line {reader.line_num + 1}"
+        where = f"line {reader.line_num + 1 + bool(told)}"
         try:
             cells = next(reader)
         except StopIteration:
@@ -175,13 +280,18 @@ def _csv_rows(file: BinaryIO) -> Rows:
         if names is None:
             names = [name.strip() for name in cells]
         elif len(cells) > len(names):
-            what = f"{len(cells)} cells, but the first line names {len(names)} columns"
-            yield where, BadRow(None, f"{what}; is a quote missing?")
+            at = f"column {len(names) + 1} holds {shown(cells[len(names)])!r}"
+            mark = _SEPARATORS.get(separator, separator)
+            what = f"{len(cells)} cells, but the first line names {len(names)} columns; {at}"
+            yield where, BadRow(None, f"{what}; is a quote missing around a {mark}?")
         else:
             yield where, dict(zip(names, cells, strict=False))
 
 
-# --- Parquet ----------------------------------------------------------------------------------
+_SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
+
+
+# --- Parquet and Arrow ------------------------------------------------------------------------
 
 
 def _parquet_rows(path: Path, file: BinaryIO, columns: Columns) -> Rows:
@@ -190,27 +300,67 @@ def _parquet_rows(path: Path, file: BinaryIO, columns: Columns) -> Rows:
     from pyarrow import parquet
 
     damaged = (pyarrow.ArrowException, OSError, ValueError)  # ValueError: names not in UTF-8
-    with tempfile.TemporaryFile() as plain:
-        if isinstance(file, gzip.GzipFile):  # Parquet is read from its end
-            shutil.copyfileobj(file, plain)
-            file = plain
+    with _seekable(file) as whole:  # Parquet is read from its end
         try:
-            table = parquet.ParquetFile(file)
+            table = parquet.ParquetFile(whole)
             wanted = columns(table.schema_arrow.names)
         except damaged as error:
             raise UserError(
                 f'dataset "{path}" is not valid Parquet ({shown(error)}); '
                 "it may be cut short, fetch it again"
             ) from error
-        number = 0
+        batches = (  # all row groups at once would take more memory
+            batch
+            for group in range(table.num_row_groups)
+            for batch in table.iter_batches(_BATCH, row_groups=[group], columns=wanted)
+        )
+        yield from _batch_rows(batches, damaged, "Parquet")
+
+
+@contextmanager
+def _seekable(file: BinaryIO) -> Iterator[BinaryIO]:
+    """Give a file that can be read anywhere: itself, or an unpacked copy on disk."""
+    if isinstance(file, io.BufferedReader) and file.seekable():
+        yield file
+        return
+    with tempfile.TemporaryFile() as plain:
+        shutil.copyfileobj(file, plain)
+        plain.seek(0)
+        yield plain
+
+
+def _arrow_rows(path: Path, file: BinaryIO, columns: Columns) -> Rows:
+    """Read an Arrow file, or a stream, as `datasets.save_to_disk` and its cache write it."""
+    import pyarrow
+    from pyarrow import ipc
+
+    damaged = (pyarrow.ArrowException, OSError, ValueError)
+    with _seekable(file) as whole:
         try:
-            for group in range(table.num_row_groups):  # all at once would take more memory
-                for batch in table.iter_batches(_BATCH, row_groups=[group], columns=wanted):
-                    for row in _python_rows(batch):
-                        number += 1
-                        yield f"row {number}", row
+            is_file = whole.read(6) == b"ARROW1"
+            whole.seek(0)
+            table = ipc.open_file(whole) if is_file else ipc.open_stream(whole)
+            wanted = columns(table.schema.names)
         except damaged as error:
-            yield f"row {number + 1}", BadRow(None, f"damaged Parquet ({shown(error)})")
+            raise UserError(
+                f'dataset "{path}" is not a valid Arrow file ({shown(error)}); '
+                "it may be cut short, fetch or save it again"
+            ) from error
+        found = map(table.get_batch, range(table.num_record_batches)) if is_file else table
+        small = (batch.slice(at, _BATCH) for batch in found for at in range(0, len(batch), _BATCH))
+        kept = (batch.select(wanted) if wanted else batch for batch in small)
+        yield from _batch_rows(kept, damaged, "Arrow")
+
+
+def _batch_rows(batches: Iterable[Any], damaged: tuple[type[Exception], ...], what: str) -> Rows:
+    number = 0
+    try:
+        for batch in batches:
+            for row in _python_rows(batch):
+                number += 1
+                yield f"row {number}", row
+    except damaged as error:
+        yield f"row {number + 1}", BadRow(None, f"damaged {what} ({shown(error)})")
 
 
 def _python_rows(batch: Any) -> list[Any]:
@@ -230,6 +380,8 @@ def _python_row(batch: Any) -> Row | BadRow:
             return BadRow(name, f"cannot be read ({shown(error)})")
     return row
 
+
+# --- RAGTruth's two files ---------------------------------------------------------------------
 
 _SOURCES, _RESPONSES = "source_info.jsonl", "response.jsonl"
 

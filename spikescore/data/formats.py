@@ -6,12 +6,15 @@ To add a set: write an adapter in the module of its kind and give it a line in `
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from spikescore.data.adapters import mathematics, options, passages, recall, shipped
 from spikescore.data.adapters.project import FIELDS, generic, project
-from spikescore.data.fields import BadRow, keys_of
+from spikescore.data.fields import BadRow, is_missing, keys_of
+from spikescore.data.files import SPLIT_WORDS, plain_name
 from spikescore.data.question import Adapter, Row
 from spikescore.errors import UserError
 
@@ -21,8 +24,8 @@ class Format:
     """One native schema: the keys that its rows have, and the adapter.
 
     `fits` looks at values where the keys alone do not tell. `columns` are all that the adapter
-    reads of a Parquet file (None: all). `repeats`: the publisher's files hold some rows twice, a
-    repeated row is left out and is no mistake.
+    reads of a Parquet file (None: all). `gold` is the field that a split without answers leaves
+    out or empty: where the first row does so all may, else none may.
     """
 
     name: str
@@ -30,11 +33,21 @@ class Format:
     adapter: Adapter
     fits: Callable[[Row], bool] | None = None
     columns: tuple[str, ...] | None = None
-    repeats: bool = False
+    gold: str | None = None
+
+    @property
+    def is_publishers(self) -> bool:
+        """True for a set's own form, whose repeats are no mistake of the user's."""
+        return self.name != "project"
 
     def reads(self, row: Row) -> bool:
         """True when the row is of this format."""
         return all(key in row for key in self.keys) and (self.fits is None or self.fits(row))
+
+    def withholds(self, row: Row) -> bool:
+        """True when the row leaves the field of its answer out or empty."""
+        given = row.get(self.gold) if self.gold else True
+        return is_missing(given) or given == []
 
 
 # The first that reads a row wins. Several lines of one name are shapes of one set.
@@ -42,16 +55,21 @@ FORMATS = (
     Format("project", ("question", "gold_answers"), project),
     Format("svamp", ("Body", "Question", "Answer"), mathematics.svamp),
     Format("coqa", ("story", "questions", "answers"), passages.coqa),
-    Format("triviaqa", ("Question", "Answer", "QuestionId"), recall.triviaqa),
-    Format("triviaqa", ("question", "question_id", "answer"), recall.triviaqa_hub),
+    Format("triviaqa", ("Question", "Answer", "QuestionId"), recall.triviaqa, gold="Answer"),
+    Format("triviaqa", ("Question", "QuestionId", "QuestionSource"), recall.triviaqa,
+           gold="Answer"),
+    Format("triviaqa", ("question", "question_id", "answer"), recall.triviaqa_hub, gold="answer"),
     Format("triviaqa_squad", ("paragraphs",), passages.triviaqa_squad, passages.is_triviaqa),
     Format("triviaqa_squad", ("id", "context", "question", "answers"),
            passages.triviaqa_squad_hub, passages.is_triviaqa),
     Format("triviaqa_flashrag", ("question", "golden_answers"), recall.triviaqa_flashrag),
     Format("squad", ("paragraphs",), passages.squad),
     Format("squad", ("id", "context", "question", "answers"), passages.squad_hub),
-    Format("commonsenseqa", ("question", "answerKey"), options.commonsenseqa),
-    Format("belebele", ("flores_passage", "question", "correct_answer_num"), options.belebele),
+    Format("commonsenseqa", ("question", "answerKey"), options.commonsenseqa, gold="answerKey"),
+    Format("commonsenseqa", ("id", "question"), options.commonsenseqa,
+           options.is_asked_with_options, gold="answerKey"),
+    Format("belebele", ("flores_passage", "question", "correct_answer_num"), options.belebele,
+           gold="correct_answer_num"),
     Format("gpqa", ("Question", "Correct Answer", "Incorrect Answer 1"), options.gpqa),
     Format("truthfulqa", ("Question", "Best Answer", "Incorrect Answers"), recall.truthfulqa),
     Format("truthfulqa", ("question", "best_answer", "incorrect_answers"),
@@ -61,11 +79,11 @@ FORMATS = (
     Format("bioasq", ("body", "type"), recall.bioasq),
     Format("ragtruth", ("source_info", "task_type"), shipped.ragtruth),
     Format("ragtruth", ("source_id", "response", "labels"), shipped.ragtruth),
-    Format("defan", ("questions", "answer", "type"), recall.defan, repeats=True),
-    Format("true_false", ("statement", "label"), options.true_false, repeats=True),
+    Format("defan", ("questions", "answer", "type"), recall.defan),
+    Format("true_false", ("statement", "label"), options.true_false),
     Format("synthweb", ("verbalizer_prompt", "context", "target_response"), passages.synthweb,
            columns=passages.SYNTHWEB_COLUMNS),
-    Format("ipw", ("conversations", "ground_truth"), shipped.ipw),
+    Format("ipw", ("conversations", "ground_truth"), shipped.ipw, gold="ground_truth"),
     Format("math", ("problem", "solution"), mathematics.competition),
     Format("math_en", ("en", "solution", "answer"), mathematics.competition),
     Format("gsm8k", ("question", "answer"), mathematics.gsm8k, mathematics.ends_with_number),
@@ -117,13 +135,54 @@ def find_format(row: Row, name: str, fields: Mapping[str, str] | None) -> Format
     return found
 
 
-def parquet_columns(
-    names: Sequence[str], name: str, fields: Mapping[str, str] | None
-) -> list[str] | None:
-    """Return the columns worth reading of a Parquet file with these columns; None for all."""
-    if fields:
-        return [column for column in names if column in fields.values()]
+def parquet_columns(names: Sequence[str], name: str, also: Iterable[str]) -> list[str] | None:
+    """Return the columns worth reading of a Parquet file with these columns; None for all.
+
+    `also` are read whatever the format: the filters ask for them.
+    """
     for one in FORMATS:
         if name in ("auto", one.name) and set(one.keys) <= set(names):
-            return one.columns and [column for column in names if column in one.columns]
+            wanted = {*(one.columns or names), *also}
+            return [column for column in names if column in wanted]
     return None
+
+
+# --- a domain's name --------------------------------------------------------------------------
+
+_ALSO_CALLED = {
+    "triviaqa_flashrag": ("triviaqa", "trivia", "triviaqarc"),
+    "nq_open": ("nq_open", "nqopen", "nq", "naturalquestions"),
+    "gsm8k": ("gsm8k", "gsm"),
+    "commonsenseqa": ("commonsenseqa", "csqa"),
+    "math": ("math", "math500", "hendrycksmath", "competitionmath"),
+    "squad": ("squad",),
+}
+"""Format -> the set it is named after, and what else files and folders of that set are called."""
+_NO_NAME = re.compile(
+    r"(v|part|shard|chunk)?\d*|data|qa|main|default|rand|split|no|answers|of|jsonl?|parquet|csv|"
+    + "|".join(word for words in SPLIT_WORDS.values() for word in words)
+)
+
+
+def domain_of(path: Path, format_name: str) -> str:
+    """Return the domain of rows that do not tell their set: by the names in their path.
+
+    The set that the format is named after where file or folder are called so; else the name of the
+    file, or of the nearest folder whose name says more than "test" or "data". Of a publisher's file
+    that is the name without its split, so that train and test are one domain.
+    """
+    known = _ALSO_CALLED.get(format_name, ())
+    parts = [plain_name(path), *(part.name for part in path.absolute().parents)]
+    telling = [part for part in parts if _words(part)]
+    if any("".join(_words(part)) in ("".join(known[:1]).replace("_", ""), *known[1:])
+           for part in telling[:3]):  # fmt: skip
+        return known[0]
+    if not telling:
+        return plain_name(path)
+    return telling[0] if format_name in ("project", "generic") else "_".join(_words(telling[0]))
+
+
+def _words(name: str) -> list[str]:
+    """Return the words of a name that are neither a split, nor a number, nor a shard's."""
+    words = re.split(r"[^\w]+|_", name.casefold())
+    return [word for word in words if not _NO_NAME.fullmatch(word)]

@@ -5,28 +5,28 @@ the first row, or forced by name. A row that does not fit is an error that names
 field; with `on_bad_row="skip"` it is left out and its reason kept.
 
 Only `context`, `history`, `question` and `choices` are ever shown to a model. Worked solutions,
-known wrong answers, labels and other extras go to `meta`, which no prompt reads.
+known wrong answers, labels and what else the row says go to `meta`, which no prompt reads.
 """
 
 from __future__ import annotations
 
 import difflib
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from spikescore.data.fields import BadRow, kind, shown
-from spikescore.data.files import Rows, ragtruth_rows, read_rows
-from spikescore.data.formats import Format, check_format, find_format, parquet_columns
+from spikescore.data.fields import BadRow, described, is_withheld, kind, shown
+from spikescore.data.files import Rows, data_files, ragtruth_rows, read_rows, split_of
+from spikescore.data.formats import Format, check_format, domain_of, find_format, parquet_columns
 from spikescore.data.question import Question
+from spikescore.data.selection import FILTERED_FIELDS, check_filters, fits
 from spikescore.errors import UserError
+from spikescore.pairs import file_id
 
 log = logging.getLogger("spikescore")
-
-_BOUNDS = ("min", "max", "below")
 
 
 @dataclass(frozen=True)
@@ -41,46 +41,24 @@ class Skipped:
 class LoadedQuestions:
     """What a data file held: its questions, the rows left out, and the format it was read as.
 
-    `filtered` counts the good questions that the filters left out.
+    `filtered` counts the good questions that the filters left out, `repeated` those that the
+    publisher's files hold a second time.
     """
 
     questions: list[Question]
     skipped: list[Skipped]
     dataset_format: str
     filtered: int = 0
+    repeated: int = 0
 
 
-def load_questions(
-    path: str | Path,
-    *,
-    dataset_format: str = "auto",
-    fields: Mapping[str, str] | None = None,
-    on_bad_row: str = "error",
-    filters: Mapping[str, Any] | None = None,
-    answerable_only: bool = False,
-) -> LoadedQuestions:
-    """Read all questions of a file (JSON, JSONL, CSV, Parquet, each also gzipped) or a folder.
-
-    `fields` maps our names to the file's ({"question": "q", "gold_answers": "a"}) for a format
-    that has no adapter. `filters` keeps the questions whose `meta` (or domain, group, answer_type)
-    fits: {"scope": "word"}, {"scope": ["word", "lens"]}, or for numbers {"bb_answer_score_max":
-    {"min": 0.1, "below": 0.4}} ("min" and "max" include the bound, "below" does not; null fits no
-    bound). `answerable_only` leaves out questions that their set marks as without an answer.
-
-    Ids are unique and do not depend on the order of rows. Raises UserError for a file that is
-    missing, empty, not UTF-8, broken, of unknown format, or (unless `on_bad_row` is "skip") that
-    has a bad row or two rows with one id.
-    """
-    stream = iter_questions(
-        path,
-        dataset_format=dataset_format,
-        fields=fields,
-        on_bad_row=on_bad_row,
-        filters=filters,
-        answerable_only=answerable_only,
-    )
+def load_questions(path: str | Path, **options: Any) -> LoadedQuestions:
+    """Read all questions of a file or a folder: the stream of `iter_questions`, as a list."""
+    stream = iter_questions(path, **options)
     questions = list(stream)
-    return LoadedQuestions(questions, stream.skipped, stream.dataset_format, stream.filtered)
+    return LoadedQuestions(
+        questions, stream.skipped, stream.dataset_format, stream.filtered, stream.repeated
+    )
 
 
 def iter_questions(
@@ -91,25 +69,36 @@ def iter_questions(
     on_bad_row: str = "error",
     filters: Mapping[str, Any] | None = None,
     answerable_only: bool = False,
+    split: str | None = None,
 ) -> QuestionStream:
-    """Return the questions of `load_questions` as a stream that holds one row at a time.
+    """Return the questions of a file (see `files` for the kinds) or a folder, one row at a time.
 
-    Memory grows by the ids alone (about 0.2 KB a question), which must be unique. Errors are raised
-    while it is read.
+    `fields` maps our names to the file's ({"question": "q", "gold_answers": "a"}) for a format
+    that has no adapter. `filters` keeps the questions whose `meta`, column, domain, group or
+    answer_type fits (see `selection.fits`). `answerable_only` leaves out questions that their set
+    marks as without an answer. `split` (train, validation, test) takes the files of that split
+    alone.
+
+    Ids are unique and do not depend on the order of rows. A question that a publisher's files
+    repeat counts once. Memory grows by the ids alone (about 0.3 KB a question). While it is read,
+    UserError is raised for a file that is missing, empty, not UTF-8, broken, of unknown format, or
+    (unless `on_bad_row` is "skip") that has a bad row or two questions with one id.
     """
     if on_bad_row not in ("error", "skip"):
         raise UserError(f'config key "on_bad_row": "{on_bad_row}" is not one of error, skip')
     check_format(dataset_format, fields)
-    checked = _checked_filters(filters or {})
+    check_filters(filters or {})
     return QuestionStream(
-        Path(path), dataset_format, fields, on_bad_row == "skip", checked, answerable_only
-    )
+        Path(path), dataset_format, fields, on_bad_row == "skip", filters or {}, answerable_only,
+        split,
+    )  # fmt: skip
 
 
 class QuestionStream:
-    """The questions of a file, read anew by every `iter()`.
+    """The questions of a file or folder, read anew by every `iter()`.
 
-    What was left out so far is in `skipped` and `filtered`, the format in `dataset_format`.
+    What was left out so far is in `skipped`, `filtered` and `repeated`, the format in
+    `dataset_format`.
     """
 
     def __init__(
@@ -120,6 +109,7 @@ class QuestionStream:
         skip: bool,
         filters: Mapping[str, Any],
         answerable_only: bool,
+        split: str | None,
     ) -> None:
         self._path = path
         self._wanted = wanted_format
@@ -127,62 +117,67 @@ class QuestionStream:
         self._skip = skip
         self._filters = filters
         self._answerable_only = answerable_only
+        self._split = split
         self._start()
 
     def _start(self) -> None:
         self.skipped: list[Skipped] = []
-        self.filtered = 0
+        self.filtered = self.repeated = 0
         self.dataset_format = self._wanted
         self._format: Format | None = None
+        self._withholds = False
         self._seen: dict[str, str] = {}
-        self._n_repeated = 0
+        self._alike: set[str] | None = None
 
     def __iter__(self) -> Iterator[Question]:
+        if self._filters:
+            self._check_filter_keys()
         self._start()
-        n, keys = 0, set()
-        domain = Path(self._path.stem).stem if self._path.suffix == ".gz" else self._path.stem
-        for where, row in self._rows():
-            for question in self._questions(where, row):
-                if self._filters:
-                    keys |= question.meta.keys()
-                if not self._passes(question):
+        n = bare = 0
+        for file, where, row in self._rows():
+            for question in self._questions(file, where, row):
+                if not self._passes(question, row):
                     self.filtered += 1
                     continue
                 n += 1
-                yield question if question.domain else replace(question, domain=domain)
+                bare += _lacks_answer(question)
+                yield question
         if n == 0:
-            self._refuse_empty(keys)
+            self._refuse_empty()
         if self.skipped:
             first = self.skipped[0]
-            n_bad = len(self.skipped) - self._n_repeated
-            log.warning(
-                "%s: %d bad rows and %d repeated ones skipped; the first: %s, %s",
-                self._path, n_bad, self._n_repeated, first.where, first.reason,
-            )  # fmt: skip
+            log.warning("%s: %d bad rows skipped; the first: %s, %s",
+                        self._path, len(self.skipped), first.where, first.reason)  # fmt: skip
+        if self.repeated:
+            log.info("%s: %d questions stand there again and count once", self._path, self.repeated)
+        if bare:
+            log.warning("%s: %d of %d questions come without an answer (some test splits withhold "
+                        "theirs): they get no label by rule", self._path, bare, n)  # fmt: skip
 
-    def _rows(self) -> Rows:
+    # --- rows ---------------------------------------------------------------------------------
+
+    def _rows(self) -> Iterator[tuple[Path, str, Any]]:
+        """Yield (file, where, row) of all files."""
         joined = ragtruth_rows(self._path) if self._wanted in ("auto", "ragtruth") else None
         if joined is not None:
-            return joined
-        return read_rows(
-            self._path, lambda names: parquet_columns(names, self._wanted, self._fields)
-        )
+            yield from ((self._path, where, row) for where, row in joined)
+            return
+        for file in data_files(self._path):
+            if self._split is None or split_of(file, self._path) == self._split:
+                prefix = f'file "{file.relative_to(self._path)}" ' if file != self._path else ""
+                for where, row in self._file_rows(file):
+                    yield file, f"{prefix}{where}", row
 
-    def _questions(self, where: str, row: Any) -> list[Question]:
-        """Return the questions of a row, none when it is left out."""
+    def _file_rows(self, file: Path) -> Rows:
+        if self._fields:
+            return read_rows(file)
+        return read_rows(file, lambda names: parquet_columns(names, self._wanted, self._filters))
+
+    def _questions(self, file: Path, where: str, row: Any) -> list[Question]:
+        """Return the questions of a row that are new, none when it is left out."""
         try:
-            found = self._adapted(row)
-            ids = [question.id for question in found]
-            if len(set(ids)) == len(ids) and self._seen.keys().isdisjoint(ids):
-                self._seen.update(dict.fromkeys(ids, where))
-                return found
-            twin = next(one for one in ids if one in self._seen or ids.count(one) > 1)
-            first = self._seen.get(twin, where)
-            if self._format.repeats:
-                self._n_repeated += 1
-                self.skipped.append(Skipped(where, f"the same as {first}"))
-                return []
-            raise BadRow("id", f'"{twin}" is already used by {first}')
+            found = [self._finished(one, row, file) for one in self._adapted(row)]
+            return self._new(found, where)
         except RecursionError:
             bad = BadRow(None, "lists or objects are nested too deeply")
         except BadRow as error:
@@ -200,27 +195,121 @@ class QuestionStream:
             raise row
         if not isinstance(row, dict):
             raise BadRow(None, f"expected a JSON object, found {kind(row)}")
-        if self._format is not None:
-            return list(self._format.adapter(row))
-        found = find_format(row, self._wanted, self._fields)
+        found = self._format or find_format(row, self._wanted, self._fields)
+        withholds = found.withholds(row)
+        if withholds and self._format and not self._withholds:
+            given = f"the rows before have one ({shown(row.get(found.gold))!r} here)"
+            raise BadRow(found.gold, f"missing or empty, and {given}")
         questions = list(found.adapter(row))
-        # a row that is read fixes the format: a bad first row must not
-        self._format, self.dataset_format = found, found.name
+        if self._format is None:
+            # a row that is read fixes the format: a bad first row must not
+            self._format, self.dataset_format, self._withholds = found, found.name, withholds
         return questions
 
-    def _passes(self, question: Question) -> bool:
+    def _finished(self, question: Question, row: Any, file: Path) -> Question:
+        """Add what all adapters leave to us: domain, split, short columns; marks are no answers."""
+        known = self._format
+        said = {}
+        if known.is_publishers:
+            columns = known.columns or row
+            said = described(
+                {name: row[name] for name in columns if name in row}, _content(question)
+            )
+        split = split_of(file, self._path)
+        return replace(
+            question,
+            domain=question.domain or domain_of(self._path, known.name),
+            gold_answers=tuple(gold for gold in question.gold_answers if not is_withheld(gold)),
+            meta={
+                **({"split": split} if split else {}),
+                **said,
+                **question.meta,
+            },
+        )
+
+    # --- ids ----------------------------------------------------------------------------------
+
+    def _new(self, found: list[Question], where: str) -> list[Question]:
+        """Return the questions of a row that were not seen, under ids that can name a file.
+
+        Raises BadRow when two questions have one id.
+        """
+        new: dict[str, tuple[Question, str]] = {}
+        for one in found:
+            item = self._safe_id(one.id)
+            asked = f"{one.question}\n{one.choices}".encode("utf-8", "surrogatepass")
+            mark = f"{where} {sha256(asked).hexdigest()[:8]}"
+            before = new[item][1] if item in new else self._seen.get(item)
+            if before is None:
+                new[item] = replace(one, id=item), mark
+            elif before[-8:] == mark[-8:] and self._format.is_publishers:
+                self.repeated += 1
+            else:
+                raise BadRow("id", f'"{shown(one.id)}" is already used by {before[:-9]}')
+        self._seen.update((item, mark) for item, (_, mark) in new.items())
+        return [question for question, _ in new.values()]
+
+    def _safe_id(self, own: str) -> str:
+        """Return an id as a file can be named after it; ids that differ stay apart.
+
+        What cannot stand in a name becomes "_", and where that makes two ids of the set alike each
+        of the changed ones gets a hash of its own.
+        """
+        safe = file_id(own, "")
+        if safe == own:
+            return own
+        if self._alike is None:
+            self._alike = self._alike_ids()
+        return f"{safe}_{sha256(own.encode()).hexdigest()[:8]}" if safe in self._alike else safe
+
+    def _alike_ids(self) -> set[str]:
+        """Read the files once more for the names that several ids of the set would share."""
+        owners: dict[str, str] = {}
+        alike = set()
+        for _, _, row in self._rows():
+            for own in self._ids_of(row):
+                safe = file_id(own, "")
+                if owners.setdefault(safe, own) != own:
+                    alike.add(safe)
+        return alike
+
+    def _ids_of(self, row: Any) -> list[str]:
+        try:
+            return [question.id for question in self._adapted(row)]
+        except (BadRow, RecursionError):
+            return []
+
+    # --- filters ------------------------------------------------------------------------------
+
+    def _passes(self, question: Question, row: Any) -> bool:
         if self._answerable_only and question.meta.get("answerable") is False:
             return False
-        return all(_fits(question, name, wanted) for name, wanted in self._filters.items())
+        return all(fits(question, row, name, wanted) for name, wanted in self._filters.items())
 
-    def _refuse_empty(self, keys: set[str]) -> None:
-        unknown = [name for name in self._filters if name not in {*keys, *_FILTERED_FIELDS}]
-        if self.filtered and unknown:
-            near = difflib.get_close_matches(unknown[0], keys, n=1)
+    def _check_filter_keys(self) -> None:
+        """Raise UserError for a filter by a key that no row has: it would let all or none pass.
+
+        Reads no further than all keys have been seen.
+        """
+        self._start()
+        keys = set(FILTERED_FIELDS)
+        for file, _, row in self._rows():
+            try:
+                questions = [self._finished(one, row, file) for one in self._adapted(row)]
+            except (BadRow, RecursionError):
+                continue
+            keys = keys.union(row, *(question.meta for question in questions))
+            if keys >= set(self._filters):
+                return
+        unknown = sorted(set(self._filters) - keys)
+        if self._format is not None and unknown:
+            near = difflib.get_close_matches(unknown[0], map(str, keys), n=1)
             hint = f'did you mean "{near[0]}"?' if near else f"it has {shown(sorted(keys))}"
             raise UserError(
                 f'config key "filters": no question of "{self._path}" has "{unknown[0]}"; {hint}'
             )
+
+    def _refuse_empty(self) -> None:
         why = ""
         if self.skipped:
             first = self.skipped[0]
@@ -228,39 +317,21 @@ class QuestionStream:
             why = f" ({n} rows skipped; the first: {first.where}, {first.reason})"
         if self.filtered:
             why += f" ({self.filtered} questions do not pass the filters)"
+        if self._split:
+            why += f" (of its split {self._split})"
         raise UserError(f'dataset "{self._path}" holds no question{why}; check "dataset_path"')
 
 
-# --- filters ----------------------------------------------------------------------------------
-
-_FILTERED_FIELDS = ("domain", "group", "answer_type")
-
-
-def _checked_filters(filters: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Raise UserError for a filter of unknown form."""
-    for name, wanted in filters.items():
-        if not isinstance(wanted, Mapping):
-            continue
-        numbers = (value for value in wanted.values() if not isinstance(value, bool))
-        if not set(wanted) <= set(_BOUNDS) or not wanted:
-            raise UserError(
-                f'config key "filters", "{name}": use {" and ".join(_BOUNDS)} as keys, '
-                'e.g. {"min": 0.1, "below": 0.4}'
-            )
-        if sum(isinstance(value, int | float) for value in numbers) < len(wanted):
-            raise UserError(f'config key "filters", "{name}": the bounds must be numbers')
-    return filters
-
-
-def _fits(question: Question, name: str, wanted: Any) -> bool:
+def _content(question: Question) -> list[str]:
+    """Return the texts that a question is made of, and its answers: no description of it."""
     meta = question.meta
-    value = getattr(question, name) if name in _FILTERED_FIELDS else meta.get(name)
-    if isinstance(wanted, Mapping):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return (
-            number
-            and value >= wanted.get("min", -math.inf)
-            and value <= wanted.get("max", math.inf)
-            and value < wanted.get("below", math.inf)
-        )
-    return value in wanted if isinstance(wanted, list | tuple) else value == wanted
+    wrong, solution = meta.get("incorrect_answers", ()), meta.get("solution", "")
+    texts = [question.id, question.question, question.context or "", solution, *wrong]
+    return [*texts, *question.gold_answers, *(question.choices or ())]
+
+
+def _lacks_answer(question: Question) -> bool:
+    meta = question.meta
+    return (
+        not question.gold_answers and meta.get("answerable") is not False and "shipped" not in meta
+    )

@@ -1,13 +1,16 @@
-"""Which questions a probe-training run takes: its data set, the two splits, and the examples.
+"""Which questions generate_answers.py takes: its data set, the two splits, and the examples.
 
-A data set is named by a path or by what lies in the project's `datasets` folder. A folder with
-files of its own for training and validation keeps its split; a single file is split in two by group
-(turns of one story stay together), the same way whatever the order of its rows.
+For that script alone; the probes' own splits are in `probes.data` and `detectors.scoring`. A data
+set is named by a path or by what lies in the project's `datasets` folder. A folder with files of
+its own for training and validation keeps its split; all else is split in two by group (turns of
+one story, a question and its translations stay together), the same way whatever the order of its
+rows.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from spikescore.data.files import data_files, split_of
 from spikescore.data.question import Question
 from spikescore.data.reading import load_questions
 from spikescore.data.selection import sample_questions
@@ -25,7 +29,6 @@ log = logging.getLogger("spikescore")
 
 NAMES = {"nq": "nq_open", "trivia_qa": "triviaqa", "squad_v2": "squad"}
 """Names that the pipelines this one continues use for a data set, and the one it has here."""
-_STEMS = {"train": ("train",), "validation": ("validation", "valid", "dev", "val", "test")}
 
 
 @dataclass
@@ -47,44 +50,50 @@ def find_dataset(name: str, root: Path) -> Path:
             files = [path for path in folder.glob(f"{candidate}.*") if path.suffix != ".py"]
             if files:
                 return sorted(files)[0]
+    table = root / "sources.json"
+    fetched = json.loads(table.read_text(encoding="utf-8")) if table.is_file() else {}
+    wanted = NAMES.get(name, name)
+    if wanted in fetched:
+        raise UserError(
+            f'data set "{name}" is not here yet; fetch it with: '
+            f"python {root / 'prepare.py'} {wanted}"
+        )
     known = sorted(
-        {path.stem for path in root.glob("*/*.json*")} | {p.name for p in root.glob("*")}
+        {path.stem for path in root.glob("*/*.json*")}
+        | {p.name for p in root.glob("*")}
+        | {*fetched}
     )
     near = difflib.get_close_matches(name, known, n=3)
     raise UserError(
         f'data set "{name}" is neither a path nor in "{root}"'
         + (f" (did you mean {' or '.join(near)}?)" if near else "")
-        + "; give a file in any known format, or fetch the set with datasets/prepare.py"
+        + f"; give a file in any known format, or fetch one of {', '.join(fetched)} with "
+        f"python {root / 'prepare.py'} NAME"
     )
 
 
 def load_splits(path: Path, *, seed: int, answerable_only: bool) -> Splits:
-    """Read a data set's training and validation questions."""
-    files = {
-        split: next((found for stem in stems for found in _files(path, stem)), None)
-        for split, stems in _STEMS.items()
-    }
-    if files["train"] and files["validation"]:
-        splits = Splits(*(_questions(files[split], answerable_only) for split in _STEMS))
-    else:
-        questions = _questions(path, answerable_only)
-        groups = sorted({question.group or question.id for question in questions})
-        order = np.random.default_rng(derived_seed(seed, "splits")).permutation(len(groups))
-        train = {groups[place] for place in order[: len(groups) // 2]}
-        splits = Splits([], [])
-        for question in questions:
-            in_train = (question.group or question.id) in train
-            (splits.train if in_train else splits.validation).append(question)
+    """Read a data set's training and validation questions.
+
+    What a publisher calls test is the validation split where there is no other.
+    """
+    theirs = {split_of(file, path) for file in data_files(path)} if path.is_dir() else set()
+    held_out = next((split for split in ("validation", "test") if split in theirs), None)
+    if "train" in theirs and held_out:
+        return Splits(*(_questions(path, answerable_only, one) for one in ("train", held_out)))
+    questions = _questions(path, answerable_only, None)
+    groups = sorted({question.group or question.id for question in questions})
+    order = np.random.default_rng(derived_seed(seed, "splits")).permutation(len(groups))
+    train = {groups[place] for place in order[: len(groups) // 2]}
+    splits = Splits([], [])
+    for question in questions:
+        in_train = (question.group or question.id) in train
+        (splits.train if in_train else splits.validation).append(question)
     return splits
 
 
-def _files(path: Path, stem: str) -> list[Path]:
-    found = sorted(path.glob(f"{stem}*")) if path.is_dir() else []
-    return [file for file in found if file.is_file()]
-
-
-def _questions(path: Path, answerable_only: bool) -> list[Question]:
-    loaded = load_questions(path, answerable_only=answerable_only)
+def _questions(path: Path, answerable_only: bool, split: str | None) -> list[Question]:
+    loaded = load_questions(path, answerable_only=answerable_only, split=split)
     if loaded.filtered:
         log.info("%s: %d unanswerable questions left out", path, loaded.filtered)
     return loaded.questions

@@ -6,12 +6,13 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from spikescore.data.question import Question, question_from_record
-from spikescore.data.reading import load_questions
+from spikescore.data.reading import QuestionStream, iter_questions
 from spikescore.data.selection import sample_questions
 from spikescore.dialogues.config import Config
 from spikescore.dialogues.leaks import Leak
@@ -47,8 +48,8 @@ def load_items(config: Config) -> list[Item]:
     return items
 
 
-def _questions(path: str, config: Config) -> list[Question]:
-    loaded = load_questions(
+def _questions(path: str, config: Config) -> QuestionStream:
+    return iter_questions(
         path,
         dataset_format=config.dataset_format,
         fields=config.fields,
@@ -56,12 +57,9 @@ def _questions(path: str, config: Config) -> list[Question]:
         filters=config.filters,
         answerable_only=config.answerable_only,
     )
-    for row in loaded.skipped:
-        log.warning("%s: %s left out: %s", path, row.where, row.reason)
-    return loaded.questions
 
 
-def _sampled(questions: list[Question], config: Config) -> list[Question]:
+def _sampled(questions: Iterable[Question], config: Config) -> list[Question]:
     sampling = config.sampling
     return sample_questions(questions, strategy=sampling.strategy, n=sampling.n, seed=sampling.seed)
 
@@ -115,21 +113,15 @@ def _pairs(source: Path, output: Path) -> list[Item]:
 
 
 def _shipped(source: Path, output: Path, config: Config) -> list[Item]:
+    questions = _WithDialogue(_questions(str(source), config), config.on_bad_row == "error")
     try:
-        questions = _questions(str(source), config)
+        chosen = _sampled(questions, config)
     except UserError as error:
         none = "there is no dialogue of stage 1, and as a data set: " if source.is_dir() else ""
         raise UserError(f'--replay "{source}": {none}{error}') from error
-    found = [question for question in questions if "shipped" in question.meta]
-    bare = [question.id for question in questions if "shipped" not in question.meta]
-    if bare and (config.on_bad_row == "error" or not found):
-        raise UserError(
-            f'--replay "{source}": question "{bare[0]}" ({len(bare)} of {len(questions)} are such) '
-            "comes without a dialogue; only sets that ship them (ragtruth, ipw) can be replayed"
-        )
-    if bare:
-        log.warning("%s: %d questions without a dialogue left out", source, len(bare))
-    items = [_shipped_item(question, source, output) for question in _sampled(found, config)]
+    if questions.bare:
+        log.warning("%s: %d questions without a dialogue left out", source, questions.bare)
+    items = [_shipped_item(question, source, output) for question in chosen]
     longer = sum(item.n_turns > 1 for item in items)
     if longer:
         log.warning(
@@ -137,6 +129,35 @@ def _shipped(source: Path, output: Path, config: Config) -> list[Item]:
             "ended, not about its first answer", source, longer,
         )  # fmt: skip
     return items
+
+
+@dataclass
+class _WithDialogue:
+    """The questions of a stream that come with a dialogue; `bare` counts those that do not.
+
+    UserError at the first of them where they are to be errors, or at the end where all are such.
+    """
+
+    stream: QuestionStream
+    strict: bool
+    bare: int = 0
+
+    def __iter__(self) -> Iterator[Question]:
+        self.bare, found, first = 0, False, ""
+        for question in self.stream:
+            if "shipped" in question.meta:
+                found = True
+                yield question
+                continue
+            first = first or question.id
+            self.bare += 1
+            if self.strict:
+                break
+        if self.bare and (self.strict or not found):
+            raise UserError(
+                f'question "{first}" comes without a dialogue; only sets that ship them '
+                "(ragtruth, ipw) can be replayed"
+            )
 
 
 def _shipped_item(question: Question, source: Path, output: Path) -> Item:

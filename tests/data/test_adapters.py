@@ -9,7 +9,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from spikescore.data.question import Question, first_message, gold_option, question_from_record
 from spikescore.data.reading import iter_questions, load_questions
@@ -196,7 +198,7 @@ def test_answers_that_are_sentences_are_not_for_rules(tmp_path: Path) -> None:
 
 def test_bioasq_without_answers_is_bad(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='field "exact_answer"'):
-        one(tmp_path, {"id": "b1", "type": "factoid", "body": "Which?"})
+        one(tmp_path, {"id": "b1", "type": "factoid", "body": "Which?", "ideal_answer": []})
 
 
 def test_defan_alternatives_numbers_and_prizes_not_awarded(tmp_path: Path) -> None:
@@ -211,9 +213,7 @@ def test_defan_alternatives_numbers_and_prizes_not_awarded(tmp_path: Path) -> No
     assert first.gold_answers == ("Ann Lee", "Bo Ray") and first.question == "Who won in 1937?"
     assert (second.gold_answers, second.answer_type) == (("84,490",), "numeric")
     assert third.gold_answers == () and third.meta["answerable"] is False
-    assert [(skip.where, skip.reason) for skip in loaded.skipped] == [
-        ("line 5", "the same as line 2")
-    ]
+    assert loaded.repeated == 1 and not loaded.skipped
     assert len(load_questions(path, answerable_only=True).questions) == 2
     paraphrase = one(tmp_path, {**defan(1), "questions": "Which team?"})
     assert paraphrase.group == one(tmp_path, defan(1)).group
@@ -296,19 +296,39 @@ def test_known_wrong_answers_come_back_from_a_pair() -> None:
         ({"bb_answer_score_max": 0.5}, [5]),
         ({"bb_answer_score_max": {"min": 0.2}, "target": "suffix"}, [2, 3, 4, 5]),
         ({"typicality": None, "domain": "synthweb"}, [0, 1, 2, 3, 4, 5]),
+        ({"row_seed": 3}, [3]),
+        ({"row_seed": "3"}, [3]),
+        ({"slot_idx": {"max": 0}, "row_seed": {"min": 4}}, [4, 5]),
+        ({"doc_id": "<urn:uuid:2>"}, [2]),
+        ({"difficulty_check": "HIDDEN", "row_seed": [1, 2]}, [1, 2]),
+        ({"incorrect_plausible_answer": None}, []),
+        ({"now_and_then": None}, [0, 1, 2, 3]),
+        ({"now_and_then": "yes"}, [4, 5]),
+        ({"checked": True}, [0, 2, 4]),
     ],
 )
 def test_filters(tmp_path: Path, filters: dict[str, Any], kept: list[int]) -> None:
-    path = write_jsonl(tmp_path / "s.jsonl", [synthweb(n) for n in range(6)])
-    loaded = load_questions(path, filters=filters)
-    assert [q.context for q in loaded.questions] == [f"Half of document {n}." for n in kept]
-    assert loaded.filtered == 6 - len(kept)
+    rows = [{**synthweb(n), "checked": n % 2 == 0} for n in range(6)]
+    rows = [{**row, "now_and_then": "yes"} if row["row_seed"] > 3 else row for row in rows]
+    table = [{"now_and_then": None, **row} for row in rows]
+    parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "s.parquet")
+    for path in (write_jsonl(tmp_path / "s.jsonl", rows), tmp_path / "s.parquet"):
+        if not kept:
+            with pytest.raises(UserError, match="6 questions do not pass the filters"):
+                load_questions(path, filters=filters)
+            continue
+        loaded = load_questions(path, filters=filters)
+        assert [q.context for q in loaded.questions] == [f"Half of document {n}." for n in kept]
+        assert loaded.filtered == 6 - len(kept)
 
 
 def test_filter_mistakes(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "s.jsonl", [{**synthweb(1), "bb_answer_score_max": None}])
     for filters, message in (
         ({"scop": "word"}, 'has "scop"; did you mean "scope"'),
+        ({"scop": None}, 'has "scop"; did you mean "scope"'),
+        ({"scope": "word", "tagret": [None, "x"]}, 'has "tagret"; did you mean "target"'),
+        ({"zzz": None}, 'has "zzz"; it has '),
         ({"scope": "whole"}, "1 questions do not pass the filters"),
         ({"bb_answer_score_max": {"max": 1}}, "do not pass the filters"),
         ({"scope": {"under": 3}}, "use min and max and below"),
@@ -343,6 +363,7 @@ REAL: dict[str, tuple[str, int, int]] = {
     "triviaqa/qa/web-dev.json": ("triviaqa", 2, 0),
     "triviaqa/qa/wikipedia-train.json": ("triviaqa", 4, 0),
     "triviaqa/qa/wikipedia-dev.json": ("triviaqa", 2, 0),
+    "triviaqa/qa": ("triviaqa", 9, 2),  # web and wikipedia share questions
     "triviaqa/flashrag/test.jsonl": ("triviaqa_flashrag", 100, 0),
     "commonsenseqa/dev_rand_split.jsonl": ("commonsenseqa", 250, 0),
     "commonsenseqa/train_rand_split.jsonl": ("commonsenseqa", 150, 0),
@@ -376,7 +397,10 @@ def test_real_samples_load_and_leak_nothing(path: str) -> None:
     dataset_format, n, left_out = REAL[path]
     loaded = load_questions(PUBLIC_DATA / path, on_bad_row="skip")
     assert (loaded.dataset_format, len(loaded.questions)) == (dataset_format, n)
-    assert len(loaded.skipped) == left_out and len({q.id for q in loaded.questions}) == n
+    assert (
+        len(loaded.skipped) + loaded.repeated == left_out
+        and len({q.id for q in loaded.questions}) == n
+    )
     for question in loaded.questions:
         prompt = first_message(question)
         assert check_prompt(question, prompt) is None

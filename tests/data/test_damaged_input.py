@@ -127,6 +127,12 @@ def test_a_needed_field_without_a_value_is_named(
     name = shape.split()[0]
     check_one_bad_row(path, name, good_ids(tmp_path, shape, place), field, place + 1)
     _, error = outcome(path, name)
+    # where the first row gives no answer, the set may be a test split that withholds them
+    withheld = place == 0 and (value == [] or missing or not str(value or "").strip())
+    if withheld and (name, field) in (("triviaqa", "Answer"), ("triviaqa", "answer"),
+                                      ("commonsenseqa", "answerKey"), ("ipw", "ground_truth"),
+                                      ("belebele", "correct_answer_num")):  # fmt: skip
+        return
     may_be_empty = {("defan", "answer"), ("ragtruth", "labels"),
                     ("truthfulqa generation", "correct_answers"),
                     ("truthfulqa generation", "incorrect_answers")}  # fmt: skip
@@ -217,9 +223,9 @@ def test_duplicate_rows(
     name = shape.split()[0]
     _, error = outcome(path, name)
     loaded = load_questions(path, dataset_format=name, on_bad_row="skip")
-    assert len(loaded.questions) == N * SHAPES[shape].per_row and len(loaded.skipped) == 1
-    if name in ("defan", "true_false"):
-        assert error is None and "the same as" in loaded.skipped[0].reason
+    assert len(loaded.questions) == N * SHAPES[shape].per_row
+    if name != "project":
+        assert error is None and loaded.repeated == SHAPES[shape].per_row
     else:
         place = max(first, second) + 2
         assert re.search(rf'(row|line) {place}, field "id": ".*" is already used by', str(error))

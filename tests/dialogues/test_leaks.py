@@ -220,6 +220,7 @@ def test_real_samples_are_clean_and_a_planted_gold_is_always_found(path: str) ->
     missed = [
         one.id
         for one in questions
-        if check_prompt(one, chat(one, extra=f"\nAnswer: {one.gold_answers[0]}")) is None
+        for gold in one.gold_answers[:1]  # some are withheld
+        if check_prompt(one, chat(one, extra=f"\nAnswer: {gold}")) is None
     ]
     assert missed == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from spikescore.data.fields import BadRow, own_id, text, texts
+from spikescore.data.fields import BadRow, optional, optional_text, own_id, text, texts
 from spikescore.data.question import Question, Row
 
 
@@ -35,7 +35,7 @@ def svamp(row: Row) -> Iterable[Question]:
         question=f"{body}{'' if body[-1] in '.?!,' else '.'} {text(row, 'Question')}",
         gold_answers=texts(row, "Answer", some=True),
         answer_type="numeric",
-        meta={"stratum": row.get("Type"), "equation": row.get("Equation")},
+        meta={"stratum": optional(row, "Type"), "equation": optional(row, "Equation")},
     )
 
 
@@ -45,14 +45,17 @@ def ends_with_number(row: Row) -> bool:
 
 
 def gsm8k(row: Row) -> Iterable[Question]:
-    """{question, answer}; the answer is worked out and ends "#### 7" (Cobbe et al. 2021)."""
+    """{question, answer}; the answer is worked out and ends "#### 7" (Cobbe et al. 2021).
+
+    A row with more keys is of another set that took the form.
+    """
     worked = text(row, "answer")
     solution, mark, gold = worked.rpartition("####")
     if not mark or not gold.strip():
         raise BadRow("answer", "no number after ####")
     yield Question(
         id=own_id(row, None),
-        domain="gsm8k",
+        domain="gsm8k" if set(row) == {"question", "answer"} else "",
         question=text(row, "question"),
         gold_answers=(gold.strip(),),
         answer_type="numeric",
@@ -64,25 +67,20 @@ def competition(row: Row) -> Iterable[Question]:
     """MATH folders, MATH-500, and {en, solution, answer}: the boxed answer is gold.
 
     The worked solution is kept in meta alone, where the leak guard looks for it. (Hendrycks et al.
-    2021.)
+    2021.) Rows without MATH's subject and level may be any set's.
     """
     solution = text(row, "solution")
-    if row.get("answer") is not None:
-        answer = text(row, "answer")
-        gold = boxed_answer(answer) or answer
-    else:
-        gold = boxed_answer(solution)
-        if gold is None:
-            raise BadRow("solution", "holds no \\boxed{} answer, and there is no field answer")
+    answer = optional_text(row, "answer")
+    gold = boxed_answer(answer or solution) or answer
+    if gold is None:
+        raise BadRow("solution", "holds no \\boxed{} answer, and there is no field answer")
+    subject = optional(row, "subject") or optional(row, "type")
+    known = "en" in row or (subject and "level" in row)
     yield Question(
         id=own_id(row, "unique_id"),
-        domain="math",
+        domain="math" if known else "",
         question=text(row, "problem" if "problem" in row else "en"),
         gold_answers=(gold,),
         answer_type="math",
-        meta={
-            "stratum": row.get("subject") or row.get("type"),
-            "level": row.get("level"),
-            "solution": solution,
-        },
+        meta={"stratum": subject, "level": optional(row, "level"), "solution": solution},
     )

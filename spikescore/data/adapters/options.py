@@ -10,15 +10,18 @@ from spikescore.data.fields import (
     as_text,
     flag,
     get,
+    is_withheld,
     items,
     mapping,
     objects,
+    optional,
     optional_text,
     own_id,
+    parsed,
     shown,
     text,
 )
-from spikescore.data.question import Question, Row, option_gold
+from spikescore.data.question import Question, Row, distinct, option_gold
 from spikescore.pairs import file_id
 from spikescore.runtime import derived_seed
 
@@ -36,50 +39,75 @@ def shuffled_options(options: Sequence[str], item_id: str) -> tuple[tuple[str, .
 def commonsenseqa(row: Row) -> Iterable[Question]:
     """Both shapes: the publisher's (question: {stem, choices: [{label, text}]}) and the hub's.
 
-    (Talmor et al. 2019.)
+    (Talmor et al. 2019.) CommonsenseQA's rows name a concept; without one they are of another set
+    in this form (ARC, QASC).
     """
-    nested = get(row, "question")
+    nested = parsed(get(row, "question"), "question")
     if isinstance(nested, dict):
         stem = text(nested, "stem")
-        options = objects(nested, "choices")
+        options = objects(nested, "choices", some=True)
         labels = [text(option, "label") for option in options]
         choices = tuple(text(option, "text") for option in options)
     else:
-        stem = text(row, "question")
+        nested, stem = row, text(row, "question")
         by_column = mapping(row, "choices")
         labels = [as_text(label, "choices.label") for label in items(by_column, "label")]
         choices = tuple(as_text(choice, "choices.text") for choice in items(by_column, "text"))
-    key = text(row, "answerKey")
-    if key not in labels or len(labels) != len(choices):
-        known = shown(", ".join(labels))
-        raise BadRow("answerKey", f'"{shown(key)}" is not one of the labels {known}')
+    if len(labels) != len(choices):
+        raise BadRow("choices", f"{len(labels)} labels and {len(choices)} options")
+    concept = optional(nested, "question_concept")
     yield Question(
         id=own_id(row, "id"),
-        domain="commonsenseqa",
+        domain="commonsenseqa" if concept else "",
         question=stem,
         choices=choices,
-        gold_answers=option_gold(choices, labels.index(key)),
+        gold_answers=_right(row, "answerKey", labels, choices),
         answer_type="choice",
+        meta={"question_concept": concept} if concept else {},
     )
 
 
+def is_asked_with_options(row: Row) -> bool:
+    """True for these shapes where no answer is given: their test splits."""
+    try:
+        nested = parsed(row["question"], "question")
+        return "stem" in nested if isinstance(nested, dict) else "label" in mapping(row, "choices")
+    except BadRow:
+        return False
+
+
+def _right(row: Row, name: str, labels: Sequence[str], choices: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the gold answers of the option that a field names by its label; () if withheld."""
+    if is_withheld(row.get(name)) or str(row.get(name)).strip() == "-1":
+        return ()
+    label = text(row, name)
+    if label not in labels:
+        raise BadRow(name, f'"{shown(label)}" is not one of the labels {shown(", ".join(labels))}')
+    return option_gold(choices, list(labels).index(label))
+
+
 def belebele(row: Row) -> Iterable[Question]:
-    """{flores_passage, question, mc_answer1..4, correct_answer_num} (Bandarkar et al. 2024)."""
+    """{flores_passage, question, mc_answer1..4, correct_answer_num} (Bandarkar et al. 2024).
+
+    The set is parallel: a passage is known in all its languages by its link, a question by its
+    number there.
+    """
     choices = tuple(text(row, f"mc_answer{number}") for number in (1, 2, 3, 4))
-    number = text(row, "correct_answer_num")
-    if number not in ("1", "2", "3", "4"):
-        raise BadRow("correct_answer_num", f'"{shown(number)}" is not 1, 2, 3 or 4')
-    passage = text(row, "flores_passage")
+    passage, link = text(row, "flores_passage"), optional_text(row, "link")
+    number = optional_text(row, "question_number")
     yield Question(
         id=own_id(row, None),
         domain="belebele",
         question=text(row, "question"),
         context=passage,
         choices=choices,
-        gold_answers=option_gold(choices, int(number) - 1),
-        group=file_id(None, passage),
+        gold_answers=_right(row, "correct_answer_num", "1234", choices),
+        group=file_id(None, link or passage),
         answer_type="choice",
-        meta={"stratum": row.get("dialect")},
+        meta={
+            "stratum": optional(row, "dialect"),
+            **({"parallel_id": f"belebele {link} {number}"} if link and number else {}),
+        },
     )
 
 
@@ -90,7 +118,7 @@ def gpqa(row: Row) -> Iterable[Question]:
     if right in wrong:
         raise BadRow("Correct Answer", "is also one of the incorrect answers")
     item = own_id(row, "Record ID")
-    choices, place = shuffled_options((right, *wrong), item)
+    choices, place = shuffled_options((right, *wrong), file_id(item, ""))
     yield Question(
         id=item,
         domain="gpqa",
@@ -99,8 +127,8 @@ def gpqa(row: Row) -> Iterable[Question]:
         gold_answers=option_gold(choices, place),
         answer_type="choice",
         meta={
-            "stratum": row.get("High-level domain"),
-            "subdomain": row.get("Subdomain"),
+            "stratum": optional(row, "High-level domain"),
+            "subdomain": optional(row, "Subdomain"),
             "incorrect_answers": wrong,
             "solution": optional_text(row, "Explanation") or "",
         },
@@ -126,11 +154,11 @@ def truthfulqa_choice(row: Row) -> Iterable[Question]:
         domain="truthfulqa",
         question=text(row, "question"),
         choices=choices,
-        gold_answers=tuple(dict.fromkeys((*option_gold(choices, place), *others))),
+        gold_answers=distinct((*option_gold(choices, place), *others)),
         answer_type="choice",
         meta={
-            "incorrect_answers": tuple(
-                dict.fromkeys(choice for choice, is_true in (*single, *several) if not is_true)
+            "incorrect_answers": distinct(
+                choice for choice, is_true in (*single, *several) if not is_true
             )
         },
     )
@@ -146,12 +174,15 @@ def _targets(row: Row, name: str) -> list[tuple[str, bool]]:
 
 
 def true_false(row: Row) -> Iterable[Question]:
-    """{statement, label}: is the statement true? (Azaria and Mitchell 2023, SAPLMA's own sets.)"""
+    """{statement, label}: is the statement true? (Azaria and Mitchell 2023, SAPLMA's own sets.)
+
+    A row with more keys is of another set that took the form.
+    """
     is_true = flag(row, "label")
     choices = ("True", "False")
     yield Question(
         id=own_id(row, None),
-        domain="true_false",
+        domain="true_false" if set(row) == {"statement", "label"} else "",
         question=f"Is this statement true or false? {text(row, 'statement')}",
         choices=choices,
         gold_answers=option_gold(choices, 0 if is_true else 1),

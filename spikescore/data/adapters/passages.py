@@ -13,10 +13,13 @@ from spikescore.data.fields import (
     kind,
     mapping,
     objects,
+    optional,
     optional_text,
     own_id,
+    parsed,
     text,
     texts,
+    usable_id,
 )
 from spikescore.data.question import Question, Row, distinct
 from spikescore.pairs import file_id
@@ -34,21 +37,21 @@ def coqa(row: Row) -> Iterable[Question]:
     history: list[tuple[str, str]] = []
     for turn, question, answers in _coqa_turns(row):
         yield Question(
-            id=file_id(f"{story}_{turn}", f"{story} {turn}"),
+            id=usable_id(f"{story}_{turn}", f"{story} {turn}"),
             domain="coqa",
             question=question,
             context=passage,
             gold_answers=distinct(answers),
             group=story,
             history=tuple(history),
-            meta={"stratum": row.get("source")},
+            meta={"stratum": optional(row, "source"), "turn": turn},
         )
         history.append((question, answers[0]))
 
 
 def _coqa_turns(row: Row) -> Iterator[tuple[object, str, list[str]]]:
     """Yield (turn, question, its reference answers) of a story."""
-    asked, answers = items(row, "questions", some=True), get(row, "answers")
+    asked, answers = items(row, "questions", some=True), parsed(get(row, "answers"), "answers")
     if isinstance(answers, dict):
         answers = [{"input_text": answer} for answer in items(answers, "input_text")]
         asked = [{"input_text": ask} for ask in asked]
@@ -56,7 +59,7 @@ def _coqa_turns(row: Row) -> Iterator[tuple[object, str, list[str]]]:
         raise BadRow("answers", f"expected a list, found {kind(answers)}")
     if len(asked) != len(answers):
         raise BadRow("answers", f"{len(answers)} answers to {len(asked)} questions")
-    additional = row.get("additional_answers") or {}
+    additional = parsed(optional(row, "additional_answers"), "additional_answers") or {}
     extra = list(additional.values()) if isinstance(additional, dict) else [additional]
     if not all(isinstance(entries, list) for entries in extra):
         raise BadRow("additional_answers", "expected an object of lists")
@@ -72,16 +75,19 @@ def _coqa_turns(row: Row) -> Iterator[tuple[object, str, list[str]]]:
 # --- SQuAD 1.1, 2.0, and TriviaQA in their form -----------------------------------------------
 
 _TRIVIA_ID = re.compile(r"[a-z]{2,4}_\d+(--|$)")
+_SQUAD_ID = re.compile(r"[0-9a-f]{24}")
+"""SQuAD's ids; sets that translate it (XQuAD, MLQA) keep them."""
 
 
 def is_triviaqa(row: Row) -> bool:
     """True for TriviaQA in SQuAD's form: its ids (tc_33--evidence.txt) tell."""
     if "paragraphs" in row:
-        articles = row["paragraphs"] if isinstance(row["paragraphs"], list) else []
-        row = next(iter(articles), {})
-        asked = row.get("qas") if isinstance(row, dict) else None
-        row = asked[0] if isinstance(asked, list) and asked else {}
-    own = row.get("id") if isinstance(row, dict) else None
+        try:
+            asked = [qa for part in objects(row, "paragraphs") for qa in objects(part, "qas")]
+        except BadRow:
+            return False
+        row = asked[0] if asked else {}
+    own = row.get("id")
     return isinstance(own, str) and bool(_TRIVIA_ID.match(own))
 
 
@@ -89,7 +95,8 @@ def squad(row: Row) -> Iterable[Question]:
     """One article of SQuAD 1.1 or 2.0 (Rajpurkar et al. 2016 and 2018).
 
     An unanswerable question of 2.0 has no gold answer, `meta["answerable"]` False, and its
-    plausible answers are known to be wrong.
+    plausible answers are known to be wrong. A question whose id is none of SQuAD's is of another
+    set in its form.
     """
     return _article(row, "squad")
 
@@ -124,15 +131,20 @@ def _squad_question(
     paragraph: Row, asked: Row, domain: str, golds: tuple[str, ...], plausible: tuple[str, ...]
 ) -> Question:
     item, passage = own_id(asked, "id"), text(paragraph, "context")
+    known = domain != "squad" or _SQUAD_ID.fullmatch(item)
     return Question(
         id=item,
-        domain=domain,
+        domain=domain if known else "",
         question=text(asked, "question"),
         context=passage,
         gold_answers=distinct(golds),
         # evidence texts of one trivia question belong together, as do questions on one passage
         group=item.split("--")[0] if domain == "triviaqa" else file_id(None, passage),
-        meta={"answerable": bool(golds), "incorrect_answers": distinct(plausible)},
+        meta={
+            "answerable": bool(golds),
+            "incorrect_answers": distinct(plausible),
+            **({"parallel_id": f"squad {item}"} if domain == "squad" and known else {}),
+        },
     )
 
 
@@ -159,9 +171,12 @@ def halueval(row: Row) -> Iterable[Question]:
 
 SYNTHWEB_COLUMNS = (
     "doc_id", "doc_idx", "row_seed", "slot_idx", "split_char_offset", "scope", "target",
-    "typicality", "bb_answer_score_max", "verbalizer_prompt", "context", "target_response",
-    "incorrect_plausible_answer",
+    "typicality", "bb_answer_score_max", "bb_answer_score_mean", "bb_answer_score_min",
+    "verbalizer_prompt", "context", "target_response", "incorrect_plausible_answer", "doc_source",
+    "abs_index", "signed_index", "signed_index_hint", "actual_word_distance_from_split", "source",
+    "n_tokens_actual", "tokenizer", "generator_model", "source_model",
 )  # fmt: skip
+_SYNTHWEB_PLACE = ("doc_idx", "row_seed", "slot_idx", "split_char_offset", "scope", "target")
 
 
 def synthweb(row: Row) -> Iterable[Question]:
@@ -173,8 +188,8 @@ def synthweb(row: Row) -> Iterable[Question]:
     """
     question = text(row, "verbalizer_prompt")
     wrong = optional_text(row, "incorrect_plausible_answer")
-    document, place = text(row, "doc_id"), [row.get(name) for name in SYNTHWEB_COLUMNS[1:7]]
-    scope = row.get("scope")
+    document, place = text(row, "doc_id"), [row.get(name) for name in _SYNTHWEB_PLACE]
+    scope = optional(row, "scope")
     yield Question(
         id=file_id(None, f"{document} {place} {question}"),
         domain="synthweb",
@@ -186,9 +201,9 @@ def synthweb(row: Row) -> Iterable[Question]:
         meta={
             "stratum": scope,
             "scope": scope,
-            "target": row.get("target"),
-            "typicality": row.get("typicality"),
-            "bb_answer_score_max": row.get("bb_answer_score_max"),
+            "target": optional(row, "target"),
+            "typicality": optional(row, "typicality"),
+            "bb_answer_score_max": optional(row, "bb_answer_score_max"),
             "incorrect_answers": (wrong,) if wrong else (),
         },
     )

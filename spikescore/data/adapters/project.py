@@ -5,7 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from spikescore.data.adapters.shipped import own_dialogue
-from spikescore.data.fields import BadRow, as_text, get, items, own_id, shown, text, texts
+from spikescore.data.fields import (
+    BadRow,
+    as_text,
+    get,
+    is_withheld,
+    items,
+    optional,
+    optional_text,
+    optional_texts,
+    own_id,
+    parsed,
+    plain,
+    shown,
+    text,
+    texts,
+)
 from spikescore.data.question import Adapter, Question, Row, distinct, gold_option
 from spikescore.pairs import ANSWER_TYPES
 
@@ -18,27 +33,31 @@ def project(row: Row) -> Iterable[Question]:
 
     `shipped` may hold a dialogue about the question, to be replayed.
     """
-    choices = texts(row, "choices") if row.get("choices") is not None else None
-    answer_type = row.get("answer_type") or ("choice" if choices else "exact")
+    choices = texts(row, "choices") if optional(row, "choices") is not None else None
+    if choices is not None and len(choices) < 2:
+        raise BadRow("choices", "expected a list of two options or more")
+    answer_type = optional(row, "answer_type") or ("choice" if choices else "exact")
     if answer_type not in ANSWER_TYPES:
         known = ", ".join(ANSWER_TYPES)
         raise BadRow("answer_type", f'"{shown(answer_type)}" is not one of {known}')
-    meta = {key: value for key, value in row.items() if key not in FIELDS}
+    meta = {key: plain(value) for key, value in row.items() if key not in FIELDS}
     if "tier" in meta:
         meta["stratum"] = meta["tier"]
-    if meta.get("shipped") is not None:
+    if optional(row, "shipped") is not None:
         meta["shipped"] = own_dialogue(row)
     else:
         meta.pop("shipped", None)
-    golds = row.get("gold_answers")
+    wrong = optional_texts(row, "incorrect_answers")
+    if wrong:
+        meta["incorrect_answers"] = wrong
     question = Question(
         id=own_id(row, "id"),
-        domain=_optional(row, "domain") or "",
+        domain=optional_text(row, "domain") or "",
         question=text(row, "question"),
-        context=_optional(row, "context"),
+        context=optional_text(row, "context"),
         choices=choices,
-        gold_answers=distinct(texts(row, "gold_answers")) if golds is not None else (),
-        group=_optional(row, "group"),
+        gold_answers=_golds(row, answer_type),
+        group=optional_text(row, "group"),
         history=_history(row),
         answer_type=answer_type,
         meta=meta,
@@ -48,6 +67,12 @@ def project(row: Row) -> Iterable[Question]:
     if answer_type == "choice" and question.gold_answers and gold_option(question) is None:
         raise BadRow("gold_answers", "no gold answer is an option's text or letter")
     yield question
+
+
+def _golds(row: Row, answer_type: str) -> tuple[str, ...]:
+    if is_withheld(row.get("gold_answers")):
+        return ()
+    return distinct(texts(row, "gold_answers", brackets=answer_type == "math"))
 
 
 def generic(fields: Mapping[str, str]) -> Adapter:
@@ -63,14 +88,10 @@ def _renamed(row: Row, fields: Mapping[str, str]) -> Iterable[Question]:
         raise BadRow(fields.get(bad.name or "", bad.name), bad.what) from bad
 
 
-def _optional(row: Row, name: str) -> str | None:
-    return text(row, name) if row.get(name) is not None else None
-
-
 def _history(row: Row) -> tuple[tuple[str, str], ...]:
-    if row.get("history") is None:
+    if optional(row, "history") is None:
         return ()
-    turns = items(row, "history")
+    turns = [parsed(turn, "history") for turn in items(row, "history")]
     if not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
         raise BadRow("history", "expected a list of [question, answer]")
     return tuple((as_text(ask, "history"), as_text(answer, "history")) for ask, answer in turns)

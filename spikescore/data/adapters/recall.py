@@ -8,11 +8,16 @@ from spikescore.data.fields import (
     BadRow,
     as_text,
     get,
+    is_missing,
+    is_withheld,
     joined_texts,
     mapping,
     objects,
+    optional,
     optional_text,
+    optional_texts,
     own_id,
+    parsed,
     shown,
     text,
     texts,
@@ -23,31 +28,38 @@ from spikescore.pairs import file_id
 
 def triviaqa(row: Row) -> Iterable[Question]:
     """The publisher's record; every alias is gold (Joshi et al. 2017)."""
-    answer = mapping(row, "Answer")
+    golds = _value_and_aliases(row, "Answer", "Value", "Aliases")
     yield Question(
         id=own_id(row, "QuestionId"),
         domain="triviaqa",
         question=text(row, "Question"),
-        gold_answers=distinct((text(answer, "Value"), *texts(answer, "Aliases"))),
+        gold_answers=golds,
     )
 
 
 def triviaqa_hub(row: Row) -> Iterable[Question]:
     """The same as the hub ships it: {question, question_id, answer: {value, aliases}}."""
-    answer = mapping(row, "answer")
+    golds = _value_and_aliases(row, "answer", "value", "aliases")
     yield Question(
         id=own_id(row, "question_id"),
         domain="triviaqa",
         question=text(row, "question"),
-        gold_answers=distinct((text(answer, "value"), *texts(answer, "aliases"))),
+        gold_answers=golds,
     )
 
 
+def _value_and_aliases(row: Row, name: str, value: str, aliases: str) -> tuple[str, ...]:
+    if is_withheld(row.get(name)):
+        return ()
+    answer = mapping(row, name)
+    return distinct((text(answer, value), *optional_texts(answer, aliases)))
+
+
 def triviaqa_flashrag(row: Row) -> Iterable[Question]:
-    """{id, question, golden_answers}, as FlashRAG packs it."""
+    """{id, question, golden_answers}, as FlashRAG packs TriviaQA and many other sets."""
     yield Question(
         id=own_id(row, "id"),
-        domain="triviaqa",
+        domain="",
         question=text(row, "question"),
         gold_answers=distinct(texts(row, "golden_answers", some=True)),
     )
@@ -55,14 +67,17 @@ def triviaqa_flashrag(row: Row) -> Iterable[Question]:
 
 def has_answer_list(row: Row) -> bool:
     """True for NQ-open's way to answer: a list of accepted texts."""
-    return isinstance(row["answer"], list)
+    try:
+        return isinstance(parsed(row["answer"], "answer"), list)
+    except BadRow:
+        return True
 
 
 def nq_open(row: Row) -> Iterable[Question]:
-    """{question, answer: [...]} (Lee et al. 2019)."""
+    """{question, answer: [...]} (Lee et al. 2019); other sets of short answers take this form."""
     yield Question(
         id=own_id(row, None),
-        domain="nq_open",
+        domain="",
         question=text(row, "question"),
         gold_answers=distinct(texts(row, "answer", some=True)),
     )
@@ -72,11 +87,12 @@ def bioasq(row: Row) -> Iterable[Question]:
     """A question of BioASQ task B: {id, type, body, exact_answer, ideal_answer, snippets}.
 
     `exact_answer` is gold: yes or no; a factoid's synonyms; all members of a list, each with its
-    synonyms. A summary has none, its ideal answers are gold. (Tsatsaronis et al. 2015.)
+    synonyms. A summary has none, its ideal answers are gold. A test batch has neither field.
+    (Tsatsaronis et al. 2015.)
     """
     of_type = text(row, "type")
-    ideal = texts(row, "ideal_answer") if row.get("ideal_answer") else ()
-    exact = row.get("exact_answer")
+    ideal = optional_texts(row, "ideal_answer")
+    exact = parsed(optional(row, "exact_answer"), "exact_answer")
     answer_type = "exact"
     if of_type == "summary" or not exact:
         golds, answer_type = ideal, "free"
@@ -85,9 +101,9 @@ def bioasq(row: Row) -> Iterable[Question]:
         golds, answer_type = list_gold([member for member in members if member]), "list"
     else:
         golds = _synonyms(exact)
-    if not any(golds):
+    if not any(golds) and not {"exact_answer", "ideal_answer"}.isdisjoint(row):
         raise BadRow("exact_answer", "missing or empty, and there is no ideal_answer")
-    snippets = objects(row, "snippets") if row.get("snippets") else []
+    snippets = objects(row, "snippets") if optional(row, "snippets") is not None else []
     yield Question(
         id=own_id(row, "id"),
         domain="bioasq",
@@ -125,7 +141,7 @@ def truthfulqa(row: Row) -> Iterable[Question]:
             (text(row, "Best Answer"), *joined_texts(row, "Correct Answers", ";"))
         ),
         answer_type="free",
-        meta=_truthful(row.get("Category"), (worst, *wrong) if worst else wrong),
+        meta=_truthful(optional(row, "Category"), (worst, *wrong) if worst else wrong),
     )
 
 
@@ -137,7 +153,7 @@ def truthfulqa_generation(row: Row) -> Iterable[Question]:
         question=text(row, "question"),
         gold_answers=distinct((text(row, "best_answer"), *texts(row, "correct_answers"))),
         answer_type="free",
-        meta=_truthful(row.get("category"), texts(row, "incorrect_answers")),
+        meta=_truthful(optional(row, "category"), texts(row, "incorrect_answers")),
     )
 
 
@@ -153,7 +169,7 @@ def defan(row: Row) -> Iterable[Question]:
     """
     of_type = text(row, "type")
     answer = get(row, "answer")
-    empty = isinstance(answer, str) and not answer.strip()
+    empty = is_missing(answer)
     golds = () if empty else joined_texts(row, "answer", ";")
     if not golds and not empty:
         raise BadRow("answer", f'"{shown(answer)}" holds no answer')

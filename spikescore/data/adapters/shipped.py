@@ -13,10 +13,14 @@ from typing import Any
 
 from spikescore.data.fields import (
     BadRow,
+    flag,
     get,
+    is_missing,
+    is_withheld,
     items,
     mapping,
     objects,
+    optional,
     optional_text,
     own_id,
     shown,
@@ -48,15 +52,14 @@ def ragtruth(row: Row) -> Iterable[Question]:
         info = mapping(row, "source_info")
         question, passage = text(info, "question"), text(info, "passages")
     elif task in _TASKS:
-        info = row["source_info"]
         question = _TASKS[task]
-        passage = text(row, "source_info") if task == "Summary" else _as_data(info)
+        passage = text(row, "source_info") if task == "Summary" else _as_data(row)
     else:
         raise BadRow("task_type", f'"{shown(task)}" is not one of QA, {", ".join(_TASKS)}')
     has_response = "response" in row
     meta = {"stratum": task, "task_type": task}
     if has_response:
-        meta |= {name: row.get(name) for name in ("model", "split", "quality")}
+        meta |= {name: optional(row, name) for name in ("model", "split", "quality")}
         meta["shipped"] = _shipped_response(row)
     yield Question(
         id=own_id(row, "id" if has_response else "source_id"),
@@ -68,10 +71,8 @@ def ragtruth(row: Row) -> Iterable[Question]:
     )
 
 
-def _as_data(info: Any) -> str:
-    if not isinstance(info, dict):
-        raise BadRow("source_info", "expected an object")
-    return json.dumps(info, ensure_ascii=False, indent=1)
+def _as_data(row: Row) -> str:
+    return json.dumps(mapping(row, "source_info"), ensure_ascii=False, indent=1)
 
 
 def _shipped_response(row: Row) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def _shipped_response(row: Row) -> dict[str, Any]:
     ]
     return {
         "messages": messages,
-        "model": row.get("model"),
+        "model": optional(row, "model"),
         "hallucinated": bool(labels),
         "labels": labels,
     }
@@ -102,25 +103,28 @@ def ipw(row: Row) -> Iterable[Question]:
     question = next((one for one in messages if one["role"] == "user"), None)
     if question is None or not question["content"].strip():
         raise BadRow("conversations", "holds no user message with a text")
-    success = row.get("success")
-    if success is not None and not isinstance(success, bool):
-        raise BadRow("success", f'"{shown(success)}" is neither true, false nor null')
-    category = row.get("category")
+    success = flag(row, "success") if optional(row, "success") is not None else None
+    category, teacher = optional(row, "category"), optional(row, "teacher_model")
     mathematics = isinstance(category, str) and "math" in category.casefold()
+    golds = (
+        ()
+        if is_withheld(row.get("ground_truth"))
+        else texts(row, "ground_truth", some=True, brackets=mathematics)
+    )
     yield Question(
         id=own_id(row, "sample_id"),
         domain="ipw",
         question=text(question, "content"),
-        gold_answers=texts(row, "ground_truth", some=True),
-        answer_type="math" if mathematics else "exact",
+        gold_answers=golds,
+        answer_type="math" if mathematics else "exact" if golds else "free",
         meta={
             "stratum": category,
             "category": category,
-            "teacher_model": row.get("teacher_model"),
+            "teacher_model": teacher,
             "success": success,
             "shipped": {
                 "messages": messages,
-                "model": row.get("teacher_model"),
+                "model": teacher,
                 "hallucinated": None if success is None else not success,
                 "labels": [],
             },
@@ -138,21 +142,23 @@ def own_dialogue(row: Row) -> dict[str, Any]:
     all but the messages may be missing.
     """
     given = mapping(row, "shipped")
-    hallucinated = given.get("hallucinated")
-    if hallucinated is not None and not isinstance(hallucinated, bool):
-        raise BadRow("shipped", f'"{shown(hallucinated)}" is neither true, false nor null')
+    told = optional(given, "hallucinated") is not None
     return {
         "messages": list(_messages(given, "messages")),
         "model": optional_text(given, "model"),
-        "hallucinated": hallucinated,
-        "labels": items(given, "labels") if given.get("labels") is not None else [],
+        "hallucinated": flag(given, "hallucinated") if told else None,
+        "labels": items(given, "labels") if optional(given, "labels") is not None else [],
     }
 
 
 def _messages(row: Row, field: str) -> Iterator[dict[str, str]]:
     for place, message in enumerate(objects(row, field), start=1):
         content = get(message, "content")
-        if not isinstance(content, str | None):
+        if not isinstance(content, str) and not is_missing(content):
             raise BadRow(field, f"message {place} has a content that is no text")
-        named = {"name": text(message, "name")} if message.get("name") else {}
-        yield {"role": text(message, "role"), **named, "content": content or ""}
+        named = {"name": text(message, "name")} if optional(message, "name") else {}
+        yield {
+            "role": text(message, "role"),
+            **named,
+            "content": content if isinstance(content, str) else "",
+        }
