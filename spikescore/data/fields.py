@@ -256,7 +256,7 @@ def _is_mathematics(value: Any) -> bool:
 def joined_texts(row: Row, name: str, separator: str) -> tuple[str, ...]:
     """Return the parts of one text that joins several, empty ones left out; or of a list."""
     if isinstance(parsed(get(row, name), name), list):
-        return distinct(texts(row, name))
+        return distinct(texts(row, name, some=True))
     parts = (part.strip() for part in text(row, name).split(separator))
     return distinct(part for part in parts if part)
 
