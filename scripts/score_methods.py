@@ -44,6 +44,7 @@ from spikescore.detectors.scoring import (  # noqa: E402
     summary,
 )
 from spikescore.errors import UserError, run_main  # noqa: E402
+from spikescore.files import make_folder  # noqa: E402
 from spikescore.pairs import DEFAULT_TOKEN_KEY, TOKEN_KEYS  # noqa: E402
 
 
@@ -102,7 +103,9 @@ def main() -> int:
         test_fraction=args.test_fraction,
         seed=args.seed,
     )
-    make_folder(save_path)
+    if save_path.is_dir():
+        raise UserError(f'--save_path "{save_path}" is a folder; give a file, such as scores.pkl')
+    make_folder(save_path.parent)
     if args.layer_grid:
         books = {save_path: score_layer_grid(args.data_dir, settings)}
     else:
@@ -130,16 +133,6 @@ def main() -> int:
 def book_path(save_path: Path, folder: str) -> Path:
     """Return where the book of a scored folder goes."""
     return save_path.with_name(f"{save_path.stem}.{Path(folder).resolve().name}.pkl")
-
-
-def make_folder(save_path: Path) -> None:
-    """Make the folder of the score book before any work is done; UserError if that cannot be."""
-    if save_path.is_dir():
-        raise UserError(f'--save_path "{save_path}" is a folder; give a file, such as scores.pkl')
-    try:
-        save_path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f'"{save_path.parent}" cannot be made: {error.strerror}') from error
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spikescore.errors import UserError, run_main  # noqa: E402
+from spikescore.files import make_folder  # noqa: E402
 from spikescore.pairs import TOKEN_KEYS  # noqa: E402
 from spikescore.probes.layers import parse_layer_range  # noqa: E402
 from spikescore.probes.probe import KINDS  # noqa: E402
@@ -135,6 +136,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if Path(args.save_path).suffix != ".pkl":
         raise UserError(f'--save_path "{args.save_path}" must end in .pkl')
+    make_folder(Path(args.save_path).parent)  # before the work, not after it
     folders = [part for part in args.data_dirs.split(",") if part]
     trainer = ProbeTrainer(Settings(**{f.name: getattr(args, f.name) for f in fields(Settings)}))
     names = args.dataset_names.split(",") if args.dataset_names else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from spikescore.errors import UserError
 from spikescore.files import read_json
 from spikescore.measures.file import measures_path, read_measures, texts_digest
 from spikescore.pairs import (
+    as_record,
     find_records,
     read_states,
     require_finite,
@@ -48,6 +49,8 @@ class Answers:
     model: str
     token_key: str
     left_out: dict[str, int]
+    identity: dict[str, str] = field(default_factory=dict)
+    """What the model is by content, where the dialogues say it."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -165,8 +168,8 @@ def read_answers(folder: str | Path, *, token_key: str) -> Answers:
     paths, records = [], []
     left_out: Counter[str] = Counter()
     for path in find_records(folder):
-        record = read_json(path, ids_as_text=True)
-        if not isinstance(record, dict) or not isinstance(record.get("cot_steps"), list):
+        record = as_record(read_json(path, ids_as_text=True), path)
+        if record is None:
             continue
         reason = unusable(path, record)
         if reason:
@@ -191,6 +194,7 @@ def read_answers(folder: str | Path, *, token_key: str) -> Answers:
         model=str(records[0].get("model") or ""),
         token_key=token_key,
         left_out=dict(left_out),
+        identity=next((one for record in records if (one := record.get("identity"))), {}),
     )
 
 

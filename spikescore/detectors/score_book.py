@@ -55,6 +55,8 @@ class ScoreBook:
     chosen: dict[str, dict[str, Any]] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
     """Command, data folder, coverage, versions, seconds: plain values."""
+    identity: dict[str, str] = field(default_factory=dict)
+    """What the model is by content (`pairs.MODEL_PARTS`); empty in a book of before."""
 
     @property
     def y(self) -> np.ndarray:
@@ -97,7 +99,6 @@ class ScoreBook:
     def save(self, path: str | Path) -> list[Path]:
         """Write `<path>.pkl` first, then `<path>.json`, each atomically; return both paths."""
         pkl, text = Path(path).with_suffix(".pkl"), Path(path).with_suffix(".json")
-        pkl.parent.mkdir(parents=True, exist_ok=True)
         arrays = {"format": FORMAT, "scores": self.scores, "turns": self.turns}
         write_atomic(pkl, pickle.dumps(arrays, protocol=4))
         write_json(
@@ -105,6 +106,7 @@ class ScoreBook:
             {
                 "format": FORMAT,
                 "model": self.model,
+                "identity": self.identity,
                 "token_key": self.token_key,
                 "about": self.about,
                 "methods": self.methods,
@@ -117,23 +119,54 @@ class ScoreBook:
 
 
 def load_score_book(path: str | Path) -> ScoreBook:
-    """Read a score book's two files; UserError when one is missing or is something else."""
+    """Read a score book's two files; UserError when one is missing, damaged or something else."""
     pkl, text = Path(path).with_suffix(".pkl"), Path(path).with_suffix(".json")
     told, arrays = read_json(text), load_pickle(pkl)
     for content, file in ((told, text), (arrays, pkl)):
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise UserError(f'"{file}" is no score book; make one with score_methods.py')
-    return ScoreBook(
-        model=told["model"],
-        token_key=told["token_key"],
-        items=[
-            BookItem(**{**item, "turn_tokens": tuple(item["turn_tokens"])})
-            for item in told["items"]
-        ],
-        scores=arrays["scores"],
-        turns=arrays["turns"],
-        splits={domain: np.array(split) for domain, split in told["splits"].items()},
-        methods=told["methods"],
-        chosen=told["chosen"],
-        about=told["about"],
-    )
+    try:
+        book = ScoreBook(
+            model=told["model"],
+            token_key=told["token_key"],
+            items=[
+                BookItem(**{**item, "turn_tokens": tuple(item["turn_tokens"])})
+                for item in told["items"]
+            ],
+            scores=arrays["scores"],
+            turns=arrays["turns"],
+            splits={
+                domain: np.array(split, dtype="<U5") for domain, split in told["splits"].items()
+            },
+            methods=told["methods"],
+            chosen=told["chosen"],
+            about=told["about"],
+            identity=told.get("identity") or {},
+        )
+        damage = _damage(book)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        damage = f"{type(error).__name__}: {error}"
+    if damage:
+        raise UserError(
+            f'the score book "{text}" and its .pkl are damaged ({damage}); make them again with '
+            "score_methods.py"
+        )
+    return book
+
+
+def _damage(book: ScoreBook) -> str:
+    """Return what is wrong with a book that was read; empty for nothing."""
+    n = len(book.items)
+    if not set(book.y.tolist()) <= {0, 1}:
+        return "a label is neither 0 nor 1"
+    for name, held, axes in (("scores", book.scores, 1), ("turns", book.turns, 2)):
+        for key, values in held.items():
+            if not (isinstance(key, tuple) and [type(part) for part in key] == [str, str, int]):
+                return f"{name} of {key!r}: no (method, domain, seed)"
+            fits = isinstance(values, np.ndarray) and values.ndim == axes and len(values) == n
+            if not (fits and values.dtype.kind == "f"):
+                return f"{name} of {key!r} are no numbers for {n} items"
+    if wrong := [domain for domain, split in book.splits.items() if split.shape != (n,)]:
+        return f'the split of "{wrong[0]}" is not one of {n} items'
+    missing = {key[0] for key in book.scores} - book.methods.keys()
+    return f"nothing is told of the method {min(missing)!r}" if missing else ""

@@ -30,7 +30,7 @@ from spikescore.detectors.lesson import first_answers
 from spikescore.detectors.networks import Saplma
 from spikescore.detectors.score_book import BookItem, Key, ScoreBook
 from spikescore.errors import UserError
-from spikescore.pairs import TOKEN_KEYS, model_basename, question_digest
+from spikescore.pairs import TOKEN_KEYS, model_difference, question_digest
 from spikescore.probes.data import SPLITS, split_by_group
 from spikescore.runtime import one_thread
 from spikescore.stats.trajectory import apply
@@ -106,10 +106,11 @@ def score_methods(
     whatever became of its answer; one that the fit never saw is in "test".
     """
     for target in targets or ():
-        if model_basename(target.model) != model_basename(items.model):
+        difference = model_difference(vars(target), vars(items))
+        if difference:
             raise UserError(
-                f'"{target.paths[0].parent}" holds dialogues of the model "{target.model}", the '
-                f'methods are fitted on those of "{items.model}"; give folders of one model'
+                f'"{target.paths[0].parent}" holds dialogues of another model than those that the '
+                f"methods are fitted on ({difference}); give folders of one model"
             )
     scoring = _Scoring(items, settings)
     fitted = scoring.fit()
@@ -204,7 +205,9 @@ class _Scoring:
 
     def score(self, target: Answers, fitted: Mapping[Key, Detector]) -> ScoreBook:
         """Return the book of a target: the scores of all items, and of all turns by the readers."""
-        book = ScoreBook(target.model, target.token_key, book_items(target))
+        book = ScoreBook(
+            target.model, target.token_key, book_items(target), identity=target.identity
+        )
         book.splits = self._splits_in(target)
         readers: dict[Key, StateDetector] = {}
         for key, detector in fitted.items():
@@ -499,7 +502,9 @@ def score_layer_grid(folder: str | Path, settings: Settings) -> ScoreBook:
         if not splits:
             raise UserError("; ".join(f"{what}: {why}" for what, why in left_out))
         if book is None:
-            book = ScoreBook(items.model, "all", book_items(items), splits=splits)
+            book = ScoreBook(
+                items.model, "all", book_items(items), splits=splits, identity=items.identity
+            )
             book.about = {
                 "items_left_out": items.left_out, "left_out": left_out, "unscored": {},
                 "seconds": {}, "settings": {"probe_seeds": 1},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +19,10 @@ import numpy as np
 from spikescore.errors import UserError
 from spikescore.measures.run_folder import RunFolder, accuracy_of, is_run_folder, read_run
 from spikescore.pairs import (
+    MODEL_PARTS,
     find_records,
     iter_records,
-    model_basename,
+    model_difference,
     question_digest,
     read_states,
     stack_turns,
@@ -65,6 +66,7 @@ class TrainingData:
     y: np.ndarray
     entropy: np.ndarray
     model: str | None
+    identity: dict[str, str]
     n_layers: int
     hidden_size: int
     left_out: dict[str, int]
@@ -85,11 +87,13 @@ class TrainingData:
 
 @dataclass
 class _Item:
-    """One first answer as it comes from a folder; `state` is [L+1, H]."""
+    """One first answer as it comes from a folder; `state` is [L+1, H], `made_by` names the model
+    and says by content what it is.
+    """
 
     record: dict[str, Any]
     state: np.ndarray
-    model: str | None
+    made_by: dict[str, Any]
     path: Path
     y: float = math.nan
     entropy: float = math.nan
@@ -125,7 +129,9 @@ def load_training_data(
                 n_layers, hidden_size = item.state.shape[0] - 1, item.state.shape[1]
                 candidates = candidate_layers(layers, layer_range, n_layers)
                 kept = tuple(sorted({layer for chosen in candidates for layer in chosen}))
-            _require_same_model(item, items[0] if items else item, (n_layers + 1, hidden_size))
+                first = item
+            _require_same_model(item, first, (n_layers + 1, hidden_size))
+            first = first if first.made_by["identity"] else item
             states.append(item.state[list(kept)])
             item.state = states[-1]
             items.append(item)
@@ -146,7 +152,8 @@ def load_training_data(
         kept=kept,
         y=np.array([item.y for item in items]),
         entropy=np.array([item.entropy for item in items]),
-        model=next((item.model for item in items if item.model), None),
+        model=next((item.made_by["model"] for item in items if item.made_by["model"]), None),
+        identity=first.made_by["identity"],
         n_layers=n_layers,
         hidden_size=hidden_size,
         left_out=dict(left_out),
@@ -154,11 +161,14 @@ def load_training_data(
 
 
 def _require_same_model(item: _Item, first: _Item, shape: tuple[int, int]) -> None:
-    named = {model_basename(model) for model in (item.model, first.model) if model}
-    if item.state.shape != shape or len(named) > 1:
+    difference = model_difference(item.made_by, first.made_by)
+    if item.state.shape != shape or difference:
         raise UserError(
-            f'"{item.path}" holds states {list(item.state.shape)} of the model "{item.model}", the '
-            f'files before it {list(shape)} of "{first.model}"; train one probe per model'
+            f'"{item.path}" holds states {list(item.state.shape)} of the model '
+            f'"{item.made_by["model"]}", the files before it {list(shape)} of '
+            f'"{first.made_by["model"]}"'
+            + (f" (they differ: {difference})" if difference else "")
+            + "; train one probe per model"
         )
 
 
@@ -200,7 +210,7 @@ def _pair_items(folder: str | Path, token_key: str, left_out: Counter[str]) -> I
         state = stack_turns(read_states(path, token_key), opening, token_key, path)[0]
         y = float(1 - record["nil_label"])
         record = {key: value for key, value in record.items() if key != "metrics"}
-        yield _Item(record, state, record.get("model"), path, y=y, has_dialogue=True)
+        yield _Item(record, state, _made_by(record, record), path, y=y, has_dialogue=True)
 
 
 def _run_items(
@@ -231,7 +241,15 @@ def _run_items(
             "domain": entry.get("domain") or run.dataset,
             **{key: entry.get(key) for key in asked},
         }
-        yield _Item(record, state, run.model, run.path, y=y, entropy=entropy)
+        made_by = _made_by({"model": run.model}, run.details)
+        yield _Item(record, state, made_by, run.path, y=y, entropy=entropy)
+
+
+def _made_by(named: Mapping[str, Any], identified: Mapping[str, Any]) -> dict[str, Any]:
+    identity = identified.get("identity")
+    known = identity if isinstance(identity, dict) else {}
+    parts = {part: known[part] for part in MODEL_PARTS if known.get(part)}
+    return {"model": named.get("model"), "identity": parts}
 
 
 # --- splits -----------------------------------------------------------------------------------

@@ -76,7 +76,8 @@ class Fit:
 
     `best` and `last` are a probe's lists of operations (see `probe.Probe`), `score` is (validation
     AUROC, minus validation loss) at the best epoch, 0 where there are no epochs. `aurocs` has the
-    validation AUROC of every epoch, `val_auroc` that of every candidate, by the text of its layers.
+    validation AUROC of every epoch, `val_auroc` that of every candidate, by the text of its layers;
+    `tried` holds all candidates where they are small enough to be kept.
     """
 
     layers: Layers
@@ -89,6 +90,7 @@ class Fit:
     epoch: int = 0
     last_epoch: int = 0
     val_auroc: dict[str, list[float]] = field(default_factory=dict)
+    tried: Sequence[Fit] = ()
 
 
 def best_of(fits: Sequence[Fit]) -> Fit:

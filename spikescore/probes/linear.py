@@ -69,7 +69,9 @@ def fit_logistic(
         weights = [("linear", w[None].astype(np.float32), np.array([b], np.float32)), ("sigmoid",)]
         own = (mean, scale) if standardise else (None, None)
         fits.append(Fit(layers, (area, -float(loss.mean())), weights, weights, *own, [area]))
-    return best_of(fits)
+    best = best_of(fits)
+    best.tried = fits
+    return best
 
 
 def solve(rows: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import numpy as np
 
 from spikescore.errors import UserError
 from spikescore.files import write_atomic
-from spikescore.pairs import DEFAULT_TOKEN_KEY, TOKEN_KEYS, model_basename, question_digest
+from spikescore.pairs import DEFAULT_TOKEN_KEY, TOKEN_KEYS, model_difference, question_digest
 from spikescore.pickles import load_pickle
 from spikescore.probes.layers import LayerRange, Layers, layers_text, parse_layer_range
 
@@ -45,8 +45,11 @@ class Probe:
     linear has out = 1. `mean` and `scale` [d] standardise the features (None: used as they are).
     `model`, `hidden_size`, `n_layers`, `token_key` and `layer_range` are None only in an older file
     that lacks them, until `check` fills them in. `layers` lists the layers where they are not all
-    of `layer_range`, which then holds the first and the last of them. `training` holds dirs, counts
-    and rates per split, and `items` ({"<domain>/<id>": split}). A dialogue is flagged when
+    of `layer_range`, which then holds the first and the last of them. `identity` says by content
+    what model it is (`pairs.MODEL_PARTS`); older files have the name alone. `tried` holds, where
+    that is cheap (logistic regression), the probes of all single layers that were compared:
+    {layer: {"weights", "mean", "scale", "val_auroc"}}, for `--layer_range`. `training` holds dirs,
+    counts and rates per split, and `items` ({"<domain>/<id>": split}). A dialogue is flagged when
     SpikeScore >= `spike_threshold`.
     """
 
@@ -64,6 +67,8 @@ class Probe:
     seed: int | None = None
     spike_threshold: float | None = None
     layers: Layers | None = None
+    identity: dict[str, str] = field(default_factory=dict)
+    tried: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def input_dim(self) -> int:
@@ -110,6 +115,7 @@ class Probe:
         model: str | None,
         n_layers: int,
         hidden_size: int,
+        identity: Mapping[str, str] | None = None,
         token_key: str | None = None,
         layer_range: LayerRange | None = None,
         where: str | Path = "the hidden states",
@@ -117,10 +123,15 @@ class Probe:
         """Return the probe completed for these states; UserError when they are not its own.
 
         `token_key` and `layer_range` are what the user gave, or None: they may repeat the probe's
-        own and fill them in where an older file lacks them, nothing else. Of the model's name only
-        the last part counts: `./models/X` and `/data/X` are the same model, `X` and `Y` are not,
-        even of one shape, because their states mean different things.
+        own, fill them in where an older file lacks them, and name among which of the layers that
+        were `tried` the best is to be taken; nothing else. Models are compared by content where
+        both sides know it; else of the name only the last part counts: `./models/X` and `/data/X`
+        are the same model, `X` and `Y` are not, even of one shape, because their states mean
+        different things.
         """
+        if layer_range not in (None, self.layer_range) and self.tried:
+            self = self._best_within(layer_range)
+            layer_range = None
         if self.hidden_size not in (None, hidden_size):
             raise UserError(
                 f"{where}: the probe was trained on states of width {self.hidden_size} "
@@ -133,19 +144,54 @@ class Probe:
                 f'("{self.model}"), these states come from {n_layers} layers ("{model}"); '
                 "train a probe for this model"
             )
-        if self.model and model and model_basename(self.model) != model_basename(model):
+        own = {"model": self.model, "identity": self.identity}
+        difference = model_difference(own, {"model": model, "identity": identity})
+        if difference:
+            named_alone = not (self.identity and identity)
             raise UserError(
                 f'{where}: the probe was trained for the model "{self.model}", these states '
-                f'come from "{model}"; train a probe for this model (or, if it is the same model '
-                "in another place, let its folder have the same name)"
+                f'come from "{model}", another model ({difference}); train a probe for this model'
+                + (
+                    " (or, if it is the same model in another place, let its folder have the same "
+                    "name)"
+                    if named_alone
+                    else ""
+                )
             )
         return replace(
             self,
             model=self.model or model,
+            identity=self.identity or dict(identity or {}),
             n_layers=n_layers,
             hidden_size=hidden_size,
             token_key=self._checked_token_key(token_key),
             layer_range=self._checked_layer_range(layer_range, n_layers, hidden_size, where),
+        )
+
+    def _best_within(self, layer_range: LayerRange) -> Probe:
+        """Return the probe of the best single layer within a range, of those that were tried."""
+        first, last = layer_range
+        within = {layer: one for layer, one in self.tried.items() if first <= layer <= last}
+        if not within:
+            raise UserError(
+                f"the probe was trained on layers {min(self.tried)} to {max(self.tried)}, "
+                f"--layer_range says {_text(layer_range)}; give layers among them"
+            )
+        layer = max(within, key=lambda layer: (within[layer]["val_auroc"], -layer))
+        one = within[layer]
+        log.info(
+            "layers %d to %d: layer %d is read, the best of them on validation (AUROC %.3f)",
+            first, last, layer, one["val_auroc"],
+        )  # fmt: skip
+        return replace(
+            self,
+            weights=one["weights"],
+            mean=one["mean"],
+            scale=one["scale"],
+            layer_range=(layer, layer),
+            layers=None,
+            spike_threshold=None if (layer, layer) != self.layer_range else self.spike_threshold,
+            tried={},
         )
 
     def _checked_token_key(self, given: str | None) -> str:
@@ -220,9 +266,7 @@ class Probe:
 
     def save(self, path: str | Path) -> None:
         """Write the probe as one pickle of plain containers and numpy arrays, atomically."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, pickle.dumps({"format": FORMAT, **asdict(self)}, protocol=4))
+        write_atomic(Path(path), pickle.dumps({"format": FORMAT, **asdict(self)}, protocol=4))
 
 
 def load_probe(path: str | Path) -> Probe:
@@ -239,18 +283,64 @@ def load_probe(path: str | Path) -> Probe:
         )
     if content["format"] != FORMAT:
         raise UserError(
-            f'"{path}" is a probe of format {content["format"]}, this version reads {FORMAT}; '
+            f'"{path}" is a probe of format {content["format"]!r}, this version reads {FORMAT}; '
             "train it again or update the project"
         )
     known = {entry.name for entry in fields(Probe)}
     probe = Probe(**{name: value for name, value in content.items() if name in known})
-    unknown = {op[0] for op in probe.weights} - _OPERATIONS.keys()
-    if probe.kind not in KINDS or unknown:
+    damage = _damage(probe)
+    if damage:
         raise UserError(
-            f'"{path}" holds a probe of kind "{probe.kind}" that this version cannot run; '
-            f"known kinds: {', '.join(KINDS)}"
+            f'"{path}" holds a probe that this version cannot run: {damage}; train it again'
         )
     return probe
+
+
+def _damage(probe: Probe) -> str:
+    """Return what is wrong with a probe as it was read; empty for nothing."""
+    if probe.kind not in KINDS:
+        return f"its kind is {probe.kind!r}, known are {', '.join(KINDS)}"
+    networks = {"weights": (probe.weights, probe.mean, probe.scale)}
+    kinds: dict[str, tuple[type, ...]] = {
+        **dict.fromkeys(("model", "token_key"), (str, type(None))),
+        **dict.fromkeys(("hidden_size", "n_layers", "seed"), (int, type(None))),
+        **dict.fromkeys(("training", "metrics", "identity", "tried"), (dict,)),
+        "spike_threshold": (int, float, type(None)),
+    }
+    for name, allowed in kinds.items():
+        value = getattr(probe, name)
+        if not isinstance(value, allowed) or isinstance(value, bool):
+            return f"its {name} is {type(value).__name__}"
+    for name in ("layer_range", "layers"):
+        value = getattr(probe, name)
+        numbers = isinstance(value, list | tuple) and {type(one) for one in value} == {int}
+        if value is not None and not (numbers and (name == "layers" or len(value) == 2)):
+            return f"its {name} is {value!r}"
+    if not all(type(probe.training.get(key, {})) is dict for key in ("items", "questions")):
+        return "its training data's items or questions are no dict"
+    for layer, one in probe.tried.items():
+        if type(layer) is not int or type(one) is not dict:
+            return "the layers that were tried are not told as numbers"
+        if not isinstance(one.get("val_auroc"), float):
+            return f"layer {layer} has no val_auroc"
+        networks[f"layer {layer}"] = tuple(one.get(key) for key in ("weights", "mean", "scale"))
+    for name, network in networks.items():
+        if not _runs(
+            replace(probe, **dict(zip(("weights", "mean", "scale"), network, strict=True)))
+        ):
+            return f"its {name} is no network of one output"
+    return ""
+
+
+def _runs(probe: Probe) -> bool:
+    """Whether a probe's operations, mean and scale give a number for one row of features."""
+    try:
+        with np.errstate(all="ignore"):
+            found = probe.score(np.zeros((1, probe.input_dim)))
+            n_out = [op[1].shape[0] for op in probe.weights if op[0] == "linear"][-1]
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, StopIteration):
+        return False
+    return n_out == 1 and found.shape == (1,) and bool(np.isfinite(found).all())
 
 
 def _text(layers: Iterable[int]) -> str:

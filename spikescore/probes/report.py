@@ -69,6 +69,7 @@ def report(probe: Probe) -> dict[str, Any]:
     return {
         "kind": probe.kind,
         "model": probe.model,
+        "identity": probe.identity,
         "hidden_size": probe.hidden_size,
         "n_layers": probe.n_layers,
         "token_key": probe.token_key,

@@ -70,6 +70,7 @@ class Dialogue:
         n_states, hidden_size = state.shape
         return {
             "model": self.record.get("model"),
+            "identity": self.record.get("identity"),
             "n_layers": n_states - 1,
             "hidden_size": hidden_size,
             "where": f'"{self.pkl}"',
@@ -203,8 +204,13 @@ def score_block(paths: Sequence[Path], *, folders: Folders, probe: Probe, probe_
         scores = probe.score(np.concatenate([dialogue.features for dialogue in chunk]))
         ends = np.cumsum([len(dialogue.features) for dialogue in chunk])
         for dialogue, own in zip(chunk, np.split(scores, ends[:-1]), strict=True):
+            if not np.isfinite(own).all():
+                tally.failed.append(
+                    f'"{dialogue.pkl}": its states are beyond what the probe can score'
+                )
+                continue
             write_scores(dialogue, own, probe, probe_name)
-        tally.counts.update(dialogues=len(chunk), turns=len(scores))
+            tally.counts.update(dialogues=1, turns=len(own))
     return tally
 
 

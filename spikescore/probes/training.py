@@ -217,7 +217,7 @@ def search_layers(
         return best
     wide = fit([tuple(range(window[0], window[1] + 1))])
     chosen = wide if wide.score[0] > best.score[0] else best
-    chosen.val_auroc = best.val_auroc | wide.val_auroc
+    chosen.val_auroc, chosen.tried = best.val_auroc | wide.val_auroc, best.tried
     return chosen
 
 
@@ -234,7 +234,14 @@ def _as_probe(which: str, fit: Fit, data: TrainingData, settings: Settings, seed
         mean=fit.mean,
         scale=fit.scale,
         seed=seed,
-    )
+        identity=data.identity,
+        tried={
+            one.layers[0]: {
+                "weights": one.best, "mean": one.mean, "scale": one.scale, "val_auroc": one.score[0]
+            }
+            for one in (fit.tried if len(fit.tried) > 1 else ())
+        },
+    )  # fmt: skip
     epoch = fit.epoch if which == "best" else fit.last_epoch
     probe.metrics |= {"which": which, "epoch": epoch, "val_auroc_by_layers": fit.val_auroc}
     if settings.probe == "sep-mlp":

@@ -460,15 +460,33 @@ def test_guides_command_then_stage_two(runs: Path, tmp_path: Path) -> None:
     assert told["kind"] == "sep-logistic" and told["metrics"]["test"]["value"] > 0.9
     assert set(told["metrics"]["val_auroc_by_layers"]) == {"1", "2", "3", "4"}
 
+    # the guide's next command, which names a token and a range of layers that training did not
     make_pairs(tmp_path / "outputs", n=12, turns=4)
     stage_two = ["metrics_probe.py", "--json_dir", tmp_path / "outputs", "--pkl_dir"]
-    done = run_script(*stage_two, tmp_path / "outputs", "--probe_path", saved)
-    assert done.returncode == 0, done.stderr
-    scores = read_json(tmp_path / "outputs" / "toy-0003.json")["metrics"]["probe_pred"]
+    stage_two += [tmp_path / "outputs", "--probe_path", saved]
     probe = load_probe(saved)
     content = pickle.loads((tmp_path / "outputs" / "toy-0003.pkl").read_bytes())
     states = [content["turns"][turn][KEY] for turn in range(1, 5)]
-    assert scores == pytest.approx(probe.score(probe.features(states)).tolist())
+    for layers, chosen in (("1,3", 2), ("3,4", None), (None, 2)):
+        given = [] if layers is None else ["--token_key", KEY, "--layer_range", layers]
+        done = run_script(*stage_two, *given)
+        assert done.returncode == 0, done.stderr
+        metrics = read_json(tmp_path / "outputs" / "toy-0003.json")["metrics"]
+        layer, last = metrics["probe"]["layer_range"]
+        assert layer == last
+        if chosen is None:  # the better of layers 3 and 4 on the validation split
+            areas = told["metrics"]["val_auroc_by_layers"]
+            assert layer == (3 if areas["3"][0] >= areas["4"][0] else 4)
+            assert f"layer {layer} is read" in done.stderr
+        else:
+            assert layer == chosen
+        (_, weight, bias), _ = probe.tried[layer]["weights"]
+        mean, scale = (probe.tried[layer][name] for name in ("mean", "scale"))
+        x = (np.stack(states)[:, layer].astype(float) - mean) / scale
+        expected = 1 / (1 + np.exp(-(x @ weight[0] + bias)))
+        np.testing.assert_allclose(metrics["probe_pred"], expected, atol=1e-5)
+    done = run_script(*stage_two, "--layer_range", "5,9")
+    assert done.returncode == 2 and "layers 1 to 4" in done.stderr and "5,9" in done.stderr
 
     make_pairs(tmp_path / "other", n=2, turns=4, hidden=16)
     done = run_script(

@@ -8,7 +8,7 @@ import logging
 import pickle
 import sys
 from collections import OrderedDict
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -400,6 +400,31 @@ def test_what_is_no_probe_is_refused(toy: Path, trained: Probe, tmp_path: Path) 
         load_probe(tmp_path / "new.pkl")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("kind", "nearest"), ("kind", 1), ("weights", []), ("weights", None), ("weights", "relu"),
+        ("weights", [("linear",)]), ("weights", [("tanh",)]), ("weights", [None]),
+        ("weights", [("linear", np.zeros((2, 8)), np.zeros(2))]),
+        ("weights", [("linear", np.full((1, 8), np.nan), np.zeros(1))]),
+        ("weights", [("linear", np.zeros((1, 8)), np.zeros(1)), ("relu", 1)]),
+        ("mean", np.zeros(7)), ("mean", "0"), ("scale", None), ("scale", np.zeros(8)),
+        ("model", 3), ("hidden_size", "8"), ("n_layers", 4.0), ("token_key", 1), ("layers", 3),
+        ("layer_range", "2,2"), ("layer_range", (2,)), ("layer_range", (2.0, 2)), ("seed", "x"),
+        ("training", []), ("training", {"items": 3}), ("training", {"questions": []}),
+        ("metrics", 1), ("spike_threshold", "0.5"), ("identity", "abc"), ("tried", [1]),
+        ("tried", {"2": {}}), ("tried", {2: None}), ("tried", {2: {"val_auroc": 0.5}}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_damaged_probe_is_refused_naming_the_file(
+    trained: Probe, tmp_path: Path, field: str, value: object
+) -> None:
+    (tmp_path / "p.pkl").write_bytes(pickle.dumps({"format": 1, **asdict(trained), field: value}))
+    with pytest.raises(UserError, match=r"p\.pkl.*(train it again|refused)"):
+        load_probe(tmp_path / "p.pkl")
+
+
 class _Hostile:
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -429,6 +454,34 @@ def test_fitting_states_pass_and_repeating_the_probes_own_is_allowed(trained: Pr
     trained.check(**FITS, token_key="last_token_embedding", layer_range=(2, 2))
     trained.check(**{**FITS, "model": "/elsewhere/synthetic/"})
     trained.check(**{**FITS, "model": None})
+
+
+def test_models_are_known_by_content_where_both_sides_say_it(tmp_path: Path) -> None:
+    """The folder's name decides only for files of before there were identities."""
+    ours = {"weights": "a" * 64, "architecture": "b", "tokenizer": "c", "template": "d"}
+    records = make_pairs(tmp_path / "a", n=40, turns=3)
+    for record in records:
+        write_json(tmp_path / "a" / f"{record['id']}.json", {**record, "identity": ours})
+    probe, _ = train_probe([tmp_path / "a"], Settings(layer_range=(2, 2), epochs=1))
+    probe.save(tmp_path / "p.pkl")
+    probe = load_probe(tmp_path / "p.pkl")
+    assert probe.identity == ours
+    probe.check(**{**FITS, "model": "./another/name"}, identity=ours)
+    probe.check(**FITS, identity=None)  # pairs of before
+    replace(probe, identity={}).check(**FITS, identity=ours)  # a probe of before
+    for part in ours:
+        with pytest.raises(UserError, match=f"another model .*{part} of"):
+            probe.check(**FITS, identity={**ours, part: "other"})
+    for theirs in (None, {}):
+        with pytest.raises(UserError, match="models/synthetic.*another/name.*same name"):
+            probe.check(**{**FITS, "model": "./another/name"}, identity=theirs)
+    # other weights under the same name, among the pairs to learn from
+    last = records[-1]
+    write_json(
+        tmp_path / "a" / f"{last['id']}.json", {**last, "identity": {**ours, "weights": "e" * 64}}
+    )
+    with pytest.raises(UserError, match=rf"{last['id']}.*weights of"):
+        train_probe([tmp_path / "a"], Settings())
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from spikescore.errors import UserError
 from spikescore.files import read_json, write_json
 from spikescore.measures.file import texts_digest
 from spikescore.pairs import read_states
-from tests.helpers.factories import make_pairs
+from tests.helpers.factories import MODEL, make_pairs
 from tests.helpers.running import run_script
 
 TOKEN = "last_token_embedding"
@@ -365,6 +365,54 @@ def test_the_book_keeps_what_was_scored(items, tmp_path):
     assert back.about == json.loads(json.dumps(book.about))
     assert back.seeds_of("perplexity", "beta") == [("perplexity", "", 0)]
     assert text.read_text().startswith("{")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda told, arrays: told.pop("items"),
+        lambda told, arrays: told["items"][0].pop("y"),
+        lambda told, arrays: told["items"][0].update(y=2),
+        lambda told, arrays: told["items"].pop(),
+        lambda told, arrays: told["items"].__setitem__(0, None),
+        lambda told, arrays: told["splits"]["alpha"].pop(),
+        lambda told, arrays: told.update(splits=[]),
+        lambda told, arrays: told["methods"].clear(),
+        lambda told, arrays: arrays.update(scores=None),
+        lambda told, arrays: arrays["scores"].update({("gap", "alpha"): np.zeros(84)}),
+        lambda told, arrays: arrays["scores"].update({("gap", "alpha", 0): np.zeros((84, 1))}),
+        lambda told, arrays: arrays["scores"].update({("gap", "alpha", 0): "none"}),
+        lambda told, arrays: arrays["turns"].update({("gap", "alpha", 0): np.zeros(84)}),
+    ],
+)
+def test_a_damaged_book_is_refused_in_one_line(items, tmp_path, damage):
+    text, pkl = scored(items, "gap", "perplexity").save(tmp_path / "scores.pkl")
+    told, arrays = json.loads(text.read_text()), pickle.loads(pkl.read_bytes())
+    damage(told, arrays)
+    text.write_text(json.dumps(told))
+    pkl.write_bytes(pickle.dumps(arrays))
+    with pytest.raises(UserError, match=r"scores\.json.* damaged .*score_methods\.py"):
+        load_score_book(text)
+
+
+def test_books_and_folders_know_the_model_by_content(folder, items, tmp_path):
+    ours, theirs = ({"weights": letter * 64} for letter in "ab")
+    ids = {}
+    for name, identity in (("one", ours), ("moved", ours), ("other", theirs)):
+        model = "./elsewhere/renamed" if name == "moved" else MODEL
+        for record in make_pairs(tmp_path / name, n=40, turns=3, domain=name, model=model):
+            path = tmp_path / name / f"{record['id']}.json"
+            write_json(path, {**record, "identity": identity})
+        ids[name] = read_answers(tmp_path / name, token_key=TOKEN)
+    settings = Settings(methods=["gap"], turn_scorers=[])
+    (book,) = score_methods(ids["one"], settings, targets=[ids["moved"]])
+    book.save(tmp_path / "scores.pkl")
+    assert load_score_book(tmp_path / "scores.pkl").identity == ours
+    score_methods(ids["one"], settings, targets=[items])  # of before there were identities
+    with pytest.raises(UserError, match='other" holds .* another model .*weights of'):
+        score_methods(ids["one"], settings, targets=[ids["other"]])
+    with pytest.raises(UserError, match="weights of"):
+        read_answers(tmp_path, token_key=TOKEN)
 
 
 def test_the_script_refuses_unlabelled_pairs_and_a_folder_as_its_file(folder, tmp_path):
