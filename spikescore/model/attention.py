@@ -12,7 +12,6 @@ numbers without the copies.
 from __future__ import annotations
 
 import itertools
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,13 +33,7 @@ from spikescore.errors import UserError
 from spikescore.model.architecture import key_value_heads, text_config
 
 PACKED = "packed"
-MIN_ROWS = 16
-"""Rows from which this CPU's matrix products treat each row alike, bit for bit."""
-CPU_KEYS = 512
-"""A CPU's attention sums over this many keys at a time, masked ones included."""
-CPU_TAILS = (128, 256, 512)
-"""Numbers of keys after whole blocks of CPU_KEYS that give a row the same bits (384 does not)."""
-GPU_KEYS = 64
+KEYS = 64  # a view holds whole blocks of so many keys, as GPU kernels like it
 SPAN_SLOTS = 32  # neighbouring slots of one span; each span reads only as many keys as it needs
 
 
@@ -161,67 +154,44 @@ def plan_attention(
 ) -> list[Span]:
     """Cut a pass into spans: parts of at most `narrow` tokens together, each longer one by itself.
 
-    Packed tokens are those of the parts in order. On CPU widths and views are such that no row's
-    bits depend on what else the pass holds.
+    Packed tokens are those of the parts in order.
     """
-    lengths = [len(part.ids) for part in parts]
-    total = sum(lengths)
-    first_of = [0, *itertools.accumulate(lengths)][:-1]
-    spans = []
+    firsts = itertools.accumulate((len(part.ids) for part in parts), initial=0)
+    alone: list[list[tuple[Part, int]]] = []
     together: dict[int, list[tuple[Part, int]]] = {}
-    for part, first in zip(parts, first_of, strict=True):
+    for part, first in zip(parts, firsts, strict=False):
         if len(part.ids) <= narrow:
             together.setdefault(part.slot // SPAN_SLOTS, []).append((part, first))
         else:
-            spans.append(_span(model, [(part, first)], len(part.ids), total, capacity))
-    for _, group in sorted(together.items()):
-        spans.append(_span(model, group, narrow, total, capacity))
-    return spans
+            alone.append([(part, first)])
+    return [_span(model, group, capacity) for group in (*alone, *together.values())]
 
 
-def _span(
-    model: PreTrainedModel,
-    group: list[tuple[Part, int]],
-    width: int,
-    total: int,
-    capacity: int,
-) -> Span:
+def _span(model: PreTrainedModel, group: list[tuple[Part, int]], capacity: int) -> Span:
     device = model.get_input_embeddings().weight.device
     config = text_config(model.config)
     groups = 1
     if model.config._attn_implementation == f"{PACKED}_sdpa":
         groups = config.num_attention_heads // key_value_heads(config)
-    on_cpu = device.type == "cpu"
-    multiple = MIN_ROWS // math.gcd(MIN_ROWS, groups) if on_cpu else 1
-    width = -(-width // multiple) * multiple
+    width = max(len(part.ids) for part, _ in group)
     start = min(part.slot for part, _ in group)
     stop = max(part.slot for part, _ in group) + 1
-    view = min(keys_read(max(part.end for part, _ in group), on_cpu), capacity)
+    view = min(-(-max(part.end for part, _ in group) // KEYS) * KEYS, capacity)
     queries = np.zeros((stop - start, width), np.int64)
     positions = np.full((stop - start, width), -1)
     for part, first in group:
         row, n = part.slot - start, len(part.ids)
         queries[row, :n] = np.arange(first, first + n)
         positions[row, :n] = np.arange(part.first, part.end)
-    real = np.flatnonzero(positions >= 0)
     query = torch.from_numpy(np.tile(positions.clip(min=0), (1, groups))).to(device)
     masks = [_mask(query, view, window, model.dtype) for window in kinds_of_layers(config).values()]
-    (_, first), *others = group
-    if not others and first + width <= total:  # the tokens as they lie; later ones serve as padding
-        n = len(real)
-        where = slice(first, first + width), slice(n), slice(first, first + n)
-    else:
-        queries = queries.ravel()
-        where = (torch.from_numpy(one).to(device) for one in (queries, real, queries[real]))
+    if len(group) == 1:  # the tokens as they lie
+        first = group[0][1]
+        tokens = slice(first, first + width)
+        return Span(start, stop, view, tokens, slice(width), tokens, masks)
+    queries, real = queries.ravel(), np.flatnonzero(positions >= 0)
+    where = (torch.from_numpy(one).to(device) for one in (queries, real, queries[real]))
     return Span(start, stop, view, *where, masks)
-
-
-def keys_read(needed: int, on_cpu: bool) -> int:
-    """The least number of keys that may be read where `needed` are."""
-    if not on_cpu:
-        return -(-needed // GPU_KEYS) * GPU_KEYS
-    whole = (needed - 1) // CPU_KEYS * CPU_KEYS
-    return whole + next(tail for tail in CPU_TAILS if tail >= needed - whole)
 
 
 def _mask(

@@ -8,13 +8,14 @@ another is just encoding it: samples of one prompt come from one encoding. When 
 slot takes the next one, so a long dialogue does not hold the others back.
 
 Each pass feeds every dialogue what is new, its next prompt or its newest token, and a few guesses
-of what follows (`drafting`); a guess counts when it is the token that sampling draws there, so a
-pass gives a dialogue one token or more, and the same ones as without guesses.
+of what follows, looked up in what was said before. A guess counts when it is the
+token that sampling draws there, so a pass gives a dialogue one token or more, and the same ones as
+without guesses.
 
-Sampling depends on (seed, item, turn) only. On CPU in float32 the states do not depend on the batch
-either, bit for bit: a matrix product over at least 16 rows treats each row alike there, and
-attention over whole blocks of keys sums in the same order whatever the other rows hold (`packing`,
-`attention`).
+Sampling depends on (seed, item, turn) only, so on CPU in float32 tokens are the same whatever runs
+beside a dialogue; what is measured of them differs by rounding.
+
+Read `Engine.run`, then `_advance`: a pass and what becomes of it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import math
 import time
 from array import array
 from collections import deque
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -36,6 +37,7 @@ from spikescore.errors import UserError
 from spikescore.model.attention import Part
 from spikescore.model.hidden_states import to_half
 from spikescore.model.sampling import (
+    DraftTable,
     Sampling,
     choose_tokens,
     measure_tokens,
@@ -54,49 +56,54 @@ from spikescore.model.turns import (
 )
 from spikescore.pairs import TOKEN_KEYS
 
-ORDERS = (5, 3, 2)  # tokens of context looked up, longest first
-MOST_ENTRIES = 200_000  # about 40 MB; the table starts afresh when it is full
-
-
-class DraftTable:
-    """What followed each two, three and five tokens last, in all dialogues of a run.
-
-    Guesses end where one of `stop_ids` is expected.
-    """
-
-    def __init__(self, stop_ids: Container[int]) -> None:
-        self._stop = stop_ids
-        self._next: dict[tuple[int, ...], int] = {}
-
-    def learn(self, ids: Sequence[int], start: int) -> None:
-        """Note for each token from index `start` on that it followed the tokens before it."""
-        if len(self._next) > MOST_ENTRIES:
-            self._next.clear()
-        for order in ORDERS:
-            for at in range(max(start, order), len(ids)):
-                self._next[tuple(ids[at - order : at])] = ids[at]
-
-    def guess(self, ids: Sequence[int], most: int) -> list[int]:
-        """Return up to `most` tokens that may follow `ids`; fewer where nothing is known."""
-        context = tuple(ids[-ORDERS[0] :])
-        guesses: list[int] = []
-        while len(guesses) < most:
-            known = (self._next.get(context[-order:]) for order in ORDERS)
-            token = next((token for token in known if token is not None), None)
-            if token is None or token in self._stop:
-                break
-            guesses.append(token)
-            context = (*context[1:], token)
-        return guesses
-
-
 log = logging.getLogger("spikescore")
 
 DRAFT_TOKENS = {"cpu": 3, "cuda": 0}  # guesses a pass; what they would save on a GPU is not known
+SHARED_TOKENS = 64  # a common beginning of fewer is encoded again rather than waited for
+
+
+@dataclass(eq=False)
+class Row:
+    """A dialogue in a slot, and the turn it is at."""
+
+    conversation: Conversation
+    started: float
+    sampling: Sampling
+    turns: list[Turn] = field(default_factory=list)
+    turn: Turn | None = None
+    ids: array = field(default_factory=lambda: array("i"))  # prompt and answer so far
+    cached: int = 0  # how many of them have keys and values in the slot
+    uniforms: np.ndarray | None = None
+    budget: int = 0  # most tokens of the answer
+    closing: bool = False  # a limit cut the answer; its last token is fed once more for its state
+    leader: Row | None = None  # is encoding the beginning that this row waits for
+    shared: int = 0  # how many tokens that is
+
+    def follows(self, other: Row) -> bool:
+        """Whether this is the other row, or waits for it, or for one that does."""
+        return self is other or (self.leader is not None and self.leader.follows(other))
+
+
+@dataclass
+class Fed:
+    """What a pass fed to a row. Token `first` of the pass is the last known one, of the prompt or
+    of the answer; the guesses come after it.
+    """
+
+    row: Row
+    first: int
+    guesses: list[int]
+    draws: int  # tokens that may be drawn: after the last known one and after guesses
+    tokens: list[int] = field(default_factory=list)  # drawn: as far as guesses were right, and on
+    measured: list[list[float]] = field(default_factory=list)
+    confirmed: int = 0  # guesses that belong to the answer now
 
 
 class Engine:
-    """Runs conversations on one model. `stats` counts what was done since the engine was made."""
+    """Runs conversations on one model, one run at a time.
+
+    `stats` counts what was done since the engine was made.
+    """
 
     def __init__(
         self,
@@ -109,16 +116,15 @@ class Engine:
         draft_tokens: int | None = None,
     ) -> None:
         self.model = model.eval()
-        self.device = model.get_input_embeddings().weight.device
-        self.sampling = sampling
+        self.stop_ids = frozenset(stop_ids)
+        self.sampling = sampling  # of conversations that bring none
         self.limits = limits
         self.batch_size = batch_size
+        usual = DRAFT_TOKENS[model.get_input_embeddings().weight.device.type]
+        self.draft_tokens = usual if draft_tokens is None else draft_tokens
         # advances: how often a pass took a dialogue further, by one token or more
         counted = "turns", "new_tokens", "encoded_tokens", "reused_tokens", "passes", "advances"
         self.stats = dict.fromkeys(counted, 0)
-        usual = DRAFT_TOKENS[self.device.type]
-        self.draft_tokens = usual if draft_tokens is None else draft_tokens
-        self.stop_ids = frozenset(stop_ids)
 
     def seconds_per_token(self) -> float:
         """Time a full batch of throw-away dialogues: seconds per new token, for an estimate.
@@ -148,13 +154,20 @@ class Engine:
         the batch is halved and the turns in flight are done again; with a batch of one it is an
         error.
         """
-        waiting = iter(conversations)
-        resumed: deque[Row] = deque()
+        self._waiting = iter(conversations)
+        self._unfinished: deque[Row] = deque()
+        self._drafts = DraftTable(self.stop_ids)
+        self._done: deque[Finished] = deque()
+        self._make_slots()
         while True:
-            flight = Flight(self, waiting, resumed)
             try:
-                yield from flight.run()
-                return
+                self._fill_slots()
+                while self._done:
+                    yield self._done.popleft()
+                if any(self._rows):
+                    self._advance()
+                elif not self._done:
+                    return
             except torch.OutOfMemoryError as error:
                 if self.batch_size == 1:
                     raise UserError(
@@ -164,164 +177,53 @@ class Engine:
                     ) from error
                 self.batch_size = max(1, self.batch_size // 2)
                 log.warning("out of memory: going on with batch size %d", self.batch_size)
-                yield from flight.done
-                resumed = flight.salvage()
-            torch.cuda.empty_cache()
+                self._unfinished.extendleft(reversed([row for row in self._rows if row]))
+                self._make_slots()
+            else:
+                continue
+            torch.cuda.empty_cache()  # out of the handler, which keeps the tensors of the pass
 
-
-class _Trial:
-    """One turn about nothing."""
-
-    item_id = "trial"
-
-    def next_prompt(self, last: Turn | None) -> list[int] | None:
-        return [0] * 8 if last is None else None
-
-
-SHARED_TOKENS = 64  # a common beginning of fewer is encoded again rather than waited for
-PREFILL_TOKENS = {"cpu": 2048, "cuda": 8192}  # prompt tokens of one pass; bounds its activations
-
-
-@dataclass
-class Row:
-    """A dialogue in a slot, and the turn it is at."""
-
-    conversation: Conversation
-    started: float
-    sampling: Sampling
-    turns: list[Turn] = field(default_factory=list)
-    turn: Turn | None = None
-    ids: array = field(default_factory=lambda: array("i"))  # prompt and answer so far
-    cached: int = 0  # how many of them have keys and values in the slot
-    uniforms: np.ndarray | None = None
-    budget: int = 0  # most tokens of the answer
-    closing: bool = False  # a limit cut the answer; its last token is fed once more for its state
-    leader: Row | None = None  # is encoding the beginning that this row waits for
-    shared: int = 0  # how many tokens that is
-
-
-@dataclass
-class Fed:
-    """What a pass fed to a row. Token `first` of the pass is the last known one, of the prompt or
-    of the answer; the guesses come after it.
-    """
-
-    first: int
-    guesses: list[int]
-    draws: int  # tokens that may be drawn: after the last known one and after guesses
-
-
-class Flight:
-    """The slots of one engine run, until all is done or memory runs out."""
-
-    def __init__(
-        self, engine: Engine, waiting: Iterator[Conversation], resumed: deque[Row]
-    ) -> None:
-        self.engine = engine
-        self.waiting = waiting
-        self.resumed = resumed
-        self.rows: list[Row | None] = [None] * engine.batch_size
-        self.passes = SlotModel(engine.model, engine.batch_size)
-        self.drafts = DraftTable(engine.stop_ids)
-        # L + 1 tensors [slots, H]: the state of each answer's newest token that was fed
-        self.newest: list[torch.Tensor] = []
+    def _make_slots(self) -> None:
+        """Make empty slots; what was in them is begun anew, each at the turn that it is at."""
+        self._slots = SlotModel(self.model, self.batch_size)
+        self._rows: list[Row | None] = [None] * self.batch_size
         # ids whose keys and values a slot still holds after its dialogue
-        self.left: list[array] = [array("i")] * engine.batch_size
-        self.done: deque[Finished] = deque()
-        self.exhausted = False
-
-    # --- the loop -----------------------------------------------------------------------------
-
-    def run(self) -> Iterator[Finished]:
-        while True:
-            self._fill_slots()
-            while self.done:
-                yield self.done.popleft()
-            if any(self.rows):
-                self._advance()
-            elif not self.done:
-                return
-
-    def salvage(self) -> deque[Row]:
-        """Take the dialogues out of their slots so that another flight can redo their current
-        turn.
-        """
-        rows = deque(row for row in self.rows if row)
-        for row in rows:
+        self._left: list[array] = [array("i")] * self.batch_size
+        # L + 1 tensors [slots, H]: the state of each answer's newest token that was fed
+        self._newest: list[torch.Tensor] = []
+        for row in self._unfinished:
             row.cached = 0
             self._begin(row, row.turn.prompt)
-        rows.extend(self.resumed)
-        return rows
+
+    # --- dialogues come and go ------------------------------------------------------------------
 
     def _fill_slots(self) -> None:
-        """Give free slots to the next dialogues; when none are left, drop slots that only cost
+        """Give free slots to the next dialogues; when there are no more, drop slots that only cost
         time.
         """
-        free = [slot for slot, row in enumerate(self.rows) if row is None]
-        new: list[Row] = []
-        while len(new) < len(free) and (row := self._next_row()):
-            new.append(row)
+        free = [slot for slot, row in enumerate(self._rows) if row is None]
+        new = list(islice(iter(self._next_row, None), len(free)))
         # neighbours of about the same length read about as many keys
         new.sort(key=lambda row: len(row.ids))
         for slot, row in zip(free, new, strict=False):
             self._share(slot, row)
-            self.rows[slot], self.left[slot] = row, array("i")
-        busy = [slot for slot, row in enumerate(self.rows) if row]
-        if self.exhausted and busy and len(busy) * 2 <= len(self.rows):
-            self.passes.cache.keep(busy)
-            self.rows = [self.rows[slot] for slot in busy]
-            self.left = [self.left[slot] for slot in busy]
+            self._rows[slot], self._left[slot] = row, array("i")
+        busy = [slot for slot, row in enumerate(self._rows) if row]
+        if len(new) < len(free) and busy and len(busy) * 2 <= len(self._rows):
+            self._slots.cache.keep(busy)
+            self._rows = [self._rows[slot] for slot in busy]
+            self._left = [self._left[slot] for slot in busy]
             index = torch.tensor(busy)
-            self.newest = [state[index.to(state.device)] for state in self.newest]
-
-    @torch.inference_mode()
-    def _share(self, slot: int, row: Row) -> None:
-        """Give a row that holds nothing what some slot holds of its prompt, or have it wait for the
-        row that is encoding more of it.
-        """
-        most = row.ids[:-1]  # the last token is fed in any case, for its logits
-        held, source = 0, slot
-        row.leader, row.shared = None, 0
-        if len(most) < SHARED_TOKENS:
-            return
-        for other, there in enumerate(self.rows):
-            known = there.ids if there else self.left[other]
-            if known[:SHARED_TOKENS] != most[:SHARED_TOKENS]:
-                continue
-            shared = common_prefix(known, most)
-            now = min(shared, there.cached) if there else shared
-            if now > held:
-                held, source = now, other
-            if there and shared > max(row.shared, there.cached) and not _follows(there, row):
-                row.leader, row.shared = there, shared
-        if row.leader and row.shared - held < SHARED_TOKENS:
-            row.leader = None
-        if held and not row.leader:
-            self.passes.cache.copy(source, slot, held)
-            row.cached = row.turn.reused = held
-            self.engine.stats["reused_tokens"] += held
-            self.engine.stats["encoded_tokens"] -= held
-
-    def _waits(self, slot: int, row: Row) -> bool:
-        """Whether the row's leader is still encoding what both begin with."""
-        if row.leader is None:
-            return False
-        if row.leader in self.rows and row.leader.cached < row.shared:
-            return True
-        self._share(slot, row)
-        return row.leader is not None
+            self._newest = [state[index.to(state.device)] for state in self._newest]
 
     def _next_row(self) -> Row | None:
-        if self.resumed:
-            return self.resumed.popleft()
-        if self.exhausted:
-            return None
-        for conversation in self.waiting:
-            sampling = getattr(conversation, "sampling", None) or self.engine.sampling
+        if self._unfinished:
+            return self._unfinished.popleft()
+        for conversation in self._waiting:
+            sampling = getattr(conversation, "sampling", None) or self.sampling
             row = Row(conversation, time.monotonic(), sampling)
             if self._ask(row):
                 return row
-        self.exhausted = True
         return None
 
     def _ask(self, row: Row) -> bool:
@@ -335,17 +237,18 @@ class Flight:
             return self._end(row, "error", str(error))
         if prompt is None:
             return self._end(row, "complete")
-        if len(prompt) + 1 > self.engine.limits.max_context:
+        most = self.limits.max_context
+        if len(prompt) + 1 > most:
             if not row.turns:
                 text = f"the first prompt has {len(prompt)} tokens, more than the context of "
-                return self._end(row, "error", f"{text}{self.engine.limits.max_context} allows")
+                return self._end(row, "error", f"{text}{most} allows")
             return self._end(row, "context")
         self._begin(row, prompt)
         return True
 
     def _begin(self, row: Row, prompt: Sequence[int]) -> None:
         """Set the row to the start of its next turn, keeping what the cache holds of its prompt."""
-        limits, stats = self.engine.limits, self.engine.stats
+        limits = self.limits
         turn = row.turn = Turn(len(row.turns) + 1, prompt)
         turn.reused = min(common_prefix(row.ids[: row.cached], turn.prompt), len(prompt) - 1)
         row.ids, row.cached, row.closing = turn.prompt[:], turn.reused, False
@@ -353,52 +256,91 @@ class Flight:
         row.uniforms = turn_uniforms(
             row.sampling, row.conversation.item_id, turn.number, row.budget
         )
-        self.drafts.learn(row.ids, row.cached)
-        stats["encoded_tokens"] += len(prompt) - row.cached
-        stats["reused_tokens"] += row.cached
+        self._drafts.learn(row.ids, row.cached)
+        self.stats["encoded_tokens"] += len(prompt) - row.cached
+        self.stats["reused_tokens"] += row.cached
 
     def _end(self, row: Row, reason: str, error: str | None = None) -> bool:
-        self.done.append(Finished(row.conversation, row.turns, reason, error))
+        self._done.append(Finished(row.conversation, row.turns, reason, error))
         return False
 
-    # --- one pass -----------------------------------------------------------------------------
+    @torch.inference_mode()
+    def _share(self, slot: int, row: Row) -> None:
+        """Give a row that holds nothing what some slot holds of its prompt, or have it wait for the
+        row that is encoding more of it.
+        """
+        most = row.ids[:-1]  # the last token is fed in any case, for its logits
+        held, source = 0, slot
+        row.leader, row.shared = None, 0
+        if len(most) < SHARED_TOKENS:
+            return
+        for other, there in enumerate(self._rows):
+            known = there.ids if there else self._left[other]
+            if known[:SHARED_TOKENS] != most[:SHARED_TOKENS]:
+                continue
+            shared = common_prefix(known, most)
+            now = min(shared, there.cached) if there else shared
+            if now > held:
+                held, source = now, other
+            if there and shared > max(row.shared, there.cached) and not there.follows(row):
+                row.leader, row.shared = there, shared
+        if row.leader and row.shared - held < SHARED_TOKENS:
+            row.leader = None
+        if held and not row.leader:
+            self._slots.cache.copy(source, slot, held)
+            row.cached = row.turn.reused = held
+            self.stats["reused_tokens"] += held
+            self.stats["encoded_tokens"] -= held
+
+    def _waits(self, slot: int, row: Row) -> bool:
+        """Whether the row's leader is still encoding what both begin with."""
+        if row.leader is None:
+            return False
+        if row.leader in self._rows and row.leader.cached < row.shared:
+            return True
+        self._share(slot, row)
+        return row.leader is not None
+
+    # --- one pass -------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def _advance(self) -> None:
         """Feed every row what is new and guesses of what follows, and draw the tokens after it."""
         parts, fed = self._next_parts()
-        logits, states = self.passes.feed(
+        logits, states = self._slots.feed(
             parts,
             states_of=[one.first + n for one in fed.values() for n in range(1 + len(one.guesses))],
             logits_of=[one.first + n for one in fed.values() for n in range(one.draws)],
-            narrow=1 + self.engine.draft_tokens,
+            narrow=1 + self.draft_tokens,
         )
-        self.engine.stats["passes"] += 1
-        self.engine.stats["advances"] += len(fed)
-        drawn = self._draw(fed, logits)
-        last_known, newest, at = {}, {}, 0
+        self.stats["passes"] += 1
+        self.stats["advances"] += len(fed)
+        self._draw(fed, logits)
         for slot, one in fed.items():
-            if row := self.rows[slot]:
-                confirmed = self._take(row, one.guesses, *drawn[slot]) if one.draws else 0
-                row.cached += confirmed
-                row.closing = row.closing and one.draws > 0
-                last_known[slot], newest[slot] = at, at + confirmed
-            at += 1 + len(one.guesses)
-        self._keep_states(states, last_known, newest)
-        for slot in newest:
-            row = self.rows[slot]
-            if row.turn.finish_reason and not row.closing:
+            if self._rows[slot]:
+                one.row.closing = one.row.closing and one.draws > 0
+                self._take(one)
+                one.row.cached += one.confirmed
+        self._keep_states(fed, states)
+        for slot, one in fed.items():
+            row = one.row
+            if self._rows[slot] and row.turn.finish_reason and not row.closing:
                 ids = row.ids[: row.cached]
-                if not self._finish_turn(row):
-                    self.rows[slot], self.left[slot] = None, ids
+                row.turns.append(row.turn)
+                self.stats["turns"] += 1
+                self.stats["new_tokens"] += len(row.turn.answer_ids)
+                if not self._ask(row):
+                    self._rows[slot], self._left[slot] = None, ids
 
     def _next_parts(self) -> tuple[list[Part], dict[int, Fed]]:
-        """What the next pass encodes. Rows whose prompt is not fed to its end are not in `Fed`."""
+        """What the next pass encodes, and by slot what it feeds to rows up to their last known
+        token.
+        """
         parts: list[Part] = []
         fed: dict[int, Fed] = {}
-        waiting = {slot for slot, row in enumerate(self.rows) if row and self._waits(slot, row)}
-        room, total = PREFILL_TOKENS[self.passes.device.type], 0
-        for slot, row in enumerate(self.rows):
+        waiting = {slot for slot, row in enumerate(self._rows) if row and self._waits(slot, row)}
+        room, total = self._slots.room, 0
+        for slot, row in enumerate(self._rows):
             if row is None or slot in waiting:
                 continue
             answered = len(row.turn.answer_ids)
@@ -412,143 +354,117 @@ class Flight:
             row.cached += len(new)
             if row.cached == len(row.ids):
                 draws = 0 if row.closing else row.budget - answered
-                guesses = self.drafts.guess(row.ids, min(self.engine.draft_tokens, draws))
+                guesses = self._drafts.guess(row.ids, min(self.draft_tokens, draws))
                 first = total + len(new) - 1
-                fed[slot] = Fed(first, guesses, min(draws, 1 + len(guesses)))
+                fed[slot] = Fed(row, first, guesses, min(draws, 1 + len(guesses)))
                 part.ids.extend(guesses)
             parts.append(part)
             total += len(part.ids)
         return parts, fed
 
-    def _draw(self, fed: dict[int, Fed], logits: torch.Tensor) -> dict[int, tuple]:
-        """Draw a token after each slot's last known one, and on while its guesses are right.
+    def _draw(self, fed: dict[int, Fed], logits: torch.Tensor) -> None:
+        """Draw a token after each row's last known one, and on while its guesses are right, and
+        measure them; a row whose logits are no numbers ends with an error.
 
-        logits: `[draws of all slots, vocabulary]`. Returns by slot the tokens and what was measured
-        of each; a row whose logits are no numbers ends with an error.
+        logits: `[draws of all rows, vocabulary]`.
         """
         if not len(logits):
-            return {}
+            return
         logits = logits.float()
         uniforms, contexts = [], []
         by_sampling: dict[int, tuple[Sampling, list[int]]] = {}
-        for slot, one in fed.items():
-            row = self.rows[slot]
-            answered = len(row.turn.answer_ids)
-            at = len(uniforms)
+        for one in fed.values():
+            row, answered = one.row, len(one.row.turn.answer_ids)
             _, places = by_sampling.setdefault(id(row.sampling), (row.sampling, []))
-            places.extend(range(at, at + one.draws))
+            places.extend(range(len(uniforms), len(uniforms) + one.draws))
             uniforms.extend(row.uniforms[answered : answered + one.draws])
-            if row.sampling.processors:
-                contexts.extend(row.ids + array("i", one.guesses[:n]) for n in range(one.draws))
-            else:
-                contexts.extend([None] * one.draws)
+            for n in range(one.draws):
+                known = row.sampling.processors and row.ids + array("i", one.guesses[:n])
+                contexts.append(known)
         draws = torch.tensor(np.array(uniforms), device=logits.device)
         chosen = torch.empty(len(uniforms), dtype=torch.long, device=logits.device)
         for sampling, places in by_sampling.values():
             index = torch.tensor(places, dtype=torch.long, device=logits.device)
             adjusted = processed(logits[index], [contexts[at] for at in places], sampling)
             chosen[index] = choose_tokens(adjusted, draws[index], sampling)
-        tokens, first = chosen.tolist(), 0
-        runs: dict[int, range] = {}
-        for slot, one in fed.items():
-            end = first + min(1, one.draws)
-            while end < first + one.draws and tokens[end - 1] == one.guesses[end - 1 - first]:
-                end += 1
-            runs[slot] = range(first, end)
+        tokens, first, kept = chosen.tolist(), 0, []
+        for one in fed.values():
+            n = min(1, one.draws)
+            while n < one.draws and tokens[first + n - 1] == one.guesses[n - 1]:
+                n += 1
+            one.tokens = tokens[first : first + n]
+            kept.extend(range(first, first + n))
             first += one.draws
-        kept = torch.tensor([at for run in runs.values() for at in run], device=logits.device)
-        measured = iter(measure_tokens(logits[kept], chosen[kept]).tolist())
-        drawn = {}
-        for slot, run in runs.items():
-            drawn[slot] = [tokens[at] for at in run], list(islice(measured, len(run)))
-            if not all(math.isfinite(logprob) for logprob, _, _ in drawn[slot][1]):
-                row, self.rows[slot] = self.rows[slot], None
-                number = row.turn.number
-                self._end(row, "error", f"turn {number}: the model's output is not a number")
-        return drawn
+        index = torch.tensor(kept, device=logits.device)
+        measured = iter(measure_tokens(logits[index], chosen[index]).tolist())
+        for slot, one in fed.items():
+            one.measured = list(islice(measured, len(one.tokens)))
+            if not all(math.isfinite(logprob) for logprob, _, _ in one.measured):
+                self._rows[slot] = None
+                text = f"turn {one.row.turn.number}: the model's output is not a number"
+                self._end(one.row, "error", text)
 
-    def _take(
-        self, row: Row, guesses: list[int], tokens: list[int], measured: list[list[float]]
-    ) -> int:
-        """Append drawn tokens to the row's answer; return how many guesses now belong to it."""
-        turn = row.turn
+    def _take(self, one: Fed) -> None:
+        """Append what was drawn to the row's answer, and see whether it ends."""
+        row, turn = one.row, one.row.turn
         known = len(row.ids)
-        for token, (logprob, entropy, top) in zip(tokens, measured, strict=True):
+        for token, (logprob, entropy, top) in zip(one.tokens, one.measured, strict=True):
             if not turn.answer_ids:
                 turn.first_token_confidence = math.exp(top)
-            if token in self.engine.stop_ids:
+            if token in self.stop_ids:
                 turn.finish_reason = "stop"
                 break
             turn.answer_ids.append(token)
             turn.logprobs.append(logprob)
             turn.entropies.append(entropy)
             row.ids.append(token)
-        self.drafts.learn(row.ids, known)
-        n_new = len(row.ids) - known
-        if turn.finish_reason:
-            return n_new
-        seconds = self.engine.limits.item_seconds
+        self._drafts.learn(row.ids, known)
+        n_new = one.confirmed = len(row.ids) - known
+        if turn.finish_reason or not one.draws:
+            return
+        seconds = self.limits.item_seconds
         if len(turn.answer_ids) == row.budget:
             turn.finish_reason = "length"
         elif seconds is not None and time.monotonic() - row.started > seconds:
             turn.finish_reason, turn.ends_dialogue = "timeout", True
-        else:
-            return n_new - 1
         # unless it was guessed, the last token has not been fed
-        row.closing = guesses[n_new - 1 : n_new] != tokens[-1:]
-        return n_new - row.closing
+        unfed = one.guesses[n_new - 1 : n_new] != one.tokens[-1:]
+        row.closing = bool(turn.finish_reason) and unfed
+        one.confirmed -= row.closing or not turn.finish_reason
 
-    def _keep_states(
-        self, states: list[torch.Tensor], last_known: dict[int, int], newest: dict[int, int]
-    ) -> None:
-        """Keep what a turn's three states need of a pass's states `[tokens, H]`, given by slot the
-        place of the last token known before it, and of the last one that is in the answer now.
+    def _keep_states(self, fed: dict[int, Fed], states: list[torch.Tensor]) -> None:
+        """Keep what each turn's three states need of a pass's states `[tokens, H]`: those of each
+        row's last known token and of its guesses, in order.
         """
-        turns = {slot: self.rows[slot].turn for slot in newest}
-        begun = [slot for slot, turn in turns.items() if not turn.states]
-        for slot, state in _halves(states, [last_known[slot] for slot in begun], begun):
-            # all there is, should the answer be empty
-            turns[slot].states = dict.fromkeys(TOKEN_KEYS, state)
-        ended = [
-            slot
-            for slot, turn in turns.items()
-            if turn.answer_ids and turn.finish_reason and not self.rows[slot].closing
-        ]
-        for slot, state in _halves(states, [newest[slot] for slot in ended], ended):
-            turns[slot].states |= {LAST: state, SECOND_LAST: state}
-        longer = [slot for slot in ended if len(turns[slot].answer_ids) > 1]
-        left = [slot for slot in longer if newest[slot] > last_known[slot]]
-        for slot, state in _halves(states, [newest[slot] - 1 for slot in left], left):
-            turns[slot].states[SECOND_LAST] = state
-        earlier = [slot for slot in longer if newest[slot] == last_known[slot]]
-        for slot, state in _halves(self.newest, earlier, earlier):
-            turns[slot].states[SECOND_LAST] = state
-        if not self.newest:
-            n_slots = len(self.rows)
-            self.newest = [state.new_zeros(n_slots, state.shape[-1]) for state in states]
-        slots = torch.tensor(list(newest), dtype=torch.long)
-        places = torch.tensor(list(newest.values()), dtype=torch.long)
-        for kept, state in zip(self.newest, states, strict=True):
-            kept[slots.to(kept.device)] = state[places.to(state.device)]
-
-    def _finish_turn(self, row: Row) -> bool:
-        """Close the turn and get the next prompt; False when the dialogue ends."""
-        row.turns.append(row.turn)
-        self.engine.stats["turns"] += 1
-        self.engine.stats["new_tokens"] += len(row.turn.answer_ids)
-        return self._ask(row)
+        n_slots = len(self._rows)
+        if not self._newest:
+            self._newest = [state.new_zeros(n_slots, state.shape[-1]) for state in states]
+        both = [torch.cat(pair) for pair in zip(self._newest, states, strict=True)]
+        wanted: list[tuple[Turn, Sequence[str], int]] = []  # which states, and their place in both
+        newest, at = list(range(n_slots)), n_slots
+        for slot, one in fed.items():
+            if row := self._rows[slot]:
+                turn, place = row.turn, at + one.confirmed
+                if not turn.states:  # all there is, should the answer be empty
+                    wanted.append((turn, TOKEN_KEYS, at))
+                if turn.finish_reason and turn.answer_ids and not row.closing:
+                    wanted.append((turn, (LAST, SECOND_LAST), place))
+                    if len(turn.answer_ids) > 1:
+                        wanted.append((turn, (SECOND_LAST,), place - 1 if place > at else slot))
+                newest[slot] = place
+            at += 1 + len(one.guesses)
+        if wanted:
+            halves = to_half(both, torch.tensor([place for _, _, place in wanted]))
+            for (turn, keys, _), state in zip(wanted, halves, strict=True):
+                turn.states |= dict.fromkeys(keys, state)
+        index = torch.tensor(newest)
+        self._newest = [state[index.to(state.device)] for state in both]
 
 
-def _follows(row: Row | None, other: Row) -> bool:
-    """Whether a row is the other, or waits for it, or waits for one that does."""
-    while row is not None and row is not other:
-        row = row.leader
-    return row is other
+class _Trial:
+    """One turn about nothing."""
 
+    item_id = "trial"
 
-def _halves(
-    states: list[torch.Tensor], places: list[int], slots: list[int]
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Pair each slot with the FP16 states `[L + 1, H]` at its place."""
-    if places:
-        yield from zip(slots, to_half(states, torch.tensor(places)), strict=True)
+    def next_prompt(self, last: Turn | None) -> list[int] | None:
+        return [0] * 8 if last is None else None

@@ -16,8 +16,6 @@ from spikescore.model.attention import Part
 from spikescore.model.slots import SlotModel
 from spikescore.model.turns import common_prefix
 
-PASS_TOKENS = {"cpu": 2048, "cuda": 8192}  # prompt tokens of one pass; bounds its activations
-
 
 @dataclass
 class End:
@@ -56,7 +54,6 @@ def read_ends(
 class _Reader:
     def __init__(self, model: PreTrainedModel, slots: int) -> None:
         self._passes = SlotModel(model, slots)
-        self._room = PASS_TOKENS[self._passes.device.type]
         self._lines: list[_Line | None] = [None] * slots
         # ids whose keys and values a slot holds, also after its group
         self._held: list[list[int]] = [[] for _ in range(slots)]
@@ -81,10 +78,10 @@ class _Reader:
         parts, ended, at = [], [], []
         total = 0
         for slot, line in enumerate(self._lines):
-            if line is None or total == self._room:
+            if line is None or total == self._passes.room:
                 continue
             ids = list(line.prompts[line.number])
-            part = ids[line.cached : line.cached + self._room - total]
+            part = ids[line.cached : line.cached + self._passes.room - total]
             parts.append(Part(slot, part, line.cached))
             total += len(part)
             line.cached += len(part)

@@ -1,10 +1,10 @@
 """Choosing the next token: temperature and top-p as transformers applies them, seeded per dialogue
-and turn.
+and turn; and guessing what will be chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,9 @@ from transformers import LogitsProcessorList
 from spikescore.runtime import derived_seed
 
 _FIRST_LOOK = 64  # tokens; the nucleus nearly always lies among the most probable few
+
+DRAFT_ORDERS = (5, 3, 2)  # tokens of context looked up, longest first
+DRAFT_ENTRIES = 200_000  # about 40 MB; the table starts afresh when it is full
 
 
 @dataclass(frozen=True)
@@ -97,3 +100,35 @@ def _draw(probabilities: torch.Tensor, uniforms: torch.Tensor, top_p: float) -> 
     target = uniforms.double()[:, None] * upto[:, -1:]
     last_possible = (mass > 0).sum(dim=-1) - 1 if top_p < 1 else mass.shape[-1] - 1
     return (upto <= target).sum(dim=-1).clamp(max=last_possible)
+
+
+class DraftTable:
+    """What followed each two, three and five tokens last, in all dialogues of a run.
+
+    Guesses end where one of `stop_ids` is expected.
+    """
+
+    def __init__(self, stop_ids: Container[int]) -> None:
+        self._stop = stop_ids
+        self._next: dict[tuple[int, ...], int] = {}
+
+    def learn(self, ids: Sequence[int], start: int) -> None:
+        """Note for each token from index `start` on that it followed the tokens before it."""
+        if len(self._next) > DRAFT_ENTRIES:
+            self._next.clear()
+        for order in DRAFT_ORDERS:
+            for at in range(max(start, order), len(ids)):
+                self._next[tuple(ids[at - order : at])] = ids[at]
+
+    def guess(self, ids: Sequence[int], most: int) -> list[int]:
+        """Return up to `most` tokens that may follow `ids`; fewer where nothing is known."""
+        context = tuple(ids[-DRAFT_ORDERS[0] :])
+        guesses: list[int] = []
+        while len(guesses) < most:
+            known = (self._next.get(context[-order:]) for order in DRAFT_ORDERS)
+            token = next((token for token in known if token is not None), None)
+            if token is None or token in self._stop:
+                break
+            guesses.append(token)
+            context = (*context[1:], token)
+        return guesses

@@ -1,7 +1,12 @@
 """One forward pass over new tokens of many dialogues, packed without padding.
 
-The engine, which generates, and the transcript reader, which is given the answers, both feed a
-model through `SlotModel`: tokens and slots in, logits and states of chosen tokens out.
+Whoever feeds a model, the engine, which generates, or those that are given the tokens (`reading`,
+`prompt_ends`), does so through `SlotModel`: tokens and slots in, logits and states of chosen tokens
+out. Its key/value cache has one slot per dialogue, written in place and kept from turn to turn.
+
+Slot b holds the tokens of one dialogue at indices 0 .. n_b - 1, so a token's index is its position
+and there are no holes. Forgetting a rewritten tail is setting n_b lower: what lies beyond is
+overwritten before it can be attended.
 """
 
 from __future__ import annotations
@@ -16,7 +21,6 @@ from transformers.cache_utils import Cache
 
 from spikescore.model.architecture import text_config
 from spikescore.model.attention import (
-    MIN_ROWS,
     Part,
     attending,
     mask_argument,
@@ -26,6 +30,7 @@ from spikescore.model.attention import (
 from spikescore.model.hidden_states import StateTap
 
 GROWTH = 256  # tokens; capacity grows by whole blocks
+PASS_TOKENS = {"cpu": 2048, "cuda": 8192}  # prompt tokens of one pass; bounds its activations
 
 
 class SlotCache(Cache):
@@ -44,9 +49,7 @@ class SlotCache(Cache):
         self._of = self._at = torch.empty(0, dtype=torch.long)
 
     def reserve(self, tokens: int) -> None:
-        """Make room for `tokens` tokens in every slot, layer by layer, so the peak is one layer
-        more.
-        """
+        """Make room for `tokens` tokens in every slot, layer by layer: the peak is one more."""
         if tokens <= self.capacity:
             return
         capacity = max(tokens, self.capacity + self.capacity // 2)
@@ -68,10 +71,7 @@ class SlotCache(Cache):
         return torch.frombuffer(pages, dtype=like.dtype).view(shape)
 
     def aim(self, *, slots: torch.Tensor, positions: torch.Tensor) -> None:
-        """Prepare one forward pass: the slot and the position of each packed token, `[tokens]`.
-
-        What the pass holds beyond these tokens is padding and not kept.
-        """
+        """Prepare one forward pass: the slot and the position of each packed token, `[tokens]`."""
         self._of, self._at = slots, positions
 
     def update(
@@ -90,8 +90,7 @@ class SlotCache(Cache):
             kept[layer] = self._allocate(new)
         whole = kept[layer]
         # indices on both sides of the head axis put it second: [tokens, kv_heads, head_dim]
-        of, at = self._of.to(whole.device), self._at.to(whole.device)
-        whole[of, :, at] = new[0, :, : len(of)].transpose(0, 1)
+        whole[self._of.to(whole.device), :, self._at.to(whole.device)] = new[0].transpose(0, 1)
         return whole
 
     def copy(self, source: int, target: int, tokens: int) -> None:
@@ -118,10 +117,6 @@ class SlotCache(Cache):
         return self.capacity, 0
 
 
-VECTOR = 32  # float32 numbers that the widest CPU loops take at a time
-GRAIN = 32768  # numbers from which torch gives an elementwise operation to another thread
-
-
 class SlotModel:
     """A model with a key/value cache of one slot per dialogue."""
 
@@ -129,25 +124,8 @@ class SlotModel:
         self.model = model
         self.device = model.get_input_embeddings().weight.device
         self.cache = SlotCache(slots, text_config(model.config).num_hidden_layers)
+        self.room = PASS_TOKENS[self.device.type]
         self._kind = mask_argument(model)
-        # below this a CPU's matrix products would round otherwise than in a wider pass
-        self._least = MIN_ROWS if self.device.type == "cpu" else 1
-        config = text_config(model.config)
-        heads = (
-            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        )
-        self._widths = {heads, config.hidden_size, config.intermediate_size}
-
-    def _padded(self, tokens: int) -> int:
-        """How many tokens a pass should hold: on CPU so many that each thread's share of an
-        elementwise operation is whole vectors, because what is left over at the end of a share is
-        computed by other instructions, which may round otherwise.
-        """
-        tokens = max(tokens, self._least)
-        if self.device.type != "cpu":
-            return tokens
-        enough = range(tokens, tokens + 2 * VECTOR + 1)
-        return next((n for n in enough if all(_in_vectors(n * w) for w in self._widths)), tokens)
 
     def feed(
         self,
@@ -157,7 +135,7 @@ class SlotModel:
         logits_of: Sequence[int],
         narrow: int = 1,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Encode the parts and keep their keys and values.
+        """Encode the parts, at most about `room` tokens, and keep their keys and values.
 
         Parts of at most `narrow` tokens are attended together, longer ones one by one.
 
@@ -165,30 +143,25 @@ class SlotModel:
         `[logits_of, vocabulary]` in the model's type, and L + 1 states `[states_of, H]`.
         """
         self.cache.reserve(max(part.end for part in parts))
-        ids = [token for part in parts for token in part.ids]
-        slots = [part.slot for part in parts for _ in part.ids]
-        positions = [at for part in parts for at in range(part.first, part.end)]
-        at = torch.tensor(positions, device=self.device)
-        self.cache.aim(slots=torch.tensor(slots, device=self.device), positions=at)
-        padding = [0] * (self._padded(len(ids)) - len(ids))
-        wanted = [*logits_of, *[0] * (self._least - len(logits_of))]
+        ids = self._tensor([token for part in parts for token in part.ids])
+        at = self._tensor([place for part in parts for place in range(part.first, part.end)])
+        self.cache.aim(
+            slots=self._tensor([part.slot for part in parts for _ in part.ids]), positions=at
+        )
         with (
             packed_attention(self.model),
             attending(plan_attention(self.model, parts, narrow, self.cache.capacity)),
             StateTap(self.model, states_of) as tap,
         ):
             output = self.model(
-                input_ids=torch.tensor([ids + padding], device=self.device),
-                position_ids=torch.tensor([positions + padding], device=self.device),
+                input_ids=ids[None],
+                position_ids=at[None],
                 attention_mask=self._kind,
                 past_key_values=self.cache,
                 use_cache=True,
-                logits_to_keep=torch.tensor(wanted, device=self.device),
+                logits_to_keep=self._tensor(logits_of),
             )
-        return output.logits[0, : len(logits_of)], tap.states
+        return output.logits[0], tap.states
 
-
-def _in_vectors(numbers: int) -> bool:
-    """Whether torch's shares of so many numbers are whole vectors."""
-    shares = min(torch.get_num_threads(), -(-numbers // GRAIN))
-    return numbers % VECTOR == 0 and -(-numbers // shares) % VECTOR == 0
+    def _tensor(self, values: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self.device)

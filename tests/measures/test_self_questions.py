@@ -22,11 +22,11 @@ from spikescore.measures.self_questions import (
     selfcheck_nli,
     sentences,
 )
-from spikescore.model import prompt_ends
 from spikescore.model.chat import ChatFormat
 from spikescore.model.engine import Engine
 from spikescore.model.prompt_ends import read_ends
 from spikescore.model.sampling import Sampling
+from spikescore.model.slots import PASS_TOKENS
 from spikescore.model.turns import LAST, Limits
 from tests.helpers.models import make_model
 from tests.helpers.running import CHAT_TEMPLATE, make_tokenizer
@@ -116,7 +116,7 @@ def test_replies_are_told_apart_by_the_tokens_the_template_gives_them(template):
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
 @pytest.mark.parametrize(("slots", "room"), [(1, 4096), (3, 10), (8, 4096)])
 def test_ends_of_prompts_equal_plain_passes(kind, slots, room, monkeypatch):
-    monkeypatch.setitem(prompt_ends.PASS_TOKENS, "cpu", room)
+    monkeypatch.setitem(PASS_TOKENS, "cpu", room)
     model, rng = make_model(kind), np.random.default_rng(0)
     shared = rng.integers(5, 110, 12).tolist()
     groups = [

@@ -14,9 +14,9 @@ from transformers.generation.logits_process import (
 )
 
 from spikescore.errors import UserError
-from spikescore.model.attention import keys_read
-from spikescore.model.engine import PREFILL_TOKENS, DraftTable, Engine
-from spikescore.model.sampling import Sampling, choose_tokens, turn_uniforms
+from spikescore.model.engine import Engine
+from spikescore.model.sampling import DraftTable, Sampling, choose_tokens, turn_uniforms
+from spikescore.model.slots import PASS_TOKENS
 from spikescore.model.turns import Limits, Turn, common_prefix
 from spikescore.pairs import TOKEN_KEYS
 from tests.helpers.models import make_model
@@ -63,6 +63,15 @@ def run(model, batch_size, numbers, *, rewrite=False, sampling=None, limits=None
     return finished, engine
 
 
+def assert_same(one: Turn, two: Turn) -> None:
+    """What is equal whatever the batch, the order, drafts or a restart: ids, and figures nearly."""
+    assert (one.answer_ids, one.finish_reason) == (two.answer_ids, two.finish_reason)
+    assert one.logprobs == pytest.approx(two.logprobs, abs=1e-4)
+    assert one.entropies == pytest.approx(two.entropies, abs=1e-4)
+    for key in TOKEN_KEYS:
+        np.testing.assert_allclose(one.states[key], two.states[key], rtol=4e-3, atol=4e-3)
+
+
 def assert_states_equal_a_plain_pass(model, turn: Turn) -> None:
     """Each of the three states against a teacher-forced forward pass over the turn's ids."""
     ids = turn.prompt_ids + turn.answer_ids
@@ -92,7 +101,7 @@ def test_states_equal_a_teacher_forced_pass(kind, rewrite):
 
 
 @pytest.mark.parametrize("rewrite", [False, True])
-def test_any_batch_gives_the_same_bits(rewrite):
+def test_any_batch_gives_the_same_dialogues(rewrite):
     model = make_model("llama")
     reference, engine = run(model, 32, range(40), rewrite=rewrite)
     assert engine.stats["reused_tokens"] > engine.stats["encoded_tokens"]
@@ -101,9 +110,7 @@ def test_any_batch_gives_the_same_bits(rewrite):
         for item_id, dialogue in other.items():
             assert len(dialogue.turns) == len(reference[item_id].turns)
             for one, two in zip(dialogue.turns, reference[item_id].turns, strict=True):
-                assert one.answer_ids == two.answer_ids
-                assert one.logprobs == two.logprobs
-                assert all(np.array_equal(one.states[k], two.states[k]) for k in TOKEN_KEYS)
+                assert_same(one, two)
 
 
 def test_greedy_equals_transformers_generate():
@@ -173,7 +180,7 @@ def test_uniforms_depend_on_names_only():
 
 
 def test_long_prompts_are_encoded_in_parts(monkeypatch):
-    monkeypatch.setitem(PREFILL_TOKENS, "cpu", 48)
+    monkeypatch.setitem(PASS_TOKENS, "cpu", 48)
     model = make_model("mistral")
     monkeypatch.setattr(Script, "next_prompt", lambda self, last: None if last else [7, 8, 9] * 70)
     finished, _ = run(model, 4, range(3))
@@ -304,9 +311,7 @@ def test_guesses_change_how_fast_an_answer_comes_and_nothing_else():
         assert engine.stats["advances"] < 0.9 * engine.stats["new_tokens"]
         for item_id, turns in reference.items():
             for one, two in zip(turns, finished[item_id], strict=True):
-                assert (one.answer_ids, one.finish_reason) == (two.answer_ids, two.finish_reason)
-                assert one.logprobs == two.logprobs and one.entropies == two.entropies
-                assert all(np.array_equal(one.states[k], two.states[k]) for k in TOKEN_KEYS)
+                assert_same(one, two)
 
 
 def test_states_are_right_where_an_answer_ends_on_a_guess():
@@ -328,25 +333,6 @@ def test_a_draft_follows_the_longest_known_context():
     assert drafts.guess([0, 4, 5], 4) == [2]  # then an end is expected
     assert drafts.guess([1, 1], 3) == []
     assert drafts.guess([], 3) == []
-
-
-@pytest.mark.parametrize("rows", [16, 32, 80])
-def test_the_number_of_keys_read_changes_no_bit(rows):
-    """What batches are made equal by: masked keys beyond a row's own, in allowed numbers."""
-    torch.manual_seed(0)
-    keys, values = torch.randn(2, 3, 2, 1536, 32)
-    query = torch.randn(3, 2, rows, 32)
-    for needed in (1, 100, 128, 129, 300, 384, 385, 512, 600, 700, 900, 1100):
-
-        def attend(view, needed=needed):
-            mask = torch.zeros(3, 1, rows, view)
-            mask[..., needed:] = torch.finfo(torch.float32).min
-            return torch.nn.functional.scaled_dot_product_attention(
-                query, keys[:, :, :view], values[:, :, :view], attn_mask=mask
-            )
-
-        for more in (0, 64, 200):
-            assert torch.equal(attend(keys_read(needed + more, on_cpu=True)), attend(1536))
 
 
 def test_other_attention_is_refused():
@@ -392,11 +378,6 @@ def test_a_common_beginning_is_encoded_once_and_changes_nothing(batch_size, monk
             total = sum(len(sample.prompt) for sample in samples)
             assert engine.stats["encoded_tokens"] + engine.stats["reused_tokens"] == total
     for item_id, one in results[64].items():
-        two = results[10**9][item_id]
-        assert one.turns[0].answer_ids == two.turns[0].answer_ids
-        assert one.turns[0].logprobs == two.turns[0].logprobs
-        assert all(
-            np.array_equal(one.turns[0].states[k], two.turns[0].states[k]) for k in TOKEN_KEYS
-        )
+        assert_same(one.turns[0], results[10**9][item_id].turns[0])
     texts = {tuple(results[64][f"q0#{number}"].turns[0].answer_ids) for number in range(6)}
     assert len(texts) > 1

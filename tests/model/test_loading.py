@@ -54,7 +54,8 @@ def test_layers_on_disk_give_the_same_answers_and_states(tiny_model):
     for name in ("a", "b"):
         one, two = (found[name] for found in turns)
         assert one.answer_ids == two.answer_ids
-        assert all(np.array_equal(one.states[key], two.states[key]) for key in one.states)
+        for key, state in one.states.items():
+            np.testing.assert_allclose(state, two.states[key], rtol=4e-3, atol=4e-3)
 
 
 def edit(path, **changes):
