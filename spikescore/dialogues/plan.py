@@ -135,7 +135,7 @@ def _shipped(source: Path, output: Path, config: Config) -> list[Item]:
 class _WithDialogue:
     """The questions of a stream that come with a dialogue; `bare` counts those that do not.
 
-    UserError at the first of them where they are to be errors, or at the end where all are such.
+    UserError at the end where they are to be errors, or where all are such.
     """
 
     stream: QuestionStream
@@ -151,8 +151,6 @@ class _WithDialogue:
                 continue
             first = first or question.id
             self.bare += 1
-            if self.strict:
-                break
         if self.bare and (self.strict or not found):
             raise UserError(
                 f'question "{first}" comes without a dialogue; only sets that ship them '
