@@ -362,6 +362,15 @@ def question_digest(record: dict[str, Any]) -> str:
     return sha256(json.dumps(asked).encode()).hexdigest()[:12]
 
 
+def question_digests(record: dict[str, Any]) -> list[str]:
+    """Return all that a question is known again by: its wording, and in a parallel set (its
+    `meta` holds a `parallel_id`) what it shares with its translations.
+    """
+    shared = (record.get("meta") or {}).get("parallel_id")
+    translated = [sha256(str(shared).encode()).hexdigest()[:12]] if shared else []
+    return [question_digest(record), *translated]
+
+
 def stack_turns(
     states: States, record: dict[str, Any], token_key: str, path: str | Path
 ) -> np.ndarray:

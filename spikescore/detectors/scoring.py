@@ -30,7 +30,7 @@ from spikescore.detectors.lesson import first_answers
 from spikescore.detectors.networks import Saplma
 from spikescore.detectors.score_book import BookItem, Key, ScoreBook
 from spikescore.errors import UserError
-from spikescore.pairs import TOKEN_KEYS, model_difference, question_digest
+from spikescore.pairs import TOKEN_KEYS, model_difference, question_digests
 from spikescore.probes.data import SPLITS, split_by_group
 from spikescore.runtime import one_thread
 from spikescore.stats.trajectory import apply
@@ -246,12 +246,16 @@ class _Scoring:
         found = {}
         for domain, split in self.splits.items():
             known = {
-                question_digest(record): part
+                key: part
                 for record, part in zip(self.items.records, split.tolist(), strict=True)
+                for key in question_digests(record)
                 if part
             }
             own = target.domains == domain
-            parts = [known.get(question_digest(record), "test") for record in target.records]
+            parts = [
+                next((known[key] for key in question_digests(record) if key in known), "test")
+                for record in target.records
+            ]
             found[domain] = np.where(own, np.array(parts, dtype="<U5"), "")
         return found
 

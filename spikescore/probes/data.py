@@ -23,7 +23,7 @@ from spikescore.pairs import (
     find_records,
     iter_records,
     model_difference,
-    question_digest,
+    question_digests,
     read_states,
     stack_turns,
     unusable,
@@ -259,7 +259,7 @@ def question_groups(records: Sequence[dict[str, Any]]) -> np.ndarray:
     """Return the group of each record [n]: what may not be torn apart by a split.
 
     Records belong together that share a `group` (CoQA: the story) or an id within a domain, or that
-    ask the same question word for word; and so on, from one to the next.
+    ask the same question word for word, or in translation; and so on, from one to the next.
     """
     parent: dict[str, str] = {}
     asked: dict[str, str] = {}
@@ -271,8 +271,8 @@ def question_groups(records: Sequence[dict[str, Any]]) -> np.ndarray:
 
     names = [f"{r.get('domain')}/{r.get('group') or r['id']}" for r in records]
     for name, record in zip(names, records, strict=True):
-        same = asked.setdefault(question_digest(record), name)
-        parent[root(name)] = root(same)
+        for key in question_digests(record):
+            parent[root(name)] = root(asked.setdefault(key, name))
     return np.array([root(name) for name in names])
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from spikescore.errors import UserError
 from spikescore.files import write_atomic
-from spikescore.pairs import DEFAULT_TOKEN_KEY, TOKEN_KEYS, model_difference, question_digest
+from spikescore.pairs import DEFAULT_TOKEN_KEY, TOKEN_KEYS, model_difference, question_digests
 from spikescore.pickles import load_pickle
 from spikescore.probes.layers import LayerRange, Layers, layers_text, parse_layer_range
 
@@ -259,10 +259,12 @@ class Probe:
     def split_of(self, record: dict[str, Any]) -> str:
         """Return the split this dialogue's question had when the probe was trained, else "unseen".
 
-        A question is known again by its wording alone (see `question_digest`), whatever the run's
-        other settings: a second run of it under another strategy or seed is not unseen data.
+        A question is known again by its wording, or as a translation (see `question_digests`),
+        whatever the run's other settings: a second run of it under another strategy or seed is not
+        unseen data.
         """
-        return self.training.get("questions", {}).get(question_digest(record), "unseen")
+        known = self.training.get("questions", {})
+        return next((known[key] for key in question_digests(record) if key in known), "unseen")
 
     def save(self, path: str | Path) -> None:
         """Write the probe as one pickle of plain containers and numpy arrays, atomically."""

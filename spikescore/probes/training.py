@@ -21,7 +21,7 @@ import numpy as np
 
 from spikescore.errors import UserError
 from spikescore.measures.run_folder import is_run_folder
-from spikescore.pairs import DEFAULT_TOKEN_KEY, item_key, question_digest
+from spikescore.pairs import DEFAULT_TOKEN_KEY, item_key, question_digests
 from spikescore.probes.data import (
     SPLITS,
     Task,
@@ -275,8 +275,10 @@ def _describe(
     items: dict[str, str] = {}
     for record, split in zip(data.records, splits.tolist(), strict=True):
         # a question asked twice counts as the more compromised of its splits
-        for names, key in ((questions, question_digest(record)), (items, item_key(record))):
-            names[key] = min(split, names.get(key, split), key=SPLITS.index)
+        for key in question_digests(record):
+            questions[key] = min(split, questions.get(key, split), key=SPLITS.index)
+        key = item_key(record)
+        items[key] = min(split, items.get(key, split), key=SPLITS.index)
     rates = {}
     for split in SPLITS:
         judged = data.y[(splits == split) & np.isfinite(data.y)]

@@ -15,7 +15,6 @@ from spikescore.data.adapters.mathematics import boxed_answer
 from spikescore.data.question import Question, first_message, gold_option
 from spikescore.data.reading import load_questions
 from spikescore.data.selection import sample_questions
-from spikescore.data.splits import pick
 from spikescore.errors import UserError
 from tests.helpers.native_rows import SHAPES
 from tests.helpers.running import PUBLIC_DATA, needs_public_data
@@ -407,18 +406,3 @@ def test_real_samples_by_hand() -> None:
         fields={"question": "question", "gold_answers": "answer"},
     )
     assert len(nq.questions) == 300
-
-
-def test_probe_training_picks_as_the_stages_sample(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    questions = [Question(f"q{n}", "d", "?") for n in range(30)]
-    few = pick(questions, 8, seed=3, what="train")
-    assert pick(questions[::-1], 8, seed=3, what="train") == few and len(set(map(id, few))) == 8
-    # the same ranking, longer
-    assert pick(questions, 20, seed=3, what="train")[:8] == few
-    assert pick(questions, 8, seed=3, what="examples") != few
-    assert pick(questions, 0, seed=3, what="examples") == []
-    monkeypatch.setattr(logging.getLogger("spikescore"), "propagate", True)
-    assert len(pick(questions, 40, seed=3, what="train")) == 30
-    assert "train: 40 asked for, 30 there are" in caplog.text and "sampling.n" not in caplog.text
