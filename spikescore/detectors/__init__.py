@@ -2,8 +2,8 @@
 
 Start at `base`, then `scoring`, which fits all of them and fills the score book.
 
-`REGISTRY` holds every method by its name, in the order of tables. A new method is a class in the
-DETECTORS of its module; a new module is one import and one entry of `_MODULES`.
+`REGISTRY` holds every method by its name, in the order of tables. A new method is a class with a
+`name` in the module of its kind; a new module is one import and one entry of `_MODULES`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from spikescore.detectors.base import Detector
 _MODULES = (tokens, consistency, linear, networks, unsupervised, controls)
 
 REGISTRY: dict[str, type[Detector]] = {
-    detector.name: detector for module in _MODULES for detector in module.DETECTORS
+    found.name: found
+    for module in _MODULES
+    for found in vars(module).values()
+    if getattr(found, "__module__", "") == module.__name__ and "name" in vars(found)
 }
 """Every detector by its stable name."""

@@ -62,8 +62,7 @@ class LengthNormalisedEntropy(SampleDetector):
     sampled token's, another quantity.
     """
 
-    name = "ln_entropy"
-    title = "Length-normalised entropy"
+    name, title = "ln_entropy", "Length-normalised entropy"
 
     @staticmethod
     def of_samples(samples: dict[str, Any]) -> float:
@@ -77,8 +76,7 @@ class LexicalSimilarity(SampleDetector):
     al. (2020); Lin, Trivedi and Sun (2024).
     """
 
-    name = "lexical_similarity"
-    title = "Lexical similarity"
+    name, title = "lexical_similarity", "Lexical similarity"
 
     @staticmethod
     def of_samples(samples: dict[str, Any]) -> float:
@@ -93,8 +91,7 @@ class SemanticEntropyDiscrete(SampleDetector):
     fits; in the original code a later cluster takes it over.
     """
 
-    name = "semantic_entropy_discrete"
-    title = "Semantic entropy (discrete)"
+    name, title = "semantic_entropy_discrete", "Semantic entropy (discrete)"
 
     @staticmethod
     def of_samples(samples: dict[str, Any]) -> float:
@@ -108,8 +105,7 @@ class SemanticEntropyRao(SampleDetector):
     are not clustered or one is empty. Source: Farquhar et al. (2024), the Rao-Blackwellised form.
     """
 
-    name = "semantic_entropy_rao"
-    title = "Semantic entropy (Rao)"
+    name, title = "semantic_entropy_rao", "Semantic entropy (Rao)"
 
     @staticmethod
     def of_samples(samples: dict[str, Any]) -> float:
@@ -141,8 +137,7 @@ class EigenScore(SampleDetector):
     and rankings can differ; others centre and do not divide. This is the paper's formula.
     """
 
-    name = "eigenscore"
-    title = "EigenScore"
+    name, title = "eigenscore", "EigenScore"
 
     @staticmethod
     def of_samples(samples: dict[str, Any]) -> float:
@@ -174,8 +169,7 @@ class SelfCheckNli(MeasuredDetector):
     the premise and the sentence the hypothesis; their code gives the pair the other way round.
     """
 
-    name = "selfcheck_nli"
-    title = "SelfCheck-NLI"
+    name, title = "selfcheck_nli", "SelfCheck-NLI"
     needs = frozenset({"samples"})
     remedy = "run measure_answers.py --entailment deberta, or the path of an NLI model"
 
@@ -188,8 +182,7 @@ class SelfCheckPrompt(MeasuredDetector):
     or, unclear, 0.5, sentence by sentence.
     """
 
-    name = "selfcheck_prompt"
-    title = "SelfCheck-Prompt"
+    name, title = "selfcheck_prompt", "SelfCheck-Prompt"
     needs = frozenset({"samples", "questions"})
 
 
@@ -201,8 +194,7 @@ class PTrue(MeasuredDetector):
     other code lists that among them.
     """
 
-    name = "p_true"
-    title = "P(True)"
+    name, title = "p_true", "P(True)"
     needs = frozenset({"questions"})
     sign = -1
 
@@ -214,20 +206,6 @@ class VerbalisedConfidence(MeasuredDetector):
     no such number. Source: Tian et al. (2023), "Just Ask for Calibration"; Lin et al. (2022).
     """
 
-    name = "verbalised_confidence"
-    title = "Verbalised confidence"
+    name, title = "verbalised_confidence", "Verbalised confidence"
     needs = frozenset({"questions"})
     sign = -1
-
-
-DETECTORS: tuple[type[Detector], ...] = (
-    LengthNormalisedEntropy,
-    LexicalSimilarity,
-    SemanticEntropyDiscrete,
-    SemanticEntropyRao,
-    EigenScore,
-    SelfCheckNli,
-    SelfCheckPrompt,
-    PTrue,
-    VerbalisedConfidence,
-)

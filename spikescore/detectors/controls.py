@@ -30,8 +30,7 @@ class DomainIdentity(Detector):
     telling domains apart, without telling one answer from another; within a domain it is constant.
     """
 
-    name = "domain_identity"
-    title = "Domain identity (oracle)"
+    name, title = "domain_identity", "Domain identity (oracle)"
     family = "control"
     needs = frozenset()
 
@@ -64,8 +63,7 @@ class LengthControl(Detector):
 class AnswerLength(LengthControl):
     """Tokens of the first answer."""
 
-    name = "answer_length"
-    title = "Answer length"
+    name, title = "answer_length", "Answer length"
 
     @staticmethod
     def of_turns(lengths: np.ndarray) -> float:
@@ -75,8 +73,7 @@ class AnswerLength(LengthControl):
 class DialogueLength(LengthControl):
     """Tokens of all answers of the dialogue together."""
 
-    name = "dialogue_length"
-    title = "Dialogue length"
+    name, title = "dialogue_length", "Dialogue length"
 
     @staticmethod
     def of_turns(lengths: np.ndarray) -> float:
@@ -89,8 +86,7 @@ class DialogueLengthStd(LengthControl):
     0 for a single answer. The natural confound of a score that looks at changes between turns.
     """
 
-    name = "dialogue_length_std"
-    title = "Std of turn lengths"
+    name, title = "dialogue_length_std", "Std of turn lengths"
 
     @staticmethod
     def of_turns(lengths: np.ndarray) -> float:
@@ -143,8 +139,7 @@ class TextControl(Detector):
 class TfidfAnswer(TextControl):
     """TF-IDF and logistic regression (`TextControl`) on the question and the first answer."""
 
-    name = "tfidf_answer"
-    title = "TF-IDF, question + answer"
+    name, title = "tfidf_answer", "TF-IDF, question + answer"
 
     @staticmethod
     def text_of(record: dict[str, Any]) -> str:
@@ -154,8 +149,7 @@ class TfidfAnswer(TextControl):
 class TfidfDialogue(TextControl):
     """TF-IDF and logistic regression (`TextControl`) on the answers of all turns, no prompts."""
 
-    name = "tfidf_dialogue"
-    title = "TF-IDF, dialogue"
+    name, title = "tfidf_dialogue", "TF-IDF, dialogue"
 
     @staticmethod
     def text_of(record: dict[str, Any]) -> str:
@@ -169,8 +163,7 @@ class LabelShuffle(LayerReader):
     AUROC must be 0.5 but for chance; a pipeline that gives more looks at what it should not see.
     """
 
-    name = "label_shuffle"
-    title = "SAPLMA, shuffled labels"
+    name, title = "label_shuffle", "SAPLMA, shuffled labels"
     family = "control"
     seeded = True
 
@@ -189,8 +182,7 @@ class RandomProjection(LayerReader):
     whether any reading of the hidden states spikes where a trained one does.
     """
 
-    name = "random_projection"
-    title = "Random projection"
+    name, title = "random_projection", "Random projection"
     family = "control"
     seeded = True
 
@@ -203,15 +195,3 @@ class RandomProjection(LayerReader):
         linear = ("linear", weight[None].astype(np.float32), np.zeros(1, np.float32))
         self._network = Probe("saplma", [linear, ("sigmoid",)], mean=mean, scale=scale)
         self.chosen["layer"] = self._layer
-
-
-DETECTORS: tuple[type[Detector], ...] = (
-    DomainIdentity,
-    AnswerLength,
-    DialogueLength,
-    DialogueLengthStd,
-    TfidfAnswer,
-    TfidfDialogue,
-    LabelShuffle,
-    RandomProjection,
-)

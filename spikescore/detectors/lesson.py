@@ -129,6 +129,7 @@ class LayerReader(StateDetector):
     `chosen` gets the layer, its validation AUROC, and the best one of every layer (1 to L).
     """
 
+    family = "trained"
     _layer: int
     _network: Probe
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from spikescore.detectors.answers import Answers
-from spikescore.detectors.base import Detector
 from spikescore.detectors.lesson import LayerReader, Lesson, first_answers
 from spikescore.probes.fit import Fit, best_of
 from spikescore.probes.linear import fit_logistic
@@ -25,9 +24,7 @@ class MassMean(LayerReader):
     of the score from y, then the lowest layer).
     """
 
-    name = "mass_mean"
-    title = "Mass-mean"
-    family = "trained"
+    name, title = "mass_mean", "Mass-mean"
 
     def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
         material = first_answers(train, val)
@@ -66,9 +63,7 @@ class LinearProbe(LayerReader):
     highest validation AUROC (of equal ones: lowest cross-entropy, then the lowest layer).
     """
 
-    name = "linear_probe"
-    title = "Linear probe"
-    family = "trained"
+    name, title = "linear_probe", "Linear probe"
 
     def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
         material = first_answers(train, val)
@@ -86,9 +81,7 @@ class AllTurnProbe(LayerReader):
     source.
     """
 
-    name = "all_turn_probe"
-    title = "Probe on all turns"
-    family = "trained"
+    name, title = "all_turn_probe", "Probe on all turns"
 
     def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
         first = first_answers(train, val)
@@ -115,6 +108,3 @@ def all_turns(train: Answers, val: Answers, layer: int) -> Lesson:
         np.concatenate(labels).astype(np.int64),
         sum(lengths[0]),
     )
-
-
-DETECTORS: tuple[type[Detector], ...] = (MassMean, LinearProbe, AllTurnProbe)

@@ -78,9 +78,7 @@ class Saplma(LayerReader):
     and there are at least 95 steps (see the module).
     """
 
-    name = "saplma"
-    title = "SAPLMA"
-    family = "trained"
+    name, title = "saplma", "SAPLMA"
     seeded = True
 
     def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
@@ -102,9 +100,7 @@ class SemanticEntropyProbe(LayerReader):
     they read a window of layers chosen on test AUROCs, and fitted gamma over all data sets.
     """
 
-    name = "sep"
-    title = "SEP"
-    family = "trained"
+    name, title = "sep", "SEP"
     needs = frozenset({"states", "samples"})
 
     def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
@@ -146,8 +142,7 @@ class Prism(Detector):
     weights the classes, here it is trained as `Saplma` is, its layer chosen on validation.
     """
 
-    name = "prism"
-    title = "PRISM"
+    name, title = "prism", "PRISM"
     family = "trained"
     needs = frozenset({"questions"})
     seeded = True
@@ -201,8 +196,7 @@ class IcrProbe(VectorNetwork):
     torch's own start where they take a Kaiming start for the leaky ReLU.
     """
 
-    name = "icr_probe"
-    title = "ICR Probe"
+    name, title = "icr_probe", "ICR Probe"
     needs = frozenset({"attentions"})
     vector = "icr_answer"
     recipe = Recipe(
@@ -215,8 +209,7 @@ class IcrProbePrompt(IcrProbe):
     the paper's text has it.
     """
 
-    name = "icr_probe_prompt"
-    title = "ICR Probe, with prompt"
+    name, title = "icr_probe_prompt", "ICR Probe, with prompt"
     vector = "icr"
 
 
@@ -233,20 +226,9 @@ class Mind(VectorNetwork):
     weighted.
     """
 
-    name = "mind"
-    title = "MIND"
+    name, title = "mind", "MIND"
     needs = frozenset({"lens"})
     vector = "mind"
     recipe = Recipe(
         "mind", (256, 128, 64), epochs=20, learning_rate=5e-4, weight_decay=1e-5, input_dropout=0.2
     )
-
-
-DETECTORS: tuple[type[Detector], ...] = (
-    Saplma,
-    SemanticEntropyProbe,
-    Prism,
-    IcrProbe,
-    IcrProbePrompt,
-    Mind,
-)

@@ -11,20 +11,18 @@ from typing import ClassVar
 import numpy as np
 
 from spikescore.detectors.answers import Answers
-from spikescore.detectors.base import Detector, TurnDetector
+from spikescore.detectors.base import TurnDetector
 
 
 class TokenDetector(TurnDetector):
-    """A number that stage 1 keeps with every turn, or its negative."""
+    """A number that stage 1 keeps of every turn under the detector's name, or its negative."""
 
     family = "training-free"
     needs = frozenset({"logprobs"})
-    key: ClassVar[str]
-    """Its name in a step of the JSON."""
     sign: ClassVar[int] = 1
 
     def score_turns(self, items: Answers) -> np.ndarray:
-        return self.sign * items.per_turn(self.key)
+        return self.sign * items.per_turn(self.name)
 
 
 class Perplexity(TokenDetector):
@@ -37,9 +35,7 @@ class Perplexity(TokenDetector):
     Detection and Selective Generation".
     """
 
-    name = "perplexity"
-    title = "Perplexity"
-    key = "perplexity"
+    name, title = "perplexity", "Perplexity"
 
 
 class MeanTokenEntropy(TokenDetector):
@@ -49,9 +45,7 @@ class MeanTokenEntropy(TokenDetector):
     Fomicheva et al. (2020), "Unsupervised Quality Estimation".
     """
 
-    name = "mean_token_entropy"
-    title = "Mean token entropy"
-    key = "mean_token_entropy"
+    name, title = "mean_token_entropy", "Mean token entropy"
 
 
 class MaxTokenEntropy(TokenDetector):
@@ -61,9 +55,7 @@ class MaxTokenEntropy(TokenDetector):
     grey-box baseline Max(H).
     """
 
-    name = "max_token_entropy"
-    title = "Max token entropy"
-    key = "max_token_entropy"
+    name, title = "max_token_entropy", "Max token entropy"
 
 
 class FirstTokenConfidence(TokenDetector):
@@ -73,9 +65,7 @@ class FirstTokenConfidence(TokenDetector):
     softmax probability, Hendrycks and Gimpel (2017), at the first token.
     """
 
-    name = "first_token_confidence"
-    title = "First-token confidence"
-    key = "first_token_confidence"
+    name, title = "first_token_confidence", "First-token confidence"
     sign = -1
 
 
@@ -97,8 +87,7 @@ class ReasoningScore(LensDetector):
     fits how. Source: Sun et al. (2025), arXiv 2505.12886.
     """
 
-    name = "reasoning_score"
-    title = "Reasoning score"
+    name, title = "reasoning_score", "Reasoning score"
 
 
 class Sharpness(LensDetector):
@@ -110,23 +99,10 @@ class Sharpness(LensDetector):
     et al. (2024), "In-Context Sharpness as Alerts", arXiv 2403.01548.
     """
 
-    name = "sharpness"
-    title = "In-Context Sharpness"
+    name, title = "sharpness", "In-Context Sharpness"
 
 
 class SharpnessRaw(LensDetector):
     """In-Context Sharpness (`Sharpness`) of the late layer's states without the final norm."""
 
-    name = "sharpness_raw"
-    title = "In-Context Sharpness, no final norm"
-
-
-DETECTORS: tuple[type[Detector], ...] = (
-    Perplexity,
-    MeanTokenEntropy,
-    MaxTokenEntropy,
-    FirstTokenConfidence,
-    ReasoningScore,
-    Sharpness,
-    SharpnessRaw,
-)
+    name, title = "sharpness_raw", "In-Context Sharpness, no final norm"

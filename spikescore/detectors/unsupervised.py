@@ -59,8 +59,7 @@ class Ccs(Detector):
     centres without scaling unless told otherwise.
     """
 
-    name = "ccs"
-    title = "CCS"
+    name, title = "ccs", "CCS"
     family = "trained"
     needs = frozenset({"questions"})
     seeded = True
@@ -110,8 +109,7 @@ class CcsCarried(Ccs):
     means, the shift is taken for a sign. Made beside `Ccs` to show what that costs.
     """
 
-    name = "ccs_carried"
-    title = "CCS, carried means"
+    name, title = "ccs_carried", "CCS, carried means"
 
     @staticmethod
     def normalised(probe: CcsProbe, pairs: np.ndarray) -> CcsProbe:
@@ -222,9 +220,7 @@ class HaloScope(LayerReader):
     reads zeta's layer, standardised, and is trained as SAPLMA is.
     """
 
-    name = "haloscope"
-    title = "HaloScope"
-    family = "trained"
+    name, title = "haloscope", "HaloScope"
     seeded = True
 
     def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
@@ -300,6 +296,3 @@ def _fit_pseudo(material: Lesson, layer: int, called: np.ndarray, seed: int) -> 
     target = np.where(np.arange(len(called)) < material.n_train, called, material.labels)
     rows, recipe = material.by_layer[layer - 1], Recipe("haloscope", (1024,), epochs=5)
     return train_network([rows], [()], material.examples(target), recipe, seed)
-
-
-DETECTORS: tuple[type[Detector], ...] = (Ccs, CcsCarried, HaloScope)

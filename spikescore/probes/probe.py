@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from spikescore.errors import UserError
 from spikescore.files import write_atomic
 from spikescore.pairs import DEFAULT_TOKEN_KEY, TOKEN_KEYS, model_difference, question_digests
 from spikescore.pickles import load_pickle
-from spikescore.probes.layers import LayerRange, Layers, layers_text, parse_layer_range
+from spikescore.probes.layers import LayerRange, Layers, parse_layer_range
 
 log = logging.getLogger("spikescore")
 
@@ -130,33 +130,18 @@ class Probe:
         different things.
         """
         if layer_range not in (None, self.layer_range) and self.tried:
-            self = self._best_within(layer_range)
-            layer_range = None
-        if self.hidden_size not in (None, hidden_size):
+            self, layer_range = self._best_within(layer_range), None
+        ours = {"model": self.model, "identity": self.identity}
+        difference = model_difference(ours, {"model": model, "identity": identity})
+        own = (self.hidden_size or hidden_size, self.n_layers or n_layers)
+        if own != (hidden_size, n_layers) or difference:
+            known = self.identity and identity
             raise UserError(
-                f"{where}: the probe was trained on states of width {self.hidden_size} "
-                f'(model "{self.model}"), these have width {hidden_size} (model "{model}"); '
-                "train a probe for this model"
-            )
-        if self.n_layers not in (None, n_layers):
-            raise UserError(
-                f"{where}: the probe was trained on a model of {self.n_layers} layers "
-                f'("{self.model}"), these states come from {n_layers} layers ("{model}"); '
-                "train a probe for this model"
-            )
-        own = {"model": self.model, "identity": self.identity}
-        difference = model_difference(own, {"model": model, "identity": identity})
-        if difference:
-            named_alone = not (self.identity and identity)
-            raise UserError(
-                f'{where}: the probe was trained for the model "{self.model}", these states '
-                f'come from "{model}", another model ({difference}); train a probe for this model'
-                + (
-                    " (or, if it is the same model in another place, let its folder have the same "
-                    "name)"
-                    if named_alone
-                    else ""
-                )
+                f"{where}: the probe was trained on states of width {own[0]} from {own[1]} layers "
+                f'of the model "{self.model}", these have width {hidden_size} from {n_layers} '
+                f'layers of "{model}"{f" ({difference})" if known and difference else ""}; train a '
+                "probe for this model"
+                + ("" if known else ", or let the folders of one and the same model have one name")
             )
         return replace(
             self,
@@ -178,21 +163,13 @@ class Probe:
                 f"--layer_range says {_text(layer_range)}; give layers among them"
             )
         layer = max(within, key=lambda layer: (within[layer]["val_auroc"], -layer))
-        one = within[layer]
-        log.info(
-            "layers %d to %d: layer %d is read, the best of them on validation (AUROC %.3f)",
-            first, last, layer, one["val_auroc"],
-        )  # fmt: skip
-        return replace(
-            self,
-            weights=one["weights"],
-            mean=one["mean"],
-            scale=one["scale"],
-            layer_range=(layer, layer),
-            layers=None,
-            spike_threshold=None if (layer, layer) != self.layer_range else self.spike_threshold,
-            tried={},
-        )
+        told = "layers %d to %d: layer %d is read, the best of them on validation (AUROC %.3f)"
+        log.info(told, first, last, layer, within[layer]["val_auroc"])
+        read = (layer, layer)
+        threshold = self.spike_threshold if read == self.layer_range else None
+        network = {name: within[layer][name] for name in ("weights", "mean", "scale")}
+        own = {"layer_range": read, "layers": None, "spike_threshold": threshold, "tried": {}}
+        return replace(self, **network, **own)
 
     def _checked_token_key(self, given: str | None) -> str:
         if self.token_key and given and given != self.token_key:
@@ -208,36 +185,31 @@ class Probe:
     def _checked_layer_range(
         self, given: LayerRange | None, n_layers: int, hidden_size: int, where: str | Path
     ) -> LayerRange:
-        if self.layers and given:
-            raise UserError(
-                f"the probe was trained on the layers {layers_text(self.layers)}, --layer_range "
-                f"says {_text(given)}; leave --layer_range out"
-            )
         own, asked = (self._read_range(layers, hidden_size) for layers in (self.layer_range, given))
-        if own and asked and own != asked:
+        if own and asked and (self.layers or own != asked):
             raise UserError(
-                f"the probe was trained on layers {_text(own)} (both included), --layer_range says "
-                f"{_text(given)}; leave --layer_range out or repeat the probe's own"
+                f"the probe was trained on layers {_text(self.layers or own)}"
+                f"{'' if self.layers else ' (both included)'}, --layer_range says {_text(given)}; "
+                "leave --layer_range out or repeat the probe's own"
             )
-        layers = own or asked
-        if layers is None:
+        if not (own or asked):
             raise UserError(
                 "the probe file does not say which layers it reads; give --layer_range a,b: it "
                 f"takes {self.input_dim} features, that is {self.input_dim / hidden_size:g} states "
                 f"of this model's width {hidden_size}"
             )
-        first, last = layers
+        first, last = own or asked
         if not 0 <= first <= last <= n_layers:
             raise UserError(
                 f"{where}: layers {first},{last} are not within 0,{n_layers} (0 = embedding "
                 f"output, {n_layers} = last layer); give a --layer_range a,b inside that"
             )
-        n_read = len(self.layers or range(first, last + 1))
-        if n_read * hidden_size != self.input_dim:
+        n_features = len(self.layers or range(first, last + 1)) * hidden_size
+        if n_features != self.input_dim:
             raise UserError(
-                f"{where}: layers {first},{last} of width {hidden_size} make "
-                f"{n_read * hidden_size} features, the probe was trained on "
-                f"{self.input_dim}; give the layers it was trained on, or train another probe"
+                f"{where}: layers {first},{last} of width {hidden_size} make {n_features} "
+                f"features, the probe was trained on {self.input_dim}; give the layers it was "
+                "trained on, or train another probe"
             )
         return first, last
 
@@ -290,48 +262,51 @@ def load_probe(path: str | Path) -> Probe:
         )
     known = {entry.name for entry in fields(Probe)}
     probe = Probe(**{name: value for name, value in content.items() if name in known})
-    damage = _damage(probe)
-    if damage:
+    wrong = [name for name, fits in _FIELDS.items() if not fits(getattr(probe, name))]
+    wrong += [] if wrong or _runs(probe) else ["weights"]
+    for layer, one in {} if wrong else probe.tried.items():
+        if not _runs(replace(probe, **{name: one[name] for name in ("weights", "mean", "scale")})):
+            wrong.append(f"layer {layer}")
+    if wrong:
         raise UserError(
-            f'"{path}" holds a probe that this version cannot run: {damage}; train it again'
+            f'"{path}" holds no probe that this version can run (kinds: {", ".join(KINDS)}): its '
+            f"{wrong[0]} is not what it must be; train it again"
         )
     return probe
 
 
-def _damage(probe: Probe) -> str:
-    """Return what is wrong with a probe as it was read; empty for nothing."""
-    if probe.kind not in KINDS:
-        return f"its kind is {probe.kind!r}, known are {', '.join(KINDS)}"
-    networks = {"weights": (probe.weights, probe.mean, probe.scale)}
-    kinds: dict[str, tuple[type, ...]] = {
-        **dict.fromkeys(("model", "token_key"), (str, type(None))),
-        **dict.fromkeys(("hidden_size", "n_layers", "seed"), (int, type(None))),
-        **dict.fromkeys(("training", "metrics", "identity", "tried"), (dict,)),
-        "spike_threshold": (int, float, type(None)),
-    }
-    for name, allowed in kinds.items():
-        value = getattr(probe, name)
-        if not isinstance(value, allowed) or isinstance(value, bool):
-            return f"its {name} is {type(value).__name__}"
-    for name in ("layer_range", "layers"):
-        value = getattr(probe, name)
-        numbers = isinstance(value, list | tuple) and {type(one) for one in value} == {int}
-        if value is not None and not (numbers and (name == "layers" or len(value) == 2)):
-            return f"its {name} is {value!r}"
-    if not all(type(probe.training.get(key, {})) is dict for key in ("items", "questions")):
-        return "its training data's items or questions are no dict"
-    for layer, one in probe.tried.items():
-        if type(layer) is not int or type(one) is not dict:
-            return "the layers that were tried are not told as numbers"
-        if not isinstance(one.get("val_auroc"), float):
-            return f"layer {layer} has no val_auroc"
-        networks[f"layer {layer}"] = tuple(one.get(key) for key in ("weights", "mean", "scale"))
-    for name, network in networks.items():
-        if not _runs(
-            replace(probe, **dict(zip(("weights", "mean", "scale"), network, strict=True)))
-        ):
-            return f"its {name} is no network of one output"
-    return ""
+def _is(*types: type) -> Callable[[Any], bool]:
+    return lambda value: type(value) in types  # so that True is no number
+
+
+def _are_layers(value: Any) -> bool:
+    return value is None or type(value) in (list, tuple) and {type(one) for one in value} == {int}
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "kind": lambda value: type(value) is str and value in KINDS,
+    **dict.fromkeys(("model", "token_key"), _is(str, type(None))),
+    **dict.fromkeys(("hidden_size", "n_layers", "seed"), _is(int, type(None))),
+    **dict.fromkeys(("metrics", "identity"), _is(dict)),
+    "spike_threshold": _is(int, float, type(None)),
+    "layers": _are_layers,
+    "layer_range": lambda value: _are_layers(value) and (value is None or len(value) == 2),
+    "training": lambda value: (
+        type(value) is dict
+        and all(type(value.get(key, {})) is dict for key in ("items", "questions"))
+    ),
+    "tried": lambda value: (
+        type(value) is dict
+        and all(
+            type(layer) is int
+            and type(one) is dict
+            and {"weights", "mean", "scale"} <= one.keys()
+            and type(one.get("val_auroc")) is float
+            for layer, one in value.items()
+        )
+    ),
+}
+"""What each field of a probe file may hold."""
 
 
 def _runs(probe: Probe) -> bool:

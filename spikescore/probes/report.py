@@ -65,17 +65,11 @@ def save_with_report(probe: Probe, path: str | Path) -> list[Path]:
 
 def report(probe: Probe) -> dict[str, Any]:
     """Return all that a probe says of itself except its weights and its list of questions."""
+    named = ("kind", "model", "identity", "hidden_size", "n_layers", "token_key", "layer_range")
+    told = {name: getattr(probe, name) for name in (*named, "layers", "seed")}
     lists = ("items", "questions")
     return {
-        "kind": probe.kind,
-        "model": probe.model,
-        "identity": probe.identity,
-        "hidden_size": probe.hidden_size,
-        "n_layers": probe.n_layers,
-        "token_key": probe.token_key,
-        "layer_range": list(probe.layer_range),
-        "layers": list(probe.layers) if probe.layers else None,
-        "seed": probe.seed,
+        **told,
         "standardised": probe.mean is not None,
         "training": {name: value for name, value in probe.training.items() if name not in lists},
         "metrics": probe.metrics,
@@ -88,13 +82,8 @@ def summary(probe: Probe) -> str:
     metrics = probe.metrics
     epoch = f", epoch {metrics['epoch']}" if metrics["epoch"] else ""
     layers = ",".join(map(str, probe.layers or probe.layer_range))
-    rows = [
-        ("items", _sizes(probe)),
-        (
-            "probe",
-            f"{probe.kind}, {probe.token_key}, layers {layers} of 0..{probe.n_layers}{epoch}",
-        ),
-    ]
+    where = f"layers {layers} of 0..{probe.n_layers}{epoch}"
+    rows = [("items", _sizes(probe)), ("probe", f"{probe.kind}, {probe.token_key}, {where}")]
     subject = ""
     if "entropy_threshold" in probe.training:
         rates = probe.training["high_entropy_rate"]
@@ -171,13 +160,8 @@ def draw_curve(probe: Probe, path: Path) -> None:
             ends = [int(first), int(last)]
             label = f"layers {name} together"
             axis.plot(ends, [max(values)] * 2, "-", color="#D55E00", linewidth=3, label=label)
-    axis.axvspan(
-        probe.layer_range[0] - 0.5,
-        probe.layer_range[1] + 0.5,
-        color="0.9",
-        zorder=0,
-        label="chosen",
-    )
+    first, last = probe.layer_range
+    axis.axvspan(first - 0.5, last + 0.5, color="0.9", zorder=0, label="chosen")
     axis.axhline(0.5, color="0.6", linestyle=":", linewidth=1)
     axis.set_xlabel(f"layer (of {probe.n_layers})")
     axis.set_ylabel("validation AUROC")
