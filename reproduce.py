@@ -28,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 
-from spikescore.errors import UserError, run_main
+from spikescore.errors import STARTER, UserError, run_main
 from spikescore.files import read_json, write_atomic, write_json
 from spikescore.report.experiment import Experiment, Step, load_experiment
 
@@ -138,7 +138,7 @@ class Runner:
     def _run(self, step: Step, threads: int, jobs: int) -> bool:
         log = self._logs / f"{step.name}.log"
         print(f"{step.name}: {step}", flush=True)
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", STARTER: str(os.getpid())}
         if jobs > 1:
             environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         started = time.monotonic()

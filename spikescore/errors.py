@@ -7,7 +7,10 @@ import errno
 import logging
 import os
 import re
+import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from urllib.parse import quote, unquote
@@ -96,12 +99,30 @@ def redacted(text: str) -> str:
     return _SHAPES.sub(_HIDDEN, text)
 
 
+STARTER = "SPIKESCORE_STARTED_BY"
+"""Environment variable with the id of the process that a script is to end with."""
+
+
+def _end_with_starter() -> None:
+    """End this process when the script that started it has ended, even by kill -9."""
+    starter = os.environ.pop(STARTER, "")
+
+    def watch() -> None:
+        while str(os.getppid()) == starter:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if starter.isdecimal():
+        threading.Thread(target=watch, daemon=True).start()
+
+
 def run_main(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and exit: 0 or its return value; 2 on UserError and on whatever the
     operating system refuses; 130 on Ctrl-C, with the text of the KeyboardInterrupt if it has one.
 
     What goes to the terminal here, a traceback included, holds no secret (see `redacted`).
     """
+    _end_with_starter()
     try:
         status = main()
         sys.stdout.flush()  # here, where a full disk is still an error

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import os
 import queue
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from threadpoolctl import threadpool_info
 
 from spikescore.errors import keep_secret, redacted, run_main
 from spikescore.runtime import EventLoop, one_thread, without_refused
+from tests.helpers.running import ROOT, ended_after, start_script, wait_until
 
 
 def test_threads_are_limited_inside_alone():
@@ -135,3 +137,39 @@ def test_a_fault_of_ours_shows_its_traceback_without_secrets(monkeypatch, capsys
     said = capsys.readouterr().err
     assert ended.value.code == 1 and "Traceback" in said and "sent ***" in said
     assert "canary" not in said
+
+
+def test_a_script_ends_with_the_one_that_started_it(tmp_path):
+    """Even where that is killed, so that it can end nothing itself."""
+    (tmp_path / "child.py").write_text(
+        "import os, pathlib, time\n"
+        "from spikescore.errors import run_main\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "def main():\n"
+        "    (folder / 'pid.tmp').write_text(str(os.getpid()))\n"
+        "    os.replace(folder / 'pid.tmp', folder / 'pid')\n"
+        "    time.sleep(7200)\n"
+        "run_main(main)\n"
+    )
+    (tmp_path / "parent.py").write_text(
+        "import os, subprocess, sys\n"
+        "from spikescore.errors import STARTER\n"
+        "environment = {**os.environ, STARTER: str(os.getpid())}\n"
+        f"subprocess.run([sys.executable, {str(tmp_path / 'child.py')!r}], env=environment)\n"
+    )
+    with ended_after():
+        parent = start_script(tmp_path / "parent.py", env={"PYTHONPATH": str(ROOT)})
+        wait_until((tmp_path / "pid").exists, parent)
+        child = int((tmp_path / "pid").read_text())
+        os.kill(child, 0)  # it lives
+        parent.kill()
+        parent.wait()
+        wait_until(lambda: not lives(child))
+
+
+def lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -16,7 +16,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from spikescore.detectors import controls, linear, networks, unsupervised
+from spikescore.detectors import REGISTRY, controls, linear, networks, unsupervised
 from spikescore.detectors.answers import Answers, read_answers
 from spikescore.detectors.base import StateDetector
 from spikescore.detectors.lesson import as_network, lesson, measured
@@ -30,8 +30,7 @@ from spikescore.probes.network import fit_network
 from tests.helpers.factories import make_pairs, make_record
 
 KEY = "last_token_embedding"
-MODULES = (linear, networks, unsupervised, controls)
-DETECTORS = [detector for module in MODULES for detector in module.DETECTORS if learns(detector)]
+DETECTORS = [detector for detector in REGISTRY.values() if learns(detector)]
 ON_DISK = linear.AllTurnProbe  # reads later turns from the PKLs
 FAST = [detector for detector in DETECTORS if detector is not ON_DISK]
 NO_DIRECTION = (networks.SemanticEntropyProbe, controls.LabelShuffle, controls.RandomProjection)

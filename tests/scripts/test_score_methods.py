@@ -427,7 +427,8 @@ def test_the_script_refuses_unlabelled_pairs_and_a_folder_as_its_file(folder, tm
             'did you mean "perplexity"',
         ),
     ):
-        done = run_script("scripts/score_methods.py", *arguments)
+        # where the script was before, the older command line goes on working
+        done = run_script("score_methods.py", *arguments)
         assert done.returncode == 2 and message in done.stderr
         assert "Traceback" not in done.stderr
     assert not (tmp_path / "s.pkl").exists()
