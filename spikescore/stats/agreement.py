@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_Z = 1.959963984540054  # the normal distribution's 97.5% point
-_DRAWS = 2000
+from spikescore.stats.bootstrap import DRAWS, Z, draw_groups
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,6 @@ def agree(
     second: Sequence[int | None],
     *,
     groups: Sequence[str | None] | None = None,
-    seed: int = 0,
 ) -> Agreement:
     """Return the agreement of two judges' labels [n] (1, 0, None) of the same n answers.
 
@@ -67,7 +65,7 @@ def agree(
     tables = _tables_by_group(both)
     table = tables.sum(axis=0)
     if len(tables) < len(both):
-        interval, by = _bootstrap(tables, seed), f"bootstrap over {len(tables)} groups"
+        interval, by = _bootstrap(tables), f"bootstrap over {len(tables)} groups"
     else:
         interval, by = _normal_interval(table), "standard error"
     observed, expected = _shares(table)
@@ -109,7 +107,7 @@ def _normal_interval(table: np.ndarray) -> tuple[float, float]:
     kappa, error = cohen_kappa(table), standard_error(table)
     if not error > 0:  # nothing varied in the sample, which does not mean that kappa is exact
         return math.nan, math.nan
-    return max(-1.0, kappa - _Z * error), min(1.0, kappa + _Z * error)
+    return max(-1.0, kappa - Z * error), min(1.0, kappa + Z * error)
 
 
 def agreement_report(agreement: Agreement, first: str, second: str) -> str:
@@ -160,13 +158,11 @@ def _tables_by_group(both: Sequence[tuple[int, int, str]]) -> np.ndarray:
     return tables
 
 
-def _bootstrap(tables: np.ndarray, seed: int) -> tuple[float, float]:
+def _bootstrap(tables: np.ndarray) -> tuple[float, float]:
     """Return the 2.5% and 97.5% points of kappa over tables drawn with replacement."""
-    rng = np.random.default_rng(seed)
-    kappas = np.empty(_DRAWS)
-    for draw in range(_DRAWS):
-        drawn = rng.integers(len(tables), size=len(tables))
-        kappas[draw] = cohen_kappa(tables[drawn].sum(axis=0))
+    groups = np.arange(len(tables))
+    weights = draw_groups(np.zeros(len(tables)), groups, draws=DRAWS, seed=0)
+    kappas = np.array([cohen_kappa(table) for table in np.einsum("dg,gab->dab", weights, tables)])
     defined = kappas[~np.isnan(kappas)]
     if len(defined) == 0 or np.ptp(defined) == 0:
         return math.nan, math.nan

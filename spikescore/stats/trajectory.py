@@ -62,18 +62,74 @@ def spike_turn(scores: Sequence[float] | np.ndarray) -> int:
 # --- many dialogues ---------------------------------------------------------------------------
 
 
+def bends(turns: np.ndarray) -> np.ndarray:
+    """Return |s[k+1] - 2 s[k] + s[k-1]| [n, K-2] of turns [n, K], NaN where a turn is missing."""
+    return np.abs(turns[:, 2:] - 2.0 * turns[:, 1:-1] + turns[:, :-2])
+
+
+def _total_bend(turns: np.ndarray) -> np.ndarray:
+    return np.nansum(bends(turns), axis=1)
+
+
+def _variance(turns: np.ndarray) -> np.ndarray:
+    return np.nanvar(turns, axis=1)  # divided by k (ddof = 0)
+
+
+def _coefficient_of_variation(turns: np.ndarray) -> np.ndarray:
+    """Deviation / |mean|: the mean's size, so that a scorer with negative values keeps its
+    direction.
+    """
+    size = np.abs(np.nanmean(turns, axis=1))
+    nothing = np.full(len(turns), np.nan)
+    return np.divide(np.nanstd(turns, axis=1), size, out=nothing, where=size > 0)
+
+
+def _last(turns: np.ndarray) -> np.ndarray:
+    return turns[np.arange(len(turns)), np.isfinite(turns).sum(axis=1) - 1]
+
+
 @dataclass(frozen=True)
 class Functional:
     """A functional: `compute` maps [n, K] to [n]; rows with fewer than `min_turns` scores get NaN.
 
     `compute` expects float64 without gaps and may return anything on rows that are too short; use
-    `apply`, which sees to both.
+    `apply`, which sees to both. The title is for tables.
     """
 
-    name: str
     title: str
     compute: Callable[[np.ndarray], np.ndarray]
     min_turns: int
+
+
+FUNCTIONALS = {
+    # Deng et al. (ICLR 2026): the same number as `spike_score`, for many rows
+    "max_abs_d2": Functional(
+        "SpikeScore, max|Δ²|", lambda s: np.nanmax(bends(s), axis=1), MIN_SCORES
+    ),
+    # a control of this project: the probe is trained on first answers, so its score falls or rises
+    # from turn 1 to turn 2 for every item
+    "spike_without_first": Functional(
+        "SpikeScore without the first answer",
+        lambda s: np.nanmax(bends(s[:, 1:]), axis=1),
+        MIN_SCORES + 1,
+    ),
+    # ablations named by Deng et al.; the sum grows with the number of turns
+    "max_abs_d1": Functional("max|Δ|", lambda s: np.nanmax(np.abs(np.diff(s, axis=1)), axis=1), 2),
+    "sum_abs_d2": Functional("Σ|Δ²|", _total_bend, MIN_SCORES),
+    "variance": Functional("variance", _variance, 2),
+    # the comparator of Deng et al.: the CV score of Sun et al. (2025, arXiv 2505.12886), there over
+    # the steps of one reasoning chain
+    "cv": Functional("coefficient of variation", _coefficient_of_variation, 2),
+    "range": Functional("range", lambda s: np.nanmax(s, axis=1) - np.nanmin(s, axis=1), 2),
+    # controls: level, where the dialogue ends up, and the scorer by itself
+    "mean": Functional("mean over turns", lambda s: np.nanmean(s, axis=1), 1),
+    "last": Functional("last turn", _last, 1),
+    "first": Functional("first answer", lambda s: s[:, 0], 1),
+    # what the public release computes (TianYaDY/SpikeScore, eval_probe.py), not the paper's score
+    "release": Functional(
+        "public release, variance + Σ|Δ²|", lambda s: _variance(s) + _total_bend(s), MIN_SCORES
+    ),
+}
 
 
 def apply(name: str, turns: np.ndarray) -> np.ndarray:
@@ -138,112 +194,3 @@ def _lengths(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     finite = np.isfinite(matrix)
     lengths = np.logical_and.accumulate(finite, axis=1).sum(axis=1)
     return lengths, np.isnan(matrix).sum(axis=1) == matrix.shape[1] - lengths
-
-
-# --- the functionals: rows here have no gaps and are long enough ------------------------------
-
-
-def bends(turns: np.ndarray) -> np.ndarray:
-    """Return |s[k+1] - 2 s[k] + s[k-1]| [n, K-2], NaN where a turn is missing."""
-    return np.abs(turns[:, 2:] - 2.0 * turns[:, 1:-1] + turns[:, :-2])
-
-
-def max_abs_d2(turns: np.ndarray) -> np.ndarray:
-    """SpikeScore: max_k |s[k+1] - 2 s[k] + s[k-1]| over the interior turns. At least 3 turns.
-
-    Source: Deng et al., "Beyond In-Domain Detection: SpikeScore for Cross-Domain Hallucination
-    Detection" (ICLR 2026). The same number as `spike_score`, for many rows.
-    """
-    return np.nanmax(bends(turns), axis=1)
-
-
-def spike_without_first(turns: np.ndarray) -> np.ndarray:
-    """SpikeScore of turns 2 to K: max|second difference| with the first answer left out.
-
-    At least 4 turns. A control of this project: the probe is trained on first answers, so its
-    score falls or rises from turn 1 to turn 2 for every item.
-    """
-    return max_abs_d2(turns[:, 1:])
-
-
-def max_abs_d1(turns: np.ndarray) -> np.ndarray:
-    """Largest step: max_k |s[k+1] - s[k]|. At least 2 turns. Ablation named by Deng et al."""
-    return np.nanmax(np.abs(np.diff(turns, axis=1)), axis=1)
-
-
-def sum_abs_d2(turns: np.ndarray) -> np.ndarray:
-    """Total bend: sum_k |s[k+1] - 2 s[k] + s[k-1]|; grows with the number of turns. At least 3.
-
-    Half of what the public release of SpikeScore ranks by, see `release`.
-    """
-    return np.nansum(bends(turns), axis=1)
-
-
-def variance(turns: np.ndarray) -> np.ndarray:
-    """Population variance of the scores: mean of (s - mean)^2, divided by k (ddof = 0).
-
-    At least 2 turns. Ablation named by Deng et al.
-    """
-    return np.nanvar(turns, axis=1)
-
-
-def cv(turns: np.ndarray) -> np.ndarray:
-    """Coefficient of variation: population standard deviation / |mean|; NaN where the mean is 0.
-
-    At least 2 turns. Source: the CV score of Sun et al. (2025, arXiv 2505.12886), there over the
-    steps of one reasoning chain; the comparator of Deng et al. The mean's size is taken so that a
-    scorer with negative values keeps the direction.
-    """
-    size = np.abs(np.nanmean(turns, axis=1))
-    return np.divide(
-        np.nanstd(turns, axis=1), size, out=np.full(len(turns), np.nan), where=size > 0
-    )
-
-
-def score_range(turns: np.ndarray) -> np.ndarray:
-    """Range of the scores: max - min. At least 2 turns. Ablation named by Deng et al."""
-    return np.nanmax(turns, axis=1) - np.nanmin(turns, axis=1)
-
-
-def mean(turns: np.ndarray) -> np.ndarray:
-    """Mean score over all turns. At least 1 turn. Control: level, not movement."""
-    return np.nanmean(turns, axis=1)
-
-
-def last(turns: np.ndarray) -> np.ndarray:
-    """Score of the last turn. At least 1 turn. Control: where the dialogue ends up."""
-    ends = np.isfinite(turns).sum(axis=1) - 1
-    return turns[np.arange(len(turns)), ends]
-
-
-def first(turns: np.ndarray) -> np.ndarray:
-    """Score of the first answer alone, s_1. At least 1 turn. Control: the scorer by itself."""
-    return turns[:, 0]
-
-
-def release(turns: np.ndarray) -> np.ndarray:
-    """What the public release computes: population variance + sum of |second differences|.
-
-    At least 3 turns. Source: TianYaDY/SpikeScore, eval_probe.py; not the paper's definition.
-    """
-    return variance(turns) + sum_abs_d2(turns)
-
-
-FUNCTIONALS: dict[str, Functional] = {
-    functional.name: functional
-    for functional in (
-        Functional("max_abs_d2", "SpikeScore, max|Δ²|", max_abs_d2, MIN_SCORES),
-        Functional("spike_without_first", "SpikeScore without the first answer",
-                   spike_without_first, MIN_SCORES + 1),
-        Functional("max_abs_d1", "max|Δ|", max_abs_d1, 2),
-        Functional("sum_abs_d2", "Σ|Δ²|", sum_abs_d2, MIN_SCORES),
-        Functional("variance", "variance", variance, 2),
-        Functional("cv", "coefficient of variation", cv, 2),
-        Functional("range", "range", score_range, 2),
-        Functional("mean", "mean over turns", mean, 1),
-        Functional("last", "last turn", last, 1),
-        Functional("first", "first answer", first, 1),
-        Functional("release", "public release, variance + Σ|Δ²|", release, MIN_SCORES),
-    )
-}  # fmt: skip
-"""All functionals by name; the titles are for tables."""
