@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
+import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -26,39 +30,61 @@ FLAT = {"truthfulqa": SHAPES["truthfulqa"], "belebele": SHAPES["belebele"], "gpq
         "defan": SHAPES["defan"], "true_false": SHAPES["true_false"]}  # fmt: skip
 
 
+SEPARATORS = {"csv": ",", "tsv": "\t", "tab.csv": "\t", "semi.csv": ";", "bar.csv": "|"}
+COMPRESS = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda data: pyarrow.Codec("zstd").compress(data, asbytes=True),
+}
+
+
 def in_container(folder: Path, container: str, rows: list[dict[str, Any]]) -> Path:
-    """Write rows as json, data (an object), lines.json, jsonl, csv or parquet, with .gz or not."""
-    kind, _, zipped = container.partition(".gz")
-    name = {"data": "data.json", "lines": "lines.json"}.get(kind, f"set.{kind}")
+    """Write rows as one of CONTAINERS, a compression's suffix behind it or not."""
+    kind = next((container.removesuffix(one) for one in COMPRESS if container.endswith(one)), "")
+    compressed = container.removeprefix(kind) if kind else ""
+    kind = kind or container
+    name = {"data": "data.json", "lines": "lines.json", "stream": "set.arrow"}.get(
+        kind, f"set.{kind}"
+    )
     path = folder / name
+    text = ""
     if kind == "json":
         text = json.dumps(rows, indent=1)
     elif kind == "data":
         text = json.dumps({"version": 1, "data": rows, "more": {"a": [1]}})
     elif kind in ("jsonl", "lines"):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows)
-    elif kind == "csv":
+    elif kind in SEPARATORS:
         buffer = io.StringIO()
-        table = csv.DictWriter(buffer, list(rows[0]))
+        table = csv.DictWriter(buffer, list(rows[0]), delimiter=SEPARATORS[kind])
         table.writeheader()
         table.writerows(rows)
         text = buffer.getvalue()
     if kind == "parquet":
         parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=2)
+    elif kind in ("arrow", "stream"):
+        table = pyarrow.Table.from_pylist(rows)
+        writer = pyarrow.ipc.new_file if kind == "arrow" else pyarrow.ipc.new_stream
+        with writer(str(path), table.schema) as sink:
+            sink.write_table(table, max_chunksize=2)
     else:
         path.write_bytes(text.encode())
-    if container.endswith(".gz"):
-        zipped_path = path.with_name(path.name + ".gz")
-        zipped_path.write_bytes(gzip.compress(path.read_bytes()))
+    if compressed:
+        packed = path.with_name(path.name + compressed)
+        packed.write_bytes(COMPRESS[compressed](path.read_bytes()))
         path.unlink()
-        return zipped_path
+        return packed
     return path
 
 
-CONTAINERS = ["json", "data", "lines", "jsonl", "csv", "parquet"]
+CONTAINERS = ["json", "data", "lines", "jsonl", *SEPARATORS, "parquet", "arrow", "stream"]
+PACKED = [f"{name}.gz" for name in ("json", "data", "lines", "jsonl", "csv", "parquet", "arrow")]
+PACKED += [f"{name}{suffix}" for name in ("jsonl", "json", "tsv", "parquet", "stream")
+           for suffix in (".bz2", ".xz", ".zst")]  # fmt: skip
 
 
-@pytest.mark.parametrize("container", CONTAINERS + [f"{name}.gz" for name in CONTAINERS])
+@pytest.mark.parametrize("container", [*CONTAINERS, *PACKED])
 @pytest.mark.parametrize("shape", FLAT)
 def test_every_container_gives_the_same_questions(
     tmp_path: Path, container: str, shape: str
@@ -91,16 +117,120 @@ def test_a_folder_of_all_kinds_is_one_set(tmp_path: Path) -> None:
     for place, container in enumerate(("json", "jsonl.gz", "csv", "parquet")):
         (tmp_path / container).mkdir()
         in_container(tmp_path / container, container, [rows[place]])
+    elsewhere = tmp_path.with_name("elsewhere")
+    elsewhere.mkdir()
+    in_container(elsewhere, "arrow", [rows[4]])
+    (tmp_path / "linked").symlink_to(elsewhere, target_is_directory=True)
+    (tmp_path / "linked" / "back").symlink_to(tmp_path, target_is_directory=True)
     (tmp_path / "SOURCE.json").write_text('{"url": "x"}')
     (tmp_path / "notes.txt").write_text("not data")
     (tmp_path / ".hidden.json").write_text("[")
     loaded = load_questions(tmp_path)
-    assert {q.id for q in loaded.questions} == {f"rec{n}xyz" for n in range(1, 5)}
+    assert {q.id for q in loaded.questions} == {f"rec{n}xyz" for n in range(1, 6)}
     (tmp_path / "csv" / "set.csv").write_text(",".join(rows[0]) + "\n")
     in_container(tmp_path / "csv", "csv", [{**rows[5], "Question": ""}])
     where = 'file "csv/set.csv" line 2, field "Question": is empty'
     with pytest.raises(UserError, match=where):
         load_questions(tmp_path)
+
+
+def test_what_save_to_disk_writes_is_read(tmp_path: Path) -> None:
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "validation"]}')
+    for place, split in enumerate(("train", "validation")):
+        folder = tmp_path / split
+        folder.mkdir()
+        (folder / "dataset_info.json").write_text("{}")
+        (folder / "state.json").write_text('{"_data_files": [{"filename": "data-0.arrow"}]}')
+        rows = [FLAT["gpqa"].make(10 * place + n) for n in range(3)]
+        in_container(folder, "stream", rows).rename(folder / "data-00000-of-00001.arrow")
+        in_container(folder, "stream", [FLAT["gpqa"].make(99)]).rename(folder / "cache-1f.arrow")
+    found = load_questions(tmp_path).questions
+    assert [(q.id, q.meta["split"]) for q in found] == [
+        *((f"rec{n}xyz", "train") for n in range(3)),
+        *((f"rec{10 + n}xyz", "validation") for n in range(3)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.jsonl",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
+            "Git LFS pointer",
+        ),
+        ("a.xlsx", b"PK\x03\x04 sheet", "zip archive or a spreadsheet"),
+        ("a.json.zip", b"PK\x03\x04 [", "zip archive"),
+        ("a.db", b"SQLite format 3\0", "SQLite database"),
+        ("a.pkl", b"\x80\x04\x95", "pickle, which is never opened"),
+        ("a.json", b"<!DOCTYPE html><html>", "HTML or XML"),
+        ("a.csv", b"\xff\xfeq\0", "not UTF-8 text"),
+        ("a.jsonl.zst", b"\x28\xb5\x2f\xfd\x04\x00", "compressed file is cut short or damaged"),
+        ("a.jsonl.xz", b"\xfd7zXZ\0\0", "compressed file is cut short or damaged"),
+        ("a.json.bz2", b"BZh91AY", "compressed file is cut short or damaged"),
+        ("a.arrow", b"ARROW1\0\0 and no more", "not a valid Arrow file"),
+        ("a.parquet", b"PAR1 and no more", "not valid Parquet"),
+        ("a.jsonl", b"\x89HDF\r\n", "HDF5"),
+        ("a.jsonl", b"\n \n", "is empty"),
+    ],
+)
+def test_what_is_not_read_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        load_questions(tmp_path / name)
+    assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_without_data_says_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "a.xlsx").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"holds no .json .* \(it holds .xlsx\)"):
+        load_questions(tmp_path)
+
+
+def test_a_tar_is_no_json(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as pack:
+        pack.add(__file__, "a.json")
+    with pytest.raises(UserError, match="is a tar archive; unpack it"):
+        load_questions(tmp_path / "a.tar.gz")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("questions;answer;type\nWho?;Ann;name\nWhat, if;Bo;name\n", None),
+        ("sep=;\nquestions;answer;type\nWho?;Ann;name\nWhat, if;Bo;name\n", None),
+        ("questions|answer|type\nWho?|Ann|name\nWhat; if|Bo|name\n", None),
+        ("questions,answer,type\nWho?,Ann,name\nWhat, if,Bo,name\n",
+         r"line 3, 4 cells, but the first line names 3 columns; column 4 holds 'name'; is a quote "
+         "missing around a comma"),
+        ("questions;answer;type\nWho?;Ann;name\nWhat; if;Bo;name\n", "around a semicolon"),
+        ("sep=;\nquestions;answer;type\nWho?;Ann;name\n\nWhat;;;;\n", "line 5, 5 cells"),
+    ],
+)  # fmt: skip
+def test_what_separates_columns_is_seen(tmp_path: Path, text: str, message: str | None) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    if message is None:
+        assert [q.gold_answers for q in load_questions(tmp_path / "a.csv").questions] == [
+            ("Ann",), ("Bo",),
+        ]  # fmt: skip
+    else:
+        with pytest.raises(UserError, match=message):
+            load_questions(tmp_path / "a.csv")
+
+
+def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
+    """40 MB of rows are drawn from twice, and the drawing holds a few of them at a time."""
+    path, text = tmp_path / "big.jsonl", "The mill stands where the river bends. " * 1000
+    with path.open("w") as file:
+        for n in range(1000):
+            row = {"id": f"q{n}", "question": f"Q {n}?", "context": text, "gold_answers": ["a"]}
+            file.write(json.dumps({**row, "tier": str(n % 5)}) + "\n")
+    for strategy in ("random", "balanced", "stratified", "sequential"):
+        tracemalloc.start()
+        drawn = sample_questions(iter_questions(path), strategy=strategy, n=5, seed=1)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(drawn) == 5 and peak < 8e6 < path.stat().st_size / 4
 
 
 def test_a_domain_is_named_after_the_file(tmp_path: Path) -> None:
