@@ -42,6 +42,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="also evaluate the probe's own training and validation items (not held-out any more)",
     )
     add(
+        "--by",
+        default="",
+        metavar="NAME",
+        help='also give the main figures per value of this field, such as "meta.scope"',
+    )
+    add(
         "--draws", type=int, default=2000, help="bootstrap draws behind each interval (%(default)s)"
     )
     add("--seed", type=int, default=0, help="seed of the bootstrap (%(default)s)")
@@ -53,31 +59,33 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     args = parse_arguments()
+    data_dir = Path(args.data_dir)
 
     from spikescore.report.eval_report import EvalReport
     from spikescore.report.evaluation import (
-        build_views,
+        Evaluation,
         choose_items,
         describe_coverage,
         find_warnings,
         read_and_score,
     )
 
-    items = read_and_score(Path(args.data_dir))
-    evaluated, coverage = choose_items(items, include_train=args.include_train)
-    warnings = find_warnings(items, evaluated)
+    found = read_and_score(data_dir, by=args.by)
+    evaluated, coverage = choose_items(found, include_train=args.include_train)
+    warnings = find_warnings(found, evaluated)
     print(f"dialogues: {describe_coverage(coverage)}")
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    views = build_views(items, evaluated, draws=args.draws, seed=args.seed)
+    evaluation = Evaluation(found.items, evaluated, draws=args.draws, seed=args.seed)
     report = EvalReport(
-        data_dir=Path(args.data_dir),
+        data_dir=data_dir,
         command=shlex.join(["python", *sys.argv]),
-        items=items,
+        items=found.items,
         evaluated=evaluated,
         coverage=coverage,
         warnings=warnings,
-        views=views,
+        views=evaluation.views(),
+        splits=evaluation.splits(args.by),
         draws=args.draws,
         seed=args.seed,
     )
@@ -85,7 +93,7 @@ def main() -> int:
         print(line)
     for path in report.write(Path(args.report_dir)):
         print(f"wrote {path}")
-    return 0
+    return 1 if found.damaged else 0
 
 
 if __name__ == "__main__":

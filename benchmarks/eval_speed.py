@@ -34,7 +34,7 @@ from spikescore.files import write_json  # noqa: E402
 
 DOMAINS = ("trivia", "commonsense", "reading", "conversation", "arithmetic", "wordproblems")
 ANSWER_WORDS, ANSWER_TOKENS, PROMPT_TOKENS = 60, 80, 30
-ASKED = 60.0
+ASKED = 30.0
 
 
 def parse_arguments() -> argparse.Namespace:

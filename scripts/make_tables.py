@@ -35,6 +35,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="the experiment")
+    parser.add_argument(
+        "--by",
+        default="",
+        metavar="NAME",
+        help='also give the main figures per value of this field, such as "meta.scope"',
+    )
     return parser.parse_args(arguments)
 
 
@@ -49,7 +55,7 @@ def main() -> int:
                 f'model "{model.name}" has no score book "{experiment.book(model)}"; '
                 f"run python reproduce.py --config {args.config}"
             )
-    reports = [ModelReport(experiment, model) for model in experiment.models]
+    reports = [ModelReport(experiment, model, by=args.by) for model in experiment.models]
     chapters = {
         report.model.name: list(tqdm(report.chapters(), desc=report.model.name, unit="chapter"))
         for report in reports

@@ -287,13 +287,19 @@ def iter_records(
             continue
         if record is None:
             continue
-        name = item_key({"id": path.stem, **record})
-        made_by = (record.get("model"), record.get("config_hash"))
-        first = seen.setdefault((name, question_digest(record), *made_by), path)
+        first = seen.setdefault(copy_key(record, path), path)
         if first is path:
             yield path, record
         else:
             log.warning('"%s" and "%s" hold the same dialogue; it counts once', first, path)
+
+
+def copy_key(record: dict[str, Any], path: Path) -> tuple:
+    """Return what a dialogue and its copy in another folder share: question, answers, settings."""
+    answers = [step.get("response") for step in record["cot_steps"]]
+    said = sha256(json.dumps(answers).encode()).hexdigest()
+    made_by = record.get("model"), record.get("config_hash")
+    return item_key({"id": path.stem, **record}), question_digest(record), said, *made_by
 
 
 def read_states(path: Path, token_key: str | None = None) -> States:
@@ -445,6 +451,17 @@ def cut_off(record: Mapping[str, Any]) -> str:
     first = next(iter(record.get("cot_steps") or ()), {})
     reason = first.get("finish_reason") if isinstance(first, Mapping) else None
     return reason if reason in ("length", "timeout") else ""
+
+
+def short_meta(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the data set says of an item in single short values: scope, category, year."""
+    meta = record.get("meta")
+    kept = (str, int, float, bool)
+    return {
+        key: value
+        for key, value in (meta.items() if isinstance(meta, Mapping) else ())
+        if isinstance(value, kept) and len(str(value)) <= 100
+    }
 
 
 MODEL_PARTS = ("weights", "architecture", "tokenizer", "template")

@@ -25,7 +25,11 @@ nothing, and the seed 0 for one without chance."""
 
 @dataclass(frozen=True)
 class BookItem:
-    """One dialogue as tables need it; y = 1 hallucinated. `turn_tokens`: length of each answer."""
+    """One dialogue as tables need it; y = 1 hallucinated. `turn_tokens`: length of each answer.
+
+    `cut_off` names the limit that ended the first answer, if one did; `meta` is what the data set
+    says of the item, as far as it is short.
+    """
 
     path: str
     id: str
@@ -33,6 +37,8 @@ class BookItem:
     group: str
     y: int
     turn_tokens: tuple[int, ...]
+    cut_off: str = ""
+    meta: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -159,6 +165,10 @@ def _damage(book: ScoreBook) -> str:
     n = len(book.items)
     if not set(book.y.tolist()) <= {0, 1}:
         return "a label is neither 0 nor 1"
+    for item in book.items:
+        texts = (item.path, item.id, item.domain, item.group, item.cut_off)
+        if not (all(isinstance(text, str) for text in texts) and isinstance(item.meta, dict)):
+            return f"item {item.id!r}"
     for name, held, axes in (("scores", book.scores, 1), ("turns", book.turns, 2)):
         for key, values in held.items():
             if not (isinstance(key, tuple) and [type(part) for part in key] == [str, str, int]):
@@ -168,5 +178,8 @@ def _damage(book: ScoreBook) -> str:
                 return f"{name} of {key!r} are no numbers for {n} items"
     if wrong := [domain for domain, split in book.splits.items() if split.shape != (n,)]:
         return f'the split of "{wrong[0]}" is not one of {n} items'
+    for name, about in book.methods.items():
+        if not {"title", "family"} <= about.keys():
+            return f"what is told of the method {name!r}"
     missing = {key[0] for key in book.scores} - book.methods.keys()
     return f"nothing is told of the method {min(missing)!r}" if missing else ""

@@ -30,7 +30,13 @@ from spikescore.detectors.lesson import first_answers
 from spikescore.detectors.networks import Saplma
 from spikescore.detectors.score_book import BookItem, Key, ScoreBook
 from spikescore.errors import UserError
-from spikescore.pairs import TOKEN_KEYS, model_difference, question_digests
+from spikescore.pairs import (
+    TOKEN_KEYS,
+    cut_off,
+    model_difference,
+    question_digests,
+    short_meta,
+)
 from spikescore.probes.data import SPLITS, split_by_group
 from spikescore.runtime import one_thread
 from spikescore.stats.trajectory import apply
@@ -454,6 +460,8 @@ def book_items(items: Answers) -> list[BookItem]:
                 group=str(items.groups[place]),
                 y=int(items.y[place]),
                 turn_tokens=() if None in lengths else tuple(map(int, lengths)),
+                cut_off=cut_off(record),
+                meta=short_meta(record),
             )
         )
     return found

@@ -283,6 +283,8 @@ class AnswerRun:
             values = [accuracy_of(entry) for entry in self._in_order(split).values()]
             known = [value for value in values if value is not None]
             found[f"{split} questions"] = len(values)
+            if len(known) < len(values):
+                found[f"{split} questions with an accuracy"] = len(known)
             found[f"{split} accuracy"] = round(sum(known) / len(known), 4) if known else None
         return found
 

@@ -21,7 +21,6 @@ from spikescore.report.evaluation import (
     Item,
     View,
     describe_coverage,
-    view_summary,
 )
 from spikescore.report.page import Dialogue, Figure, Section, Table, write_page
 from spikescore.report.plots import histogram_png, roc_png, trajectories_png
@@ -29,6 +28,7 @@ from spikescore.report.text import (
     csv_table,
     figure_cell,
     markdown_table,
+    mean_cell,
     number,
     p_value,
     tex_table,
@@ -91,6 +91,7 @@ class EvalReport:
     coverage: dict[str, int]
     warnings: Sequence[str]
     views: Sequence[View]
+    splits: Sequence[Table]
     draws: int
     seed: int
 
@@ -115,6 +116,9 @@ class EvalReport:
                 yield difference_line(other, difference, view.title)
             if view.flags:
                 yield f"SpikeScore at {flags_text(view.flags)} ({view.title})"
+        for table in self.splits:
+            for name, size, cell, *_ in table.rows:
+                yield f"{table.header[2]} {cell} n={size} ({table.caption}, {name})"
 
     def summary(self) -> dict[str, Any]:
         """Return summary.json."""
@@ -125,7 +129,11 @@ class EvalReport:
             "warnings": self.warnings,
             "draws": self.draws,
             "seed": self.seed,
-            "views": [view_summary(view) for view in self.views],
+            "views": [view.told() for view in self.views],
+            "splits": [
+                {"caption": table.caption, "header": table.header, "rows": table.rows}
+                for table in self.splits
+            ],
             "versions": versions(),
         }
 
@@ -176,7 +184,8 @@ class EvalReport:
                     flags = flags_text(view.flags)
                     lines += [f"At the threshold carried over from training: {flags}.", ""]
         domains = domain_table([view for view in self.views if view.kind == "domain"])
-        lines += [f"## {domains.caption}", "", markdown_table(domains)]
+        for table in (domains, *self.splits):
+            lines += [f"## {table.caption}", "", markdown_table(table)]
         return "\n".join([*lines, f"Made by: `{self.command}`", ""])
 
     def headline(self) -> list[str]:
@@ -204,6 +213,8 @@ class EvalReport:
             Section("Per domain", tables=(per_domain,)),
             Section("Paired tests", (ABOUT_PAIRS,), tuple(map(paired_table, shown))),
         ]
+        if self.splits:
+            found.append(Section("Parts of the items", (), tuple(self.splits)))
         flags = threshold_table(self.views)
         if flags.rows:
             found.append(Section("At the fixed threshold", (ABOUT_FLAGS,), (flags,)))
@@ -240,15 +251,20 @@ def figure_line(method: str, area: Area, title: str) -> str:
 
 def difference_line(other: str, contrast: Contrast, title: str) -> str:
     """Return one paired test as one line."""
-    p = f" p={contrast.p_bootstrap:.3f}" if contrast.p_bootstrap is not None else ""
+    p = p_value(contrast.p_bootstrap)
+    p = f" p{'' if p.startswith('<') else '='}{p}" if p else ""
     note = f"; {contrast.note}" if contrast.note and contrast.value is not None else ""
     told = _or_why(contrast, "+.3f")
     return f"SpikeScore minus {METHODS[other]} {told}{p} n={contrast.n} ({title}{note})"
 
 
-def flags_text(flags: dict[str, float | None]) -> str:
+def flags_text(flags: Mapping[str, list[float | None]]) -> str:
     """Return F1, accuracy, TPR and FPR at the fixed threshold as one phrase."""
-    return ", ".join(f"{name} {number(flags[key]) or 'undefined'}" for key, name in FLAGS.items())
+    return ", ".join(f"{name} {_flag(flags[key])}" for key, name in FLAGS.items())
+
+
+def _flag(values: list[float | None]) -> str:
+    return mean_cell([values]).replace("not computable", "undefined")
 
 
 def _or_why(figure: Area | Contrast, form: str = ".3f") -> str:
@@ -317,9 +333,7 @@ def domain_table(views: Sequence[View]) -> Table:
 def threshold_table(views: Sequence[View]) -> Table:
     """Return F1, accuracy, TPR and FPR at the fixed threshold, a row per view that has one."""
     rows = [
-        (view.title, *(number(view.flags[key]) or "undefined" for key in FLAGS))
-        for view in views
-        if view.flags
+        (view.title, *(_flag(view.flags[key]) for key in FLAGS)) for view in views if view.flags
     ]
     return Table("SpikeScore at the fixed threshold", ("view", *FLAGS.values()), tuple(rows))
 

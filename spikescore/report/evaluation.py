@@ -9,11 +9,11 @@ experiment: the dialogues make a score book with one scorer, the probe that scor
 
 from __future__ import annotations
 
-import math
+import json
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ import numpy as np
 
 from spikescore import pairs
 from spikescore.detectors.score_book import BookItem, ScoreBook
-from spikescore.errors import UserError
+from spikescore.errors import Refused, UserError
 from spikescore.files import read_json, write_json
-from spikescore.report.comparison import Comparison, static_entries
+from spikescore.report.comparison import Comparison, Entry, static_entries
+from spikescore.report.main_tables import part_tables
+from spikescore.report.page import Table
 from spikescore.stats.bootstrap import Area, Contrast
 from spikescore.stats.roc import flag_metrics
 from spikescore.stats.trajectory import MIN_SCORES, spike_score, spike_turn
@@ -45,6 +47,9 @@ COMPARED = ("first_score", "perplexity")
 TRAINING_SPLITS = ("train", "val")
 PROBE = "probe"
 """The book's one scorer, and its one training domain, which stands for all that the probe saw."""
+MOST_NAMED = 50
+"""Files that are named one by one among the warnings."""
+MADE_BY = ("model", "identity", "config", "config_hash", "meta")
 AT_ONCE = 8
 """Files in work at a time: a disk takes milliseconds to confirm a write, but confirms several at
 once."""
@@ -54,8 +59,10 @@ once."""
 class Item:
     """One dialogue: its label, its scores s_1..s_K and what is derived from them.
 
-    `y` is 1 for hallucinated, 0 for consistent, None for unlabelled. `scores` is empty unless every
-    turn has one. `status` says why the item is not evaluated; it is "ready" when it can be.
+    `y` is 1 for hallucinated, 0 for consistent, None for unlabelled; `unread` when a judge was
+    asked and gave no label. `scores` is empty unless every turn has one. `status` says why the item
+    is not evaluated; it is "ready" when it can be. `cut_off` names the limit that ended the first
+    answer, if one did. `by` is the value that figures are split by.
     """
 
     path: Path
@@ -64,6 +71,7 @@ class Item:
     domain: str
     group: str
     y: int | None
+    unread: bool
     status: str
     scores: tuple[float, ...]
     spike_score: float | None
@@ -74,6 +82,8 @@ class Item:
     perplexity: float | None
     answer_tokens: float | None
     dialogue_tokens: float | None
+    cut_off: str
+    by: str
     probe_split: str | None
     train_domains: tuple[str, ...]
     threshold: float | None
@@ -81,31 +91,25 @@ class Item:
     model: str
 
 
-@dataclass(frozen=True)
-class View:
-    """One set of items and every figure on it. `kind`: domain | in-domain | pooled | macro.
-
-    `groups` [n] are those of the score book, which DeLong's figures take.
-    """
-
-    kind: str
-    title: str
-    in_domain: bool
-    items: tuple[Item, ...]
-    groups: np.ndarray
-    methods: dict[str, Area]
-    paired: dict[str, Contrast]
-    flags: dict[str, float | None] | None
-
-
 # --- items ------------------------------------------------------------------------------------
 
 
-def read_and_score(data_dir: Path) -> list[Item]:
+@dataclass
+class Found:
+    """The dialogues of a folder: each item once, what was left out and why (a line for each)."""
+
+    items: list[Item] = field(default_factory=list)
+    copies: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+
+
+def read_and_score(data_dir: Path, *, by: str = "") -> Found:
     """Read all dialogues under a folder and write SpikeScore back into each that can be scored.
 
     Files in the older public form are read only. A file that already holds the same value is left
-    untouched. Raises UserError when there is no dialogue.
+    untouched. A damaged file is left out, and so is a copy. `by` is the dotted name of what figures
+    are split by, such as "meta.scope". Raises UserError when there is no sound dialogue, when none
+    has that name, and where two were not made by one run.
     """
     from tqdm import tqdm
 
@@ -114,65 +118,87 @@ def read_and_score(data_dir: Path) -> list[Item]:
             f'--data_dir "{data_dir}" is not a folder; give the folder of the .json files'
         )
     paths = pairs.find_records(data_dir)
+    found, firsts, made_by, known = Found(), {}, [], set()
     pool = ThreadPoolExecutor(AT_ONCE)
     try:
-        read = pool.map(score_file, paths)
-        bar = tqdm(read, desc="reading", unit="file", total=len(paths), disable=None)
-        items = [item for item in bar if item is not None]
+        read = pool.map(lambda path: score_file(path, by), paths)
+        bar = tqdm(read, "reading", len(paths), unit="file", disable=None)
+        for path, one in zip(paths, bar, strict=True):
+            if isinstance(one, UserError):
+                found.damaged.append(str(one))
+            elif one is not None:
+                item, key, made = one
+                first = firsts.setdefault(key, path)
+                if first is not path:
+                    found.copies.append(f'"{path}" is a copy of "{first}"')
+                    continue
+                found.items.append(item)
+                made_by.append((path, made))
+                known.update(f"meta.{name}" for name in made["meta"] or ())
     finally:
         pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C no further file is begun
-    if not items:
+    if not found.items:
         raise UserError(
-            f'no dialogue (.json with "cot_steps") under "{data_dir}"; '
+            found.damaged[0]
+            if found.damaged
+            else f'no dialogue (.json with "cot_steps") under "{data_dir}"; '
             "give the output_dir of reasoning_lite.py or a folder above it"
         )
-    return items
+    if by and not any(item.by for item in found.items):
+        told = f"known: {', '.join(sorted(known))}" if known else "the dialogues have no meta"
+        raise UserError(f'no dialogue under "{data_dir}" has "{by}"; {told}')
+    pairs.require_one_run(made_by)
+    return found
 
 
-def score_file(path: Path) -> Item | None:
-    """Read one dialogue and write SpikeScore back; None when the file is some other JSON."""
-    record = pairs.as_record(read_json(path, ids_as_text=True), path)
+def score_file(path: Path, by: str) -> tuple[Item, tuple, dict[str, Any]] | UserError | None:
+    """Read one dialogue, write SpikeScore back, and return it, what a copy of it shares, and what
+    says which run made it.
+
+    None when the file is some other JSON, the error when it is damaged.
+    """
+    try:
+        record = pairs.as_record(read_json(path, ids_as_text=True), path)
+    except Refused:
+        raise
+    except UserError as error:
+        return error
     if record is None:
         return None
-    item = read_item(record, path)
+    item = read_item(record, path, by=by)
     found = {"spike_score": item.spike_score, "spike_turn": item.spike_turn}
     metrics = record.get("metrics") or {}
-    if item.spike_score is None or record.get("legacy") or metrics.items() >= found.items():
-        return item
-    record["metrics"] = {**metrics, **found}
-    write_json(path, record)
-    return item
+    if item.spike_score is not None and not record.get("legacy"):
+        if not metrics.items() >= found.items():
+            write_json(path, {**record, "metrics": {**metrics, **found}})
+    made = {key: record.get(key) for key in MADE_BY}
+    return item, pairs.copy_key(record, path), made
 
 
-def read_item(record: dict[str, Any], path: Path) -> Item:
-    """Read what the evaluation needs from a dialogue JSON.
+def read_item(record: dict[str, Any], path: Path, *, by: str = "") -> Item:
+    """Read what the evaluation needs from a dialogue, whose fields `pairs.as_record` has checked.
 
-    Raises UserError, naming file and turn, for a score that is not a finite number and for a label
-    other than 1, 0 and null. A missing score is never replaced: the item gets no SpikeScore.
+    A missing score is never replaced: the item gets no SpikeScore.
     """
     steps = record["cot_steps"]
-    if not all(isinstance(step, dict) for step in steps):
-        raise UserError(f'"{path}": every entry of cot_steps must be an object; restore the file')
     label = record.get("nil_label")
-    if label not in (0, 1, None):
-        raise UserError(
-            f'"{path}": the label is {label!r}; expected 1 (consistent), 0 (not) or null'
-        )
-    scores, status = _scores(record, steps, path)
-    lengths = [_number(step.get("n_response_tokens")) for step in steps]
-    known = bool(steps) and None not in lengths
+    scores, status = _scores(record)
+    lengths = [_float(step.get("n_response_tokens")) for step in steps]
     metrics = record.get("metrics") or {}
     probe = metrics.get("probe") or {}
-    domain = str(record.get("domain") or path.resolve().parent.name)
+    judge = (record.get("nil_judge") or {}).get("judge", "none")
+    name = str(record.get("id") or path.stem)
+    domain = record.get("domain") or path.resolve().parent.name
     enough = len(scores) >= MIN_SCORES
     return Item(
         path=path,
-        id=str(record.get("id", path.stem)),
+        id=name,
         folder=str(path.parent),
         domain=domain,
         # a question met twice (two runs of one domain) is still one question to the bootstrap
-        group=f"{domain}/{record.get('group') or record.get('id', path.stem)}",
+        group=f"{domain}/{record.get('group') or name}",
         y=None if label is None else 1 - int(label),
+        unread=label is None and judge != "none",
         status=status,
         scores=scores,
         spike_score=spike_score(scores) if enough else None,
@@ -180,62 +206,65 @@ def read_item(record: dict[str, Any], path: Path) -> Item:
         spike_score_without_first=spike_score(scores[1:]) if len(scores) > MIN_SCORES else None,
         first_score=scores[0] if scores else None,
         mean_score=float(np.mean(scores)) if scores else None,
-        perplexity=_number(steps[0].get("perplexity")) if steps else None,
+        perplexity=_float(steps[0].get("perplexity")) if steps else None,
         answer_tokens=lengths[0] if lengths else None,
-        dialogue_tokens=sum(lengths) if known else None,
+        dialogue_tokens=sum(lengths) if lengths and None not in lengths else None,
+        cut_off=pairs.cut_off(record),
+        by=_value(record, by),
         probe_split=metrics.get("probe_split"),
-        train_domains=tuple(probe.get("train_domains") or ()),
-        threshold=_number(probe.get("spike_threshold")),
-        probe=str(probe.get("path", "")),
-        model=str(record.get("model") or ""),
+        train_domains=tuple(map(str, probe.get("train_domains") or ())),
+        threshold=_float(probe.get("spike_threshold")),
+        probe=probe.get("path") or "",
+        model=record.get("model") or "",
     )
 
 
-def _scores(
-    record: dict[str, Any], steps: Sequence[dict[str, Any]], path: Path
-) -> tuple[tuple[float, ...], str]:
+def _scores(record: dict[str, Any]) -> tuple[tuple[float, ...], str]:
     """Return the scores of all turns, or none of them, and the item's status."""
+    steps = record["cot_steps"]
     if record.get("complete") is False:
         return (), "unfinished"
-    scores: list[float] = []
-    for place, step in enumerate(steps, start=1):
-        score = (step.get("metrics") or {}).get("probe_pred")
-        if score is None:
-            continue
-        if _number(score) is None:
-            raise UserError(
-                f'"{path}", turn {step.get("turn", place)}: probe_pred is {score!r}, not a finite '
-                "number; score the dialogue again with metrics_probe.py"
-            )
-        scores.append(float(score))
-    turns = [step.get("turn", place) for place, step in enumerate(steps, start=1)]
+    found = [(step.get("metrics") or {}).get("probe_pred") for step in steps]
+    scores = tuple(float(score) for score in found if score is not None)
     if not scores:
         return (), "unscored"
+    turns = [step["turn"] for step in steps]
     if len(scores) < len(steps) or turns != list(range(1, len(steps) + 1)):
         return (), "gaps"  # a second difference across a gap would be a made-up one
-    return tuple(scores), "ready" if len(scores) >= MIN_SCORES else "short"
+    return scores, "ready" if len(scores) >= MIN_SCORES else "short"
 
 
-def _number(value: Any) -> float | None:
-    """Return a finite number as float; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
+def _float(value: float | None) -> float | None:
+    return None if value is None else float(value)
 
 
-def choose_items(items: Sequence[Item], *, include_train: bool) -> tuple[list[Item], dict]:
+def _value(record: Any, name: str) -> str:
+    """Return the value of a dotted name as text; empty where the record has none."""
+    for key in filter(None, name.split(".")):
+        record = record.get(key) if isinstance(record, dict) else None
+    if not name or record is None:
+        return ""
+    return record if isinstance(record, str) else json.dumps(record, ensure_ascii=False)
+
+
+def choose_items(found: Found, *, include_train: bool) -> tuple[list[Item], dict[str, int]]:
     """Return the items to evaluate and the coverage: how many were found, and why others are out.
 
     Raises UserError when nothing is scored or nothing is labelled.
     """
+    items = found.items
     coverage = {
-        "found": len(items),
+        "found": len(items) + len(found.copies) + len(found.damaged),
+        "copies": len(found.copies),
+        "damaged": len(found.damaged),
         "labelled": sum(item.y is not None for item in items),
         "unlabelled": sum(item.y is None for item in items),
+        "unread_by_the_judge": sum(item.unread for item in items),
         "unfinished": sum(item.status == "unfinished" for item in items),
         "unscored": sum(item.status == "unscored" for item in items),
         "scored_with_gaps": sum(item.status == "gaps" for item in items),
         "fewer_than_3_scores": sum(item.status == "short" for item in items),
+        "first_answers_cut_off": sum(bool(item.cut_off) for item in items),
     }
     if coverage["unscored"] + coverage["unfinished"] == len(items):
         raise UserError(
@@ -269,13 +298,27 @@ def describe_coverage(coverage: dict[str, int]) -> str:
     return ", ".join(parts)
 
 
-def find_warnings(items: Sequence[Item], evaluated: Sequence[Item]) -> list[str]:
-    """Return what a reader of the figures must know: mixed probes, training items, gaps."""
+def find_warnings(found: Found, evaluated: Sequence[Item]) -> list[str]:
+    """Return what a reader of the figures must know: mixed probes, training items, what is left out
+    or doubtful.
+    """
     warnings = []
-    for what in ("model", "probe"):
-        names = sorted({getattr(item, what) for item in evaluated})
-        if len(names) > 1:
-            warnings.append(f"the pool mixes {len(names)} {what}s: {', '.join(names)}")
+    for told, what in ((found.damaged, "damaged"), (found.copies, "there twice")):
+        if told:
+            warnings.append(f"{len(told)} files are {what} and left out")
+            warnings += told[:MOST_NAMED]
+            warnings += [f"... and {len(told) - MOST_NAMED} more"] * (len(told) > MOST_NAMED)
+    names = sorted({item.probe for item in evaluated})
+    if len(names) > 1:
+        warnings.append(f"the pool mixes {len(names)} probes: {', '.join(names)}")
+    cut = Counter(item.cut_off for item in evaluated if item.cut_off)
+    if cut:
+        limits = ", ".join(f"{count} by {limit}" for limit, count in sorted(cut.items()))
+        warnings.append(
+            f"{cut.total()} of the {len(evaluated)} first answers were cut off ({limits}): their "
+            "labels may come from the limit and not from the model; the main figures are given "
+            "without them too"
+        )
     unknown = sum(item.probe_split is None for item in evaluated)
     if unknown:
         warnings.append(
@@ -288,7 +331,7 @@ def find_warnings(items: Sequence[Item], evaluated: Sequence[Item]) -> list[str]
             f"{trained} items that the probe was trained on are included: the in-domain figures "
             "are not held-out"
         )
-    gaps = [item for item in items if item.status == "gaps"]
+    gaps = [item for item in found.items if item.status == "gaps"]
     if gaps:
         warnings.append(
             f'{len(gaps)} dialogues are scored at some turns only (first: "{gaps[0].path}") and '
@@ -303,146 +346,163 @@ def find_warnings(items: Sequence[Item], evaluated: Sequence[Item]) -> list[str]
 # --- score book and views ---------------------------------------------------------------------
 
 
-def make_book(evaluated: Sequence[Item], trained: set[str]) -> ScoreBook:
-    """Return the evaluated items as a score book of one scorer, beside what the files hold.
+@dataclass(frozen=True)
+class View:
+    """One set of items and every figure on it. `kind`: domain | in-domain | pooled | macro.
 
-    Its one training domain is the `trained` ones together: their items are its test split.
+    `groups` [n] are those of the score book, which DeLong's figures take. `flags` has the threshold
+    carried over from training and F1, accuracy, TPR and FPR at it, a value for each pool.
     """
-    y = np.array([item.y for item in evaluated])
-    domains = np.array([item.domain for item in evaluated])
-    known = np.isin(domains, sorted(trained))
-    book = ScoreBook(
-        evaluated[0].model,
-        pairs.DEFAULT_TOKEN_KEY,
-        [BookItem(str(one.path), one.id, one.domain, one.group, one.y, ()) for one in evaluated],
-        splits={PROBE: np.where(known, "test", "")},
-    )
-    longest = max(len(item.scores) for item in evaluated)
-    turns = np.full((len(evaluated), longest), np.nan)
-    for row, item in zip(turns, evaluated, strict=True):
-        row[: len(item.scores)] = item.scores
-    book.turns[PROBE, "", 0] = turns
-    for name, title in METHODS.items():
-        if name == "domain_identity":
-            # constant inside a domain: its own hallucination rate, the best any such score can do
-            _, place = np.unique(domains, return_inverse=True)
-            scores = (np.bincount(place, weights=y) / np.bincount(place))[place]
-        else:
-            scores = np.array([getattr(item, name) for item in evaluated], dtype=np.float64)
-        family = "control" if name in CONTROLS else "trained"
-        book.scores[name, "", 0] = scores
-        book.methods[name] = {"title": title, "family": family, "needs": []}
-    return book
+
+    kind: str
+    title: str
+    in_domain: bool
+    items: tuple[Item, ...]
+    groups: np.ndarray
+    methods: dict[str, Area]
+    paired: dict[str, Contrast]
+    flags: dict[str, list[float | None]] | None
+
+    def told(self) -> dict[str, Any]:
+        """Return it as plain JSON data; rates are of the items evaluated, y = 1 hallucinated."""
+        n_positive = sum(item.y for item in self.items)
+        areas, pairs = self.methods.items(), self.paired.items()
+        flags = self.flags and {
+            name: [value for value in values if value is not None]
+            for name, values in self.flags.items()
+        }
+        return {
+            "kind": self.kind,
+            "title": self.title,
+            "in_domain": self.in_domain,
+            "domains": sorted({item.domain for item in self.items}),
+            "n": len(self.items),
+            "n_hallucinated": n_positive,
+            "hallucination_rate": n_positive / len(self.items),
+            "auroc": {name: area.told(area.interval) for name, area in areas},
+            "spike_score_minus": {name: c.told(c.interval, c.p_bootstrap) for name, c in pairs},
+            "auroc_delong": {
+                name: area.told(area.delong_interval(self.groups)) for name, area in areas
+            },
+            "spike_score_minus_delong": {
+                name: c.told(c.delong_interval, c.p_delong) for name, c in pairs
+            },
+            "at_threshold": flags
+            and {name: float(np.mean(own)) if own else None for name, own in flags.items()},
+        }
 
 
-def build_views(
-    items: Sequence[Item], evaluated: Sequence[Item], *, draws: int, seed: int
-) -> list[View]:
-    """Return the views of the evaluated items: in-domain, pooled, macro, then one per domain.
+class Evaluation:
+    """The evaluated items as a score book of one scorer, and the figures on it.
 
-    A domain is in-domain when the probe names it as its own or any of its items, in whatever
-    folder, was in the probe's training data. Views without items are left out. A domain spread over
-    several folders gets one row per folder.
+    A domain is in-domain when the probe names it as its own or any of the `found` items of it, in
+    whatever folder, was in the probe's training data.
     """
-    trained = {item.domain for item in items if item.probe_split not in (None, "unseen")}
-    trained |= {domain for item in items for domain in item.train_domains}
-    book = make_book(evaluated, trained)
-    comparison = Comparison(book, draws=draws, seed=seed)
-    inside, outside = book.splits[PROBE] == "test", book.splits[PROBE] == ""
 
-    def pooled(title: str, part: np.ndarray) -> str:
-        names = list(dict.fromkeys(book.domains[part].tolist()))
+    def __init__(
+        self, found: Sequence[Item], evaluated: Sequence[Item], *, draws: int, seed: int
+    ) -> None:
+        self.items = evaluated
+        self.trained = {item.domain for item in found if item.probe_split not in (None, "unseen")}
+        self.trained |= {domain for item in found for domain in item.train_domains}
+        self.comparison = Comparison(self._book(), draws=draws, seed=seed)
+        self.entries = static_entries(self.comparison.book)
+        self.domains = self.comparison.domains
+        self.inside = self.comparison.book.splits[PROBE] == "test"
+
+    def _book(self) -> ScoreBook:
+        """Return the score book; its one training domain is all that the probe saw, and the items
+        of those domains are its test split.
+        """
+        domains = np.array([item.domain for item in self.items])
+        y = np.array([item.y for item in self.items])
+        book = ScoreBook(
+            self.items[0].model,
+            pairs.DEFAULT_TOKEN_KEY,
+            [BookItem(str(one.path), one.id, one.domain, one.group, one.y, ())
+             for one in self.items],
+            splits={PROBE: np.where(np.isin(domains, sorted(self.trained)), "test", "")},
+        )  # fmt: skip
+        turns = np.full((y.size, max(len(item.scores) for item in self.items)), np.nan)
+        for row, item in zip(turns, self.items, strict=True):
+            row[: len(item.scores)] = item.scores
+        book.turns[PROBE, "", 0] = turns
+        for name, title in METHODS.items():
+            if name == "domain_identity":
+                # constant inside a domain: its own rate, the best that any such score can do
+                _, place = np.unique(domains, return_inverse=True)
+                scores = (np.bincount(place, weights=y) / np.bincount(place))[place]
+            else:
+                scores = np.array([getattr(item, name) for item in self.items], dtype=np.float64)
+            family = "control" if name in CONTROLS else "trained"
+            book.scores[name, "", 0] = scores
+            book.methods[name] = {"title": title, "family": family, "needs": []}
+        return book
+
+    def views(self) -> list[View]:
+        """Return the views: in-domain, pooled, macro, then one per domain.
+
+        Views without items are left out. A domain spread over several folders gets a row for each.
+        """
+        learnt = any(item.probe_split in TRAINING_SPLITS for item in self.items)
+        title = "in-domain, training items included" if learnt else "in-domain, held-out"
+        views = []
+        if self.inside.any():
+            views.append(self._view("in-domain", self._pool(title, self.inside), self.inside))
+        if not self.inside.all():
+            views.append(self._view("pooled", self._pool("cross-domain", ~self.inside)))
+            several = np.unique(self.domains[~self.inside]).size
+            if several > 1:
+                views.append(self._view("macro", f"cross-domain, macro over {several}"))
+        places = list(dict.fromkeys((item.domain, item.folder) for item in self.items))
+        folders = Counter(domain for domain, _ in places)
+        for place in places:
+            part = np.array([(item.domain, item.folder) == place for item in self.items])
+            domain, folder = place
+            name = f"{domain} ({folder})" if folders[domain] > 1 else domain
+            known = "in-domain" if domain in self.trained else "cross-domain"
+            views.append(self._view("domain", f"{name}, {known}", part))
+        return views
+
+    def _pool(self, title: str, part: np.ndarray) -> str:
+        names = list(dict.fromkeys(self.domains[part].tolist()))
         return f"{title}, {names[0]}" if len(names) == 1 else f"{title}, pooled over {len(names)}"
 
-    views = []
-    if inside.any():
-        learnt = any(item.probe_split in TRAINING_SPLITS for item in evaluated)
-        title = "in-domain, training items included" if learnt else "in-domain, held-out"
-        views.append(_view(comparison, evaluated, "in-domain", pooled(title, inside), inside))
-    if outside.any():
-        title = pooled("cross-domain", outside)
-        views.append(_view(comparison, evaluated, "pooled", title, outside))
-        several = np.unique(book.domains[outside]).size
-        if several > 1:
-            title = f"cross-domain, macro over {several}"
-            views.append(_view(comparison, evaluated, "macro", title, outside))
-    places = list(dict.fromkeys((item.domain, item.folder) for item in evaluated))
-    folders = Counter(domain for domain, _ in places)
-    for domain, folder in places:
-        part = np.array([(item.domain, item.folder) == (domain, folder) for item in evaluated])
-        name = f"{domain} ({folder})" if folders[domain] > 1 else domain
-        title = f"{name}, {'in-domain' if domain in trained else 'cross-domain'}"
-        views.append(_view(comparison, evaluated, "domain", title, part))
-    return views
+    def _view(self, kind: str, title: str, part: np.ndarray | None = None) -> View:
+        """Return the figures of a part [n] of the items, by default all that are cross-domain."""
+        part = ~self.inside if part is None else part
+        in_domain = bool(self.inside[part].all())
+        view = kind if kind != "domain" else "in-domain" if in_domain else "pooled"
+        entries = dict(self.entries)
+        if kind in ("domain", "macro") or np.unique(self.domains[part]).size < 2:
+            del entries["domain_identity"]
+        compare, spike = self.comparison, entries["spike_score"]
+        return View(
+            kind,
+            title,
+            in_domain,
+            tuple(item for item, there in zip(self.items, part, strict=True) if there),
+            compare.book.groups,
+            {name: compare.mean(entry, view, part) for name, entry in entries.items()},
+            {name: compare.contrast(spike, entries[name], view, part) for name in COMPARED},
+            self._flags(spike, [mask & part for mask in compare.items(view, PROBE)]),
+        )
 
+    def _flags(
+        self, spike: Entry, masks: Sequence[np.ndarray]
+    ) -> dict[str, list[float | None]] | None:
+        """Return the figures at the threshold; None unless all items carry one and the same."""
+        part = np.any(masks, axis=0)
+        thresholds = {item.threshold for item, here in zip(self.items, part, strict=True) if here}
+        if len(thresholds) != 1 or None in thresholds:
+            return None
+        (threshold,) = thresholds
+        y, scores = self.comparison.y, spike.scores[PROBE][0]
+        each = [flag_metrics(y[mask], scores[mask], threshold) for mask in masks]
+        return {"threshold": [threshold], **{k: [one[k] for one in each] for k in each[0]}}
 
-def _view(
-    comparison: Comparison, evaluated: Sequence[Item], kind: str, title: str, part: np.ndarray
-) -> View:
-    """Return the figures of a part [n] of the items, all in-domain or all cross-domain."""
-    in_domain = bool((comparison.book.splits[PROBE][part] == "test").all())
-    view = kind if kind != "domain" else "in-domain" if in_domain else "pooled"
-    entries = static_entries(comparison.book)
-    if kind in ("domain", "macro") or np.unique(comparison.domains[part]).size < 2:
-        del entries["domain_identity"]
-    masks = [mask & part for mask in comparison.items(view, PROBE)]
-    spike = entries["spike_score"]
-    return View(
-        kind,
-        title,
-        in_domain,
-        tuple(item for item, there in zip(evaluated, part, strict=True) if there),
-        comparison.book.groups,
-        {name: comparison.mean(entry, view, part) for name, entry in entries.items()},
-        {name: comparison.contrast(spike, entries[name], view, part) for name in COMPARED},
-        _flags(evaluated, spike.scores[PROBE][0], masks),
-    )
-
-
-def _flags(
-    evaluated: Sequence[Item], spikes: np.ndarray, masks: Sequence[np.ndarray]
-) -> dict[str, float | None] | None:
-    """Return F1 and rates at the threshold carried over from training, the mean over the masks.
-
-    None unless all items carry one and the same threshold.
-    """
-    part = np.any(masks, axis=0)
-    thresholds = {item.threshold for item, there in zip(evaluated, part, strict=True) if there}
-    if len(thresholds) != 1 or None in thresholds:
-        return None
-    (threshold,) = thresholds
-    y = np.array([item.y for item in evaluated])
-    each = [flag_metrics(y[mask], spikes[mask], threshold) for mask in masks]
-    means: dict[str, float | None] = {"threshold": threshold}
-    for name in each[0]:
-        values = [metrics[name] for metrics in each if metrics[name] is not None]
-        means[name] = float(np.mean(values)) if values else None
-    return means
-
-
-def view_summary(view: View) -> dict[str, Any]:
-    """Return a view as plain JSON data; rates are of the items evaluated, y = 1 hallucinated."""
-    n_positive = sum(item.y for item in view.items)
-    return {
-        "kind": view.kind,
-        "title": view.title,
-        "in_domain": view.in_domain,
-        "domains": sorted({item.domain for item in view.items}),
-        "n": len(view.items),
-        "n_hallucinated": n_positive,
-        "hallucination_rate": n_positive / len(view.items),
-        "auroc": {name: area.told(area.interval) for name, area in view.methods.items()},
-        "spike_score_minus": {
-            name: found.told(found.interval, found.p_bootstrap)
-            for name, found in view.paired.items()
-        },
-        "auroc_delong": {
-            name: area.told(area.delong_interval(view.groups))
-            for name, area in view.methods.items()
-        },
-        "spike_score_minus_delong": {
-            name: found.told(found.delong_interval, found.p_delong)
-            for name, found in view.paired.items()
-        },
-        "at_threshold": view.flags,
-    }
+    def splits(self, by: str) -> list[Table]:
+        """Return the main figures without the answers that were cut off, and by value of `by`."""
+        entries = [self.entries[name] for name in ("spike_score", *COMPARED)]
+        cut_off, values = zip(*((item.cut_off, item.by) for item in self.items), strict=True)
+        return part_tables(self.comparison, entries, cut_off, by, values)

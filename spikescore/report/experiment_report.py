@@ -14,6 +14,7 @@ import numpy as np
 
 from spikescore.detectors.score_book import load_score_book
 from spikescore.detectors.scoring import told
+from spikescore.errors import UserError
 from spikescore.files import read_json, write_atomic
 from spikescore.report import plots
 from spikescore.report.comparison import CROSS, SPIKE, Comparison, Entry, trajectories
@@ -26,11 +27,12 @@ from spikescore.report.main_tables import (
     main_tables,
     operating_table,
     paired_table,
+    part_tables,
     seed_table,
 )
 from spikescore.report.page import Dialogue, Figure, Section, Table, write_page
 from spikescore.report.paper import BASE_SCORER
-from spikescore.report.text import csv_table, markdown_table, tex_table
+from spikescore.report.text import csv_table, figure_cell, markdown_table, tex_table
 from spikescore.report.trajectory_tables import (
     base_scorer_table,
     control_entries,
@@ -50,6 +52,7 @@ from spikescore.report.variant_tables import (
     order_spread,
     release_results,
     same_questions,
+    variant_entries,
     variant_table,
 )
 from spikescore.stats.trajectory import MIN_SCORES, apply, spike_score, spike_turn
@@ -75,9 +78,18 @@ class Chapter:
 class ModelReport:
     """All chapters of one model."""
 
-    def __init__(self, experiment: Experiment, model: Model) -> None:
-        self.experiment, self.model = experiment, model
+    def __init__(self, experiment: Experiment, model: Model, *, by: str = "") -> None:
+        self.experiment, self.model, self.by = experiment, model, by
         self.book = load_score_book(experiment.book(model))
+        if not self.book.splits:
+            raise UserError(
+                f'the score book of model "{model.name}" has no training domain, so there is no '
+                "cross-domain figure; score a method that learns, such as saplma, too"
+            )
+        known = sorted({f"meta.{key}" for item in self.book.items for key in item.meta})
+        if by and by not in known:
+            told = f"known: {', '.join(known)}" if known else "the score book has no meta"
+            raise UserError(f'no item of model "{model.name}" has "{by}"; {told}')
         self.comparison = Comparison(self.book, draws=experiment.draws)
         self.entries = main_entries(self.comparison)
 
@@ -90,22 +102,26 @@ class ModelReport:
             for entry in self.entries:
                 area = self.comparison.mean(entry, view)
                 if entry.name in wanted and area.value is not None:
-                    low, high = area.interval or (np.nan, np.nan)
-                    parts.append(f"{entry.title} {area.value:.3f} [{low:.3f}, {high:.3f}]")
+                    parts.append(f"{entry.title} {figure_cell(area)}")
             lines.append(f"{self.model.name}, mean AUROC, {view}: {'; '.join(parts)}")
         return lines
 
     def chapters(self) -> Iterator[Chapter]:
         """Yield the chapters in order; one whose data was not made is left out."""
+        spike = any(entry.name == SPIKE for entry in self.entries)
         yield self._main()
-        yield self._matrices()
+        yield from self._matrices()
         yield self._statistics()
         yield self._controls()
-        yield self._trajectories()
-        yield self._turns()
-        yield from self._variants()
+        yield from self._parts()
+        if self.book.turns:
+            yield self._trajectories()
+        if spike:
+            yield self._turns()
+            yield from self._variants()
         yield from self._layers()
-        yield self._theory()
+        if spike:
+            yield self._theory()
 
     def _main(self) -> Chapter:
         tables = main_tables(self.comparison, self.entries, self.model.published)
@@ -130,12 +146,14 @@ class ModelReport:
         lines = told([tuple(pair) for pair in self.book.about.get("left_out", ())])
         return [f"Left out: {'; '.join(lines)}."] if lines else []
 
-    def _matrices(self) -> Chapter:
+    def _matrices(self) -> Iterator[Chapter]:
         shown = [entry for entry in self.entries if entry.name in MATRICES]
+        if not shown:
+            return
         png = plots.matrices(self.comparison, shown, f"Trained on x tested on, {self.model.name}")
         caption = "AUROC by training and test domain; the diagonal is held-out questions."
         tables = {f"matrix_{entry.name}": self._matrix(entry) for entry in shown}
-        return Chapter("Per-domain matrices", (), tables, {"matrices": _figure(png, caption)})
+        yield Chapter("Per-domain matrices", (), tables, {"matrices": _figure(png, caption)})
 
     def _matrix(self, entry: Entry) -> Table:
         names = self.book.domain_names()
@@ -163,6 +181,16 @@ class ModelReport:
         png = plots.forest(self.comparison, controls, f"Controls, {self.model.name}")
         figures = {"controls": _figure(png, "SpikeScore and controls.")}
         return Chapter("Controls", (), tables, figures)
+
+    def _parts(self) -> Iterator[Chapter]:
+        items, key = self.book.items, self.by.removeprefix("meta.")
+        entries = list(variant_entries(self.book).values())
+        cut_off = [item.cut_off for item in items]
+        values = [str(item.meta.get(key, "")) for item in items]
+        tables = part_tables(self.comparison, entries, cut_off, self.by, values)
+        if tables:
+            named = {f"parts_{place}": table for place, table in enumerate(tables, start=1)}
+            yield Chapter("Parts of the items", (), named)
 
     def _trajectories(self) -> Chapter:
         tables = dict(

@@ -5,7 +5,8 @@ Each function returns tables to read; `main_rows` has the same cells as numbers,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from spikescore.stats.operating_points import (
     fit_calibration,
     operating_figures,
 )
+from spikescore.stats.roc import MIN_PER_CLASS
 
 ORDER = ("trajectory", *FAMILIES)
 MAIN_HEADER = (
@@ -133,8 +135,8 @@ def main_rows(
 
 def paired_table(comparison: Comparison, entries: Sequence[Entry]) -> Table:
     """Return SpikeScore less every other method on the same items, Holm-corrected per view."""
-    spike = next(entry for entry in entries if entry.name == SPIKE)
-    others = [entry for entry in entries if entry.name != SPIKE]
+    spike = next((entry for entry in entries if entry.name == SPIKE), None)
+    others = [entry for entry in entries if spike and entry.name != SPIKE]
     columns = []
     for view in CROSS:
         contrasts = [comparison.contrast(spike, other, view) for other in others]
@@ -186,6 +188,71 @@ def seed_table(comparison: Comparison, entries: Sequence[Entry]) -> Table:
     for view in CROSS:
         header += [f"{view}: mean", "standard deviation", "range"]
     return Table("Probe seeds: spread of the mean AUROC", tuple(header), tuple(rows), MISSING)
+
+
+# --- parts of the items -----------------------------------------------------------------------
+
+MOST_VALUES = 30
+
+
+def by_value(values: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the mask [n] of the items with each value, the most frequent first.
+
+    "" is an item of which nothing is said; beyond MOST_VALUES, values are "all others" together.
+    """
+    counts = Counter(values)
+    shown = [value for value, _ in counts.most_common(MOST_VALUES)]
+    all_values = np.array(values, dtype=object)
+    parts = {value or "(not said)": all_values == value for value in shown}
+    if len(counts) > len(shown):
+        parts["(all others)"] = ~np.any(list(parts.values()), axis=0)
+    return parts
+
+
+def part_tables(
+    comparison: Comparison,
+    entries: Sequence[Entry],
+    cut_off: Sequence[str],
+    by: str,
+    values: Sequence[str],
+) -> list[Table]:
+    """Return the main figures without the answers that were cut off, where there are any, and by
+    the `values` [n] of a field `by`, where one is asked for.
+    """
+    cut, tables = np.array([bool(limit) for limit in cut_off]), []
+    if cut.any():
+        parts = {"all": np.ones(cut.size, bool), "without those cut off": ~cut}
+        caption = f"With and without the {cut.sum()} first answers cut off"
+        tables += split_tables(comparison, entries, {**parts, "those cut off": cut}, caption)
+    if by:
+        tables += split_tables(comparison, entries, by_value(values), f"By {by}")
+    return tables
+
+
+def split_tables(
+    comparison: Comparison,
+    entries: Sequence[Entry],
+    parts: Mapping[str, np.ndarray],
+    caption: str,
+) -> list[Table]:
+    """Return the entries' means on each part [n] of the items, a table for each view with items."""
+    tables = []
+    for view, title in VIEWS.items():
+        masks = [mask for domain in comparison.training_domains
+                 for mask in comparison.items(view, domain)]  # fmt: skip
+        if view == "macro" and len(masks) < 2 or not np.any(masks):
+            continue
+        rows = []
+        for name, part in parts.items():
+            items = np.any(masks, axis=0) & part
+            if items.any():
+                size = f"{items.sum()}, {comparison.y[items].mean():.0%}"
+                cells = [figure_cell(comparison.mean(entry, view, part)) for entry in entries]
+                rows.append((name, size, *cells))
+        header = ("items", "n, hallucinated", *(entry.title for entry in entries))
+        note = f"Not computable: fewer than {MIN_PER_CLASS} items of a class. {MISSING}"
+        tables.append(Table(f"{caption}: {title}", header, tuple(rows), note))
+    return tables
 
 
 # --- operating points -------------------------------------------------------------------------

@@ -119,7 +119,7 @@ def histogram_png(views: Sequence[View], run: str) -> bytes:
                     values, bins, weights=share, color=colour, histtype="step", lw=1.6, label=label
                 )
         if view.flags:
-            threshold = view.flags["threshold"]
+            (threshold,) = view.flags["threshold"]
             axis.axvline(threshold, color="0.2", ls="--", label=f"lambda {threshold:.2f}")
         axis.set_xlabel("SpikeScore (largest absolute second difference of probe scores)")
         axis.set_ylabel("share of the class (%)")
@@ -224,6 +224,9 @@ def _whisker(axis: Axes, place: float, area: Area | None, colour: str) -> None:
     if area.interval:
         axis.plot(area.interval, [place, place], color=colour, lw=1.6)
     axis.plot(area.value, place, "o", color=colour, ms=4.5)
+    if area.parts[0] < area.parts[1]:
+        told = f"{area.parts[0]} of {area.parts[1]}"
+        axis.text(area.value, place + 0.2, told, fontsize=6, ha="center", va="bottom")
 
 
 def forest_of_models(models: Sequence[tuple[str, Comparison, Sequence[Entry]]]) -> bytes:

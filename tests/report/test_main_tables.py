@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,16 +14,20 @@ from PIL import Image
 from sklearn.metrics import f1_score, roc_auc_score
 
 from spikescore.detectors.score_book import load_score_book
+from spikescore.errors import UserError
 from spikescore.report import plots
 from spikescore.report.comparison import SPIKE, Comparison
-from spikescore.report.experiment import Variant
+from spikescore.report.experiment import Variant, load_experiment
+from spikescore.report.experiment_report import ModelReport, write_report
 from spikescore.report.main_tables import (
     MAIN_HEADER,
+    by_value,
     main_entries,
     main_rows,
     main_tables,
     operating_table,
     paired_table,
+    part_tables,
     seed_table,
 )
 from spikescore.report.text import csv_table, markdown_table, tex_table
@@ -225,6 +231,43 @@ def test_every_mean_says_over_how_many_it_is_where_some_are_missing():
     assert headed.rows[1][3] == "not computable" and "mean over 2 of 3" in headed.note
 
 
+def test_parts_of_the_items_have_figures_of_their_own(comparison, entries):
+    y, domains = comparison.y, comparison.domains
+    values = np.where(np.arange(y.size) % 3 == 0, "a", "b").tolist()
+    values[0] = ""
+    cut_off = ["length" if place < 20 else "" for place in range(y.size)]
+    tables = part_tables(comparison, entries, cut_off, "meta.x", values)
+    assert [table.caption.split(": ")[0] for table in tables] == [
+        "With and without the 20 first answers cut off"
+    ] * 3 + ["By meta.x"] * 3
+    perplexity = comparison.book.scores["perplexity", "", 0]
+    without, by = (
+        {row[0]: row for row in table.rows} for table in (tables[1], tables[4])
+    )  # the pooled views
+    column = tables[1].header.index("perplexity")
+    for row, part in (
+        (without["without those cut off"], np.arange(y.size) >= 20),
+        (by["a"], np.array(values) == "a"),
+        (by["b"], np.array(values) == "b"),
+    ):
+        each = [
+            roc_auc_score(y[items], perplexity[items])
+            for items in (part & (domains != name) for name in ("d0", "d1", "d2"))
+        ]
+        assert value_of(row[column]) == pytest.approx(np.mean(each), abs=0.0005)
+        assert row[1] == f"{part.sum()}, {y[part].mean():.0%}"
+    assert by["(not said)"][column] == "not computable"
+    assert part_tables(comparison, entries, [""] * y.size, "", [""] * y.size) == []
+
+
+def test_of_many_values_the_most_frequent_are_shown():
+    values = [str(number) for number in range(40) for _ in range(number + 1)]
+    parts = by_value(values)
+    assert list(parts)[:2] == ["39", "38"] and len(parts) == 31
+    assert np.sum(list(parts.values()), axis=0).tolist() == [1] * len(values)
+    assert parts["(all others)"].sum() == sum(range(1, 11))
+
+
 def test_paired_tests_of_scores_that_never_err_have_no_p_value():
     book = make_book()
     book.scores["perplexity", "", 0] = book.y * 1.0
@@ -309,6 +352,7 @@ def test_tables_go_to_files_unharmed(comparison, entries):
 def test_a_score_book_is_read_back_as_it_was_written(tmp_path):
     book = make_book(n=12)
     book.chosen["saplma/d0/0"] = {"layer": 3}
+    book.items[0] = replace(book.items[0], cut_off="length", meta={"scope": "local"})
     book.save(tmp_path / "scores.pkl")
     again = load_score_book(tmp_path / "scores.pkl")
     assert again.items == book.items and again.chosen == book.chosen
@@ -317,3 +361,93 @@ def test_a_score_book_is_read_back_as_it_was_written(tmp_path):
         assert held.keys() == read.keys()
         assert all(np.array_equal(held[key], read[key]) for key in held)
     assert all(np.array_equal(book.splits[name], again.splits[name]) for name in book.splits)
+
+
+@pytest.mark.parametrize(
+    "damage, field",
+    [
+        (lambda told: told.pop("splits"), "splits"),
+        (lambda told: told["items"][3].pop("id"), "id"),
+        (lambda told: told["items"][3].update(y=7), "neither 0 nor 1"),
+        (lambda told: told["items"][3].update(domain=["d"]), "item 'q3'"),
+        (lambda told: told["items"].pop(), "for 35 items"),
+        (lambda told: told["splits"].update(d0="x"), 'split of "d0"'),
+        (lambda told: told.update(methods={"saplma": 3}), "'int'"),
+        (lambda told: told["methods"]["saplma"].pop("title"), "method 'saplma'"),
+        (lambda told: told.update(format=2), "no score book"),
+    ],
+)
+def test_a_damaged_score_book_is_named_with_its_field(tmp_path, damage, field):
+    text, _ = make_book(n=12).save(tmp_path / "scores.pkl")
+    told = json.loads(text.read_text())
+    damage(told)
+    text.write_text(json.dumps(told))
+    with pytest.raises(UserError, match=rf"scores\.json.*({field})"):
+        load_score_book(tmp_path / "scores.pkl")
+
+
+# --- the whole report of a book ---------------------------------------------------------------
+
+
+def report_of(book, folder):
+    """The report of a model whose score book is this one, and the report's folder."""
+    config = folder / "made_up.json"
+    config.write_text(json.dumps({
+        "models": [{"name": "m", "model_path": "./models/demo"}], "draws": 20, "measures": None,
+        "dialogues": {"dataset_path": ["./datasets/demo/trivia.json"]}, "ablations": {},
+        "outputs_dir": str(folder / "outputs"), "reports_dir": str(folder / "reports"),
+    }))  # fmt: skip
+    experiment = load_experiment(config)
+    book.save(experiment.book(experiment.models[0]))
+    report = ModelReport(experiment, experiment.models[0], by="meta.scope" if book.turns else "")
+    report.dialogues = lambda: iter(())  # a made-up book has none
+    write_report(experiment, [report], {"m": list(report.chapters())})
+    return report, experiment.report_dir
+
+
+def without(book, *names):
+    for held in (book.scores, book.turns):
+        for key in [key for key in held if key[0] in names]:
+            del held[key]
+    book.methods = {name: about for name, about in book.methods.items() if name not in names}
+    return book
+
+
+def scoped():
+    book = make_book()
+    book.items = [replace(item, meta={"scope": f"s{place % 2}"}, cut_off="length" * (place < 9))
+                  for place, item in enumerate(book.items)]  # fmt: skip
+    return book
+
+
+def test_the_report_of_a_whole_book_has_all_chapters(tmp_path):
+    report, folder = report_of(scoped(), tmp_path)
+    tables = {path.stem for path in (folder / "tables" / "m").glob("*.md")}
+    assert {"macro", "paired_tests", "turns", "theory", "parts_1", "parts_6"} <= tables
+    assert "9 first answers cut off" in (folder / "tables/m/parts_1.md").read_text()
+    assert "By meta.scope" in (folder / "tables/m/parts_6.md").read_text()
+    assert (
+        "SpikeScore" in report.headline()[0]
+        and "SpikeScore" in (folder / "report.html").read_text()
+    )
+
+
+@pytest.mark.parametrize("lacking", ["saplma", "turns"])
+def test_a_book_without_spikescore_gives_a_report_of_the_rest(tmp_path, lacking):
+    book = scoped()
+    if lacking == "saplma":
+        book = without(book, "saplma")
+    else:
+        book.turns = {}
+    report, folder = report_of(book, tmp_path)
+    assert "perplexity 0." in report.headline()[0] and "SpikeScore" not in report.headline()[0]
+    assert (folder / "tables/m/macro.md").exists() and not (folder / "tables/m/turns.md").exists()
+
+
+def test_a_book_without_training_domains_and_an_unknown_field_are_refused(tmp_path):
+    book = without(scoped(), "saplma")
+    book.splits = {}
+    with pytest.raises(UserError, match="no training domain"):
+        report_of(book, tmp_path)
+    with pytest.raises(UserError, match='has "meta.scope"; the score book has no meta'):
+        report_of(make_book(), tmp_path)

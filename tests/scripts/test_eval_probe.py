@@ -5,6 +5,7 @@ import copy
 import csv
 import gzip
 import json
+import math
 import re
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
-from spikescore.report.evaluation import build_views, read_item
+from spikescore.report.evaluation import Evaluation, read_item
 from tests.helpers.running import run_script
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -91,7 +92,7 @@ def tree(tmp_path_factory):
         record["group"] = f"story {place // 4}"
         record["cot_steps"][0]["perplexity"] = None if place < 6 else 2.0 + place % 2
     odd = [
-        dialogue("unlabelled", None, [0.1, 0.9, 0.1], domain="coqa"),
+        dialogue("unlabelled", None, [0.1, 0.9, 0.1], domain="coqa", nil_judge={"judge": "auto"}),
         dialogue("unscored", 1, [None] * 4, domain="coqa"),
         dialogue("short", 1, [0.1, 0.9], domain="coqa"),
         dialogue("gap", 0, [0.1, None, 0.9, 0.2], domain="coqa"),
@@ -137,8 +138,9 @@ def records_of(before, domain):
 def test_coverage_counts_every_item(tree):
     _, _, done, summary, _ = tree
     assert summary["coverage"] == {
-        "found": 145, "labelled": 144, "unlabelled": 1, "unfinished": 1, "unscored": 1,
-        "scored_with_gaps": 1, "fewer_than_3_scores": 1, "excluded_probe_training": 30,
+        "found": 145, "copies": 0, "damaged": 0, "labelled": 144, "unlabelled": 1,
+        "unread_by_the_judge": 1, "unfinished": 1, "unscored": 1, "scored_with_gaps": 1,
+        "fewer_than_3_scores": 1, "first_answers_cut_off": 0, "excluded_probe_training": 30,
         "evaluated": 110,
     }  # fmt: skip
     assert "145 found" in done.stdout and "30 excluded probe training" in done.stdout
@@ -337,10 +339,7 @@ def test_older_public_form_is_evaluated_and_never_written(tmp_path):
 
 
 def bad_score(value):
-    def build(folder):
-        write(folder, [dialogue("ok", 1, [0.1, 0.2, 0.3]), dialogue("bad", 0, [0.1, value, 0.3])])
-
-    return build
+    return lambda folder: write(folder, [dialogue("bad", 0, [0.1, value, 0.3])])
 
 
 def bad_label(folder):
@@ -407,11 +406,11 @@ def test_help_is_documentation_and_arguments_are_required():
     assert missing.returncode == 2 and "--report_dir" in missing.stderr
 
 
-def views_of(records, **options):
+def views_of(records):
     items = [
         read_item(record, Path(record["domain"]) / f"{record['id']}.json") for record in records
     ]
-    return build_views(items, items, **{"draws": 200, "seed": 0, **options})
+    return Evaluation(items, items, draws=200, seed=0).views()
 
 
 def test_spike_score_without_the_first_answer():
@@ -459,9 +458,142 @@ def test_a_domain_met_in_training_is_in_domain_in_every_folder():
     others = [dialogue(f"y{k}", k % 2, [0.1, 0.2, 0.3]) for k in range(4)]
     items = [read_item(record, Path("one") / f"{record['id']}.json") for record in records]
     items += [read_item(record, Path("two") / f"{record['id']}.json") for record in others]
-    views = build_views(items, items, draws=10, seed=0)
+    views = Evaluation(items, items, draws=10, seed=0).views()
     assert [view.kind for view in views] == ["in-domain", "domain", "domain"]
     assert [view.title for view in views[1:]] == [
         "trivia (one), in-domain",
         "trivia (two), in-domain",
     ]
+
+
+# --- what is left out, and parts --------------------------------------------------------------
+
+
+def spikes(n, domain="d", first=0, **fields):
+    """n dialogues of which every other one is hallucinated and spikes higher, more or less."""
+    rng = np.random.default_rng(first)
+    records = make_domain(domain, n, rng, gap=0.1)
+    return [{**record, **fields} for record in records]
+
+
+def test_damaged_files_are_named_with_their_field_and_the_others_evaluated(tmp_path):
+    write(tmp_path / "data", spikes(40))
+    damaged = [dialogue(f"bad{place}", 1, [0.1, 0.9, 0.1, 0.2]) for place in range(4)]
+    damaged[0]["metrics"]["probe"] = "x"
+    damaged[1]["cot_steps"][2]["metrics"] = {"probe_pred": 10**400}
+    damaged[2]["cot_steps"][0]["perplexity"] = math.nan
+    damaged[3]["cot_steps"][1] = None
+    write(tmp_path / "data", damaged)
+    (tmp_path / "data" / "empty.json").write_text("")
+    nested = '{"a":' * 30000 + "1" + "}" * 30000
+    (tmp_path / "data" / "nested.json").write_text(f'{{"cot_steps": [{nested}]}}')
+    done = run("--data_dir", tmp_path / "data", "--report_dir", tmp_path / "report", "--draws", 5)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    assert summary["coverage"]["damaged"] == 6 and view_of(summary, "pooled")["n"] == 40
+    assert "6 files are damaged" in done.stderr and "6 damaged" in done.stdout
+    for name, field in (("bad0", "probe"), ("bad1", "probe_pred"), ("bad2", "perplexity"),
+                        ("bad3", "cot_steps"), ("empty", "JSON"), ("nested", "JSON")):  # fmt: skip
+        assert re.search(rf'{name}\.json"[^;]*{field}', done.stderr), name
+
+
+def test_copies_count_once_and_are_named(tmp_path):
+    data = tmp_path / "data"
+    records = spikes(40)
+    write(data / "d", records)
+    (data / "d" / ".ipynb_checkpoints").mkdir()
+    changed = copy.deepcopy(records[3])
+    changed["cot_steps"][0]["response"] = "another answer"
+    for name, record in (
+        (".ipynb_checkpoints/d_1-checkpoint", records[1]),
+        ("d_2 (conflicted copy)", records[2]),
+        ("d_3 (1)", changed),
+    ):
+        (data / "d" / f"{name}.json").write_text(json.dumps(record))
+    write(data / "backup", records[4:6])
+    write(data / "another run", [{**records[6], "cot_steps": changed["cot_steps"]}])
+    done, summary = evaluate(data, tmp_path / "report")
+    assert summary["coverage"]["copies"] == 2 and summary["coverage"]["evaluated"] == 41
+    for name in ("d_2 (conflicted copy)", "d_3 (1)", "d_4", "d_5"):
+        assert f'{name}.json" is a copy of' in done.stderr
+    rows = {row["path"]: row for row in csv.DictReader((tmp_path / "report" / "scores.csv").open())}
+    assert "d/d_3.json" in rows and "d/d_3 (1).json" not in rows
+    assert "another run/d_6.json" in rows  # other answers: another run of the same question
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    write(tmp_path / "data" / "one", spikes(30, "one"))
+    write(tmp_path / "scratch" / "two", spikes(30, "two"))
+    (tmp_path / "data" / "two").symlink_to(tmp_path / "scratch" / "two")
+    _, summary = evaluate(tmp_path / "data", tmp_path / "report")
+    assert view_of(summary, "macro")["domains"] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"model": "other"}, ["models", '"demo"', '"other"']),
+        ({"config_hash": "b", "config": {"temperature": 1}}, ["settings", "temperature: 0 -> 1"]),
+    ],
+)
+def test_dialogues_of_two_runs_are_refused(tmp_path, fields, words):
+    one = {"config_hash": "a", "config": {"temperature": 0}}
+    write(tmp_path / "data", spikes(20, **one) + spikes(20, "e", **{**one, **fields}))
+    done = run("--data_dir", tmp_path / "data", "--report_dir", tmp_path / "report")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert all(word in done.stderr for word in words)
+
+
+def test_answers_cut_off_are_told_and_the_figures_given_without_them(tmp_path):
+    records = spikes(60)
+    for place, limit in ((3, "length"), (5, "length"), (8, "timeout")):
+        records[place]["cot_steps"][0]["finish_reason"] = limit
+        records[place]["cot_steps"][3]["metrics"]["probe_pred"] = 0.4  # no spike at all
+    write(tmp_path / "data", records)
+    done, summary = evaluate(tmp_path / "data", tmp_path / "report")
+    assert "3 first answers cut off" in done.stdout
+    assert "3 of the 60 first answers were cut off (2 by length, 1 by timeout)" in done.stderr
+    whole = [record for place, record in enumerate(records) if place not in (3, 5, 8)]
+    (table,) = summary["splits"]
+    rows = {row[0]: row for row in table["rows"]}
+    for name, n, chosen in (("all", 60, records), ("without those cut off", 57, whole)):
+        y, peaks = scores_of(chosen)
+        assert rows[name][1] == f"{n}, {y.mean():.0%}"
+        assert rows[name][2].startswith(f"{roc_auc_score(y, peaks):.3f} [")
+    assert rows["those cut off"][1:3] == ["3, 67%", "not computable"]
+    for name in ("summary.md", "report.html"):
+        assert "first answers cut off" in (tmp_path / "report" / name).read_text()
+
+
+def test_figures_by_a_field_of_meta(tmp_path):
+    parts = {"local": spikes(30, "a", 1), "global": spikes(34, "b", 2), "": spikes(20, "c", 3)}
+    for scope, records in parts.items():
+        for record in records:
+            record["meta"] = {"scope": scope} if scope else {}
+            record["metrics"]["probe"]["train_domains"] = ["elsewhere"]
+        write(tmp_path / "data" / records[0]["domain"], records)
+    done, summary = evaluate(tmp_path / "data", tmp_path / "report", "--by", "meta.scope")
+    pooled = next(table for table in summary["splits"] if "pooled" in table["caption"])
+    rows = {row[0]: row for row in pooled["rows"]}
+    assert list(rows) == ["global", "local", "(not said)"]
+    for name, records in zip(("local", "global", "(not said)"), parts.values(), strict=True):
+        value = roc_auc_score(*scores_of(records))
+        assert rows[name][2].startswith(f"{value:.3f} [")
+        assert f"SpikeScore {value:.3f} [" in done.stdout
+    assert "By meta.scope" in (tmp_path / "report" / "summary.md").read_text()
+    wrong = run(
+        "--data_dir", tmp_path / "data", "--report_dir", tmp_path / "r", "--by", "meta.size"
+    )
+    assert wrong.returncode == 2 and "known: meta.scope" in wrong.stderr
+
+
+def test_a_mean_of_flags_says_over_how_many_domains_it_is(tmp_path):
+    """The third domain has one class: no false-positive rate, and no AUROC."""
+    write(tmp_path / "data", spikes(40, "a") + spikes(40, "b"))
+    write(tmp_path / "data", [dialogue(f"c{k}", 1, [0.1, 0.9, 0.1], domain="c") for k in range(12)])
+    done, summary = evaluate(tmp_path / "data", tmp_path / "report")
+    macro = view_of(summary, "macro")
+    assert macro["auroc"]["spike_score"]["note"] == "mean over 2 of 3 domains"
+    line = next(line for line in done.stdout.splitlines() if "lambda" in line and "macro" in line)
+    assert "(2 of 3)" in line.split("FPR")[1] and "(2 of 3)" not in line.split("TPR")[0]
+    assert re.search(r"SpikeScore AUROC \S+ \[.*\] \(2 of 3\) n=80", done.stdout)

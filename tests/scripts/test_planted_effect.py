@@ -13,7 +13,13 @@ from sklearn.metrics import roc_auc_score
 
 import metrics_probe
 from spikescore.probes.training import Settings, train_probe
-from spikescore.report.evaluation import build_views, choose_items, read_and_score, read_item
+from spikescore.report.evaluation import (
+    Evaluation,
+    Found,
+    choose_items,
+    read_and_score,
+    read_item,
+)
 from tests.helpers.factories import make_record
 from tests.helpers.planted import planted_auroc, write_domain
 from tests.helpers.running import run_script
@@ -126,13 +132,13 @@ def null_from_scores(folder: Path, seed: int) -> bool:
         for step, score in zip(record["cot_steps"], rng.random(6).tolist(), strict=True):
             step["metrics"] = {"probe_pred": score}
         items.append(read_item(record, folder / f"q{place}.json"))
-    return holds_half(items, seed)
+    return holds_half(Found(items), seed)
 
 
-def holds_half(items, seed: int) -> bool:
-    evaluated, _ = choose_items(items, include_train=False)
+def holds_half(found: Found, seed: int) -> bool:
+    evaluated, _ = choose_items(found, include_train=False)
     evaluated = [item for item in evaluated if item.domain == "other"]
-    views = build_views(items, evaluated, draws=500, seed=seed)
+    views = Evaluation(found.items, evaluated, draws=500, seed=seed).views()
     (pooled,) = [view for view in views if view.kind == "pooled"]
     low, high = pooled.methods["spike_score"].interval
     return low <= 0.5 <= high
