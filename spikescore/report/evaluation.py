@@ -187,7 +187,7 @@ def read_item(record: dict[str, Any], path: Path, *, by: str = "") -> Item:
     metrics = record.get("metrics") or {}
     probe = metrics.get("probe") or {}
     judge = (record.get("nil_judge") or {}).get("judge", "none")
-    name = str(record.get("id") or path.stem)
+    name = path.stem if record.get("id") is None else str(record["id"])
     domain = record.get("domain") or path.resolve().parent.name
     enough = len(scores) >= MIN_SCORES
     return Item(

@@ -72,13 +72,13 @@ def main_tables(comparison: Comparison, entries: Sequence[Entry], model: str | N
             cells += [_cell(comparison, entry, view, domain) for domain in domains]
             rows.append((entry.title, *cells))
         header = ("method", "mean over training domains", *beside, *domains)
-        note = f"{_INTERVALS} {_partial_means(comparison, entries, view)}".strip()
-        tables.append(Table(f"AUROC, {title}, by training domain", header, tuple(rows), note))
+        tables.append(Table(f"AUROC, {title}, by training domain", header, tuple(rows), NOTE))
     return tables
 
 
-_INTERVALS = (
-    "95% bootstrap intervals over questions; the spread over probe seeds has a table of its own."
+NOTE = (
+    "95% bootstrap intervals over questions; the spread over probe seeds has a table of its own. "
+    + MISSING
 )
 
 
@@ -87,27 +87,6 @@ def _cell(comparison: Comparison, entry: Entry, view: str, domain: str) -> str:
     n, _ = comparison.rate(view, domain)
     fewer = area.value is not None and area.n < n
     return figure_cell(area) + (f" (n={area.n})" if fewer else "")
-
-
-def _partial_means(comparison: Comparison, entries: Sequence[Entry], view: str) -> str:
-    """Return which means leave something out that is not computable, alike ones together."""
-    reasons: dict[str, list[str]] = {}
-    for entry in entries:
-        cells = {
-            f" ({domain})": comparison.cell(entry, view, domain)
-            for domain in comparison.training_domains
-        }
-        for place, area in {**cells, "": comparison.mean(entry, view)}.items():
-            if area.value is not None and area.note:
-                reasons.setdefault(f"{area.note}{place}", []).append(entry.title)
-    told = []
-    for reason, titles in reasons.items():
-        others = [entry.title for entry in entries if entry.title not in titles]
-        who = ", ".join(titles)
-        if len(others) < len(titles):
-            who = "all methods" + (f" but {', '.join(others)}" if others else "")
-        told.append(f"{reason}: {who}")
-    return "; ".join(told)
 
 
 def main_rows(

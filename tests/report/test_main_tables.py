@@ -228,7 +228,7 @@ def test_every_mean_says_over_how_many_it_is_where_some_are_missing():
     note = paired_table(comparison, entries).note
     assert "macro, over 2 of 3 training domains: perplexity, SAPLMA" in note
     headed = main_tables(comparison, entries, None)[0]
-    assert headed.rows[1][3] == "not computable" and "mean over 2 of 3" in headed.note
+    assert headed.rows[1][3] == "not computable" and "(a of b)" in headed.note
 
 
 def test_parts_of_the_items_have_figures_of_their_own(comparison, entries):
