@@ -188,13 +188,13 @@ class Comparison:
         that both score) and probe seeds (a method without chance counts for each); the note says
         where some are missing.
         """
-        pairs, notes = [], []
+        pairs, lacking, notes = [], [], []
         for domain in self.training_domains:
             fitted = [entry for entry in (one, other) if domain in entry.scores]
             seeds = [set(entry.seeds_of(domain)) for entry in fitted if entry.seeded] or [{0}]
             shared, every = set.intersection(*seeds), set.union(*seeds)
             if len(fitted) < 2 or not shared:
-                pairs.append([self._missing(view, domain)] * 2)
+                lacking.append(self._missing(view, domain))
                 continue
             if shared != every:
                 notes.append(f"{len(shared)} of {len(every)} probe seeds ({domain})")
@@ -202,15 +202,13 @@ class Comparison:
             scored = [np.isfinite(scores).all(axis=0) for scores in rows]
             both = scored[0] & scored[1] if valid is None else scored[0] & scored[1] & valid
             pairs.append([self._cell(scores, view, domain, both) for scores in rows])
-        kept = [pair for pair in pairs if None not in (pair[0].value, pair[1].value)]
-        if 0 < len(kept) < len(pairs):
-            notes.append(f"over {len(kept)} of {len(pairs)} training domains")
-        parts = (sum(pair[0].parts[0] for pair in kept), sum(pair[0].parts[1] for pair in pairs))
-        means = [
-            self.resampler.mean(cells, of="training domains")
-            for cells in zip(*(kept or pairs), strict=True)
-        ]
+        if pairs and lacking:
+            notes.append(f"over {len(pairs)} of {len(self.training_domains)} training domains")
+        sides = zip(*pairs, strict=True) if pairs else (lacking, lacking)
+        means = [self.resampler.mean(cells, of="training domains") for cells in sides]
         found = self.resampler.contrast(*means)
+        made, of = found.parts
+        parts = (made, of + sum(area.parts[1] for area in lacking)) if pairs else found.parts
         return replace(found, note="; ".join(filter(None, [*notes, found.note])), parts=parts)
 
     def matrix(self, entry: Entry) -> np.ndarray:

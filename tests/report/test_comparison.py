@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -162,6 +164,21 @@ def test_a_copy_that_lacks_training_domains_differs_by_exactly_nothing(view, lac
         assert f"over {3 - len(lacking)} of 3 training domains" in found.note
         n_cells = 2 if view == "macro" else 1
         assert found.parts == ((3 - len(lacking)) * n_cells, 3 * n_cells)
+
+
+def test_a_note_says_both_which_domains_are_shared_and_which_are_computable():
+    """d1 is shared, but its held-out items are of one class."""
+    book = make_book()
+    book.items = [replace(item, y=1) if item.domain == "d1" else item for item in book.items]
+    book.methods["copy"] = book.methods["saplma"]
+    for domain in ("d1", "d2"):
+        for seed in (0, 1):
+            book.scores["copy", domain, seed] = book.scores["saplma", domain, seed]
+    comparison, entries = Comparison(book, draws=20), static_entries(book)
+    found = comparison.contrast(entries["saplma"], entries["copy"], "in-domain")
+    assert (found.value, found.p_delong, found.parts) == (0, 1, (1, 3))
+    expected = "over 2 of 3 training domains; mean over 1 of 2 training domains"
+    assert found.note == expected
 
 
 def test_a_copy_that_lacks_probe_seeds_differs_by_exactly_nothing():
