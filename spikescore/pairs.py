@@ -25,7 +25,7 @@ import numpy as np
 
 from spikescore.errors import UserError
 from spikescore.files import JsonText, read_json, walk, write_atomic, write_json
-from spikescore.pickles import load_pickle, map_pickle
+from spikescore.pickles import map_pickle
 
 log = logging.getLogger("spikescore")
 
@@ -311,8 +311,6 @@ def read_states(path: Path, token_key: str | None = None) -> States:
     converted and a state beyond FP16's range is an error.
     """
     content = map_pickle(path)
-    if content is None:
-        content = load_pickle(path)
     ours = isinstance(content, dict) and content.get("format") == 1
     turns = content.get("turns") if ours else content
     if not isinstance(turns, dict) or not all(map(_is_int, turns)) or not (turns or ours):

@@ -204,7 +204,7 @@
     const y = (score) => bottom - ((bottom - top) * (score - low)) / span;
     const drawn = svg("svg", {
       viewBox: `0 0 ${width} ${height}`, height, role: "img",
-      "aria-label": `Probe score of ${scores.length} turns: ${scores.map((score) => number(score)).join(", ")}.`
+      "aria-label": `Probe score of ${scores.length} turns: ${scores.slice(0, 100).map((score) => number(score)).join(", ")}.`
         + (spike === null ? "" : ` Spike at turn ${spike + 1}.`),
     });
     const text = (place, content, attributes = {}) => {
@@ -222,10 +222,11 @@
     }
     text({ x: left, y: 11 }, "probe score");
     const bend = bends(scores);
-    const steepest = Math.max(...bend, 1e-9);
+    const steepest = bend.reduce((most, value) => Math.max(most, value), 1e-9);
     const barTop = bottom + 12;
+    const single = scores.length <= 500; // more turns are a line, without a mark for each
     bend.forEach((value, k) => {
-      if (value === null || Number.isNaN(value)) return;
+      if (value === null || Number.isNaN(value) || !(single || k === spike)) return;
       const tall = ((floor - barTop) * value) / steepest;
       drawn.append(svg("rect", {
         class: k === spike ? "spike-bend" : "bend", x: x(k) - step * 0.3, width: step * 0.6,
@@ -239,6 +240,7 @@
       drawn.append(svg("path", { class: "spike-line", d: lines(scores.slice(spike - 1, spike + 2), (k) => x(k + spike - 1), y) }));
     }
     scores.forEach((score, k) => {
+      if (!single && k !== spike) return;
       if (score !== null) {
         drawn.append(svg("circle", { class: k === spike ? "spike-point" : "point", cx: x(k), cy: y(score), r: k === spike ? 5 : 3 }));
       }
@@ -278,7 +280,8 @@
 
   async function unpack(wanted) {
     const packed = atob(document.getElementById(`chunk-${wanted}`).textContent);
-    const bytes = Uint8Array.from(packed, (sign) => sign.charCodeAt(0));
+    const bytes = new Uint8Array(packed.length);
+    for (let place = 0; place < packed.length; place++) bytes[place] = packed.charCodeAt(place);
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     return JSON.parse(await new Response(stream).text());
   }

@@ -18,6 +18,7 @@ import math
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from html import escape
 from importlib.resources import files
@@ -30,6 +31,10 @@ from spikescore.report.page.content import Dialogue, Figure, Section, Table
 
 CHUNK = 50
 """Dialogues unpacked together: about 0.5 MB of text, a few milliseconds in a browser."""
+LONGEST = {"id": 200, "domain": 200, "split": 200, "question": 4_000, "gold": 4_000, "turn": 20_000}
+"""Characters of each text that are shown: a browser stands still over a paragraph of megabytes."""
+LONGEST_DIALOGUE = 400_000
+MOST_TURNS = 500
 _FIELDS = ("id", "domain", "split", "y", "spike", "turn", "scores", "question")
 _DIALOGUES_HERE = "<!-- dialogues -->"
 _NUMBER = re.compile(r"(?=.*\d)(?:[\d\s.,:+\-\u2212\u2013\u00b1%\[\]()<>=/*]|n=|\de[+-])+")
@@ -162,6 +167,7 @@ def _write_dialogues(file: BinaryIO, dialogues: Iterable[Dialogue]) -> None:
     """Write the texts, chunk by chunk, and after them the index."""
     index = _Index()
     for number, chunk in enumerate(_in_chunks(dialogues)):
+        chunk = [_shortened(dialogue) for dialogue in chunk]
         for dialogue in chunk:
             index.add(dialogue)
         texts = [[dialogue.gold, dialogue.turns] for dialogue in chunk]
@@ -177,6 +183,32 @@ def _in_chunks(dialogues: Iterable[Dialogue]) -> Iterator[list[Dialogue]]:
     coming = iter(dialogues)
     while chunk := list(itertools.islice(coming, CHUNK)):
         yield chunk
+
+
+def _shortened(dialogue: Dialogue) -> Dialogue:
+    """Return a dialogue with texts, and so many of them, as a browser can show at once; what is cut
+    says how long it is.
+    """
+    turns, left = [], LONGEST_DIALOGUE
+    for kind, *said in dialogue.turns[:MOST_TURNS]:
+        said = [_cut(text, min(LONGEST["turn"], max(left // 8, 200))) for text in said]
+        left -= sum(map(len, said))
+        turns.append((_cut(kind, 200), *said))
+    if len(dialogue.turns) > MOST_TURNS:
+        more = f"{len(dialogue.turns) - MOST_TURNS:,} more turns are not shown here"
+        turns.append(("cut", f"[{more}; the dialogue's JSON file has them]", ""))
+    names = ("id", "domain", "split", "question", "gold")
+    texts = {name: _cut(getattr(dialogue, name), LONGEST[name]) for name in names}
+    return replace(dialogue, **texts, turns=tuple(turns))
+
+
+def _cut(text: str, longest: int) -> str:
+    if len(text) <= longest:
+        return text
+    return (
+        f"{text[:longest]} [cut here: {longest:,} of {len(text):,} characters are shown; "
+        "the dialogue's JSON file has them all]"
+    )
 
 
 class _Index:
