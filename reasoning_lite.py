@@ -36,7 +36,6 @@ from spikescore.errors import run_main
 if TYPE_CHECKING:
     from spikescore.dialogues.config import Config
     from spikescore.dialogues.plan import Item
-    from spikescore.dialogues.running import Tally
     from spikescore.labels.judges import Judge
 
 
@@ -71,7 +70,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main() -> int | None:
+def main() -> int:
     args = parse_arguments()
     from spikescore.dialogues import plan
     from spikescore.dialogues.config import load_config
@@ -82,46 +81,61 @@ def main() -> int | None:
     if args.replay:
         args.set.append(f"replay={json.dumps(args.replay)}")
     config = load_config(args.config, args.set)
-    process = this_process()
+    plan.check_start(config)
     items = plan.load_recorded(config) if config.replay else plan.load_items(config)
+    judge = chosen_judge(config, items, args.dry_run)
+    plan.refuse_other_run(config, items)
+    if args.dry_run:
+        return run(config, items, judge, dry=True)
+    with plan.alone_in(items, this_process()):
+        return run(config, items, judge, dry=False)
+
+
+def run(config: Config, items: list[Item], judge: Judge, dry: bool) -> int:
+    """Do what is not done yet of the items, or with `dry` show what that would be."""
+    from spikescore.dialogues import keeping, plan, running
+    from spikescore.dialogues.preview import preview
+    from spikescore.model.architecture import pair_bytes
+    from spikescore.model.chat import ChatFormat
+    from spikescore.model.loading import load_architecture, load_model, load_tokenizer
+    from spikescore.runtime import this_process
+
+    process = this_process()
     in_step = config.tp_plan is not None  # all processes hold slices of one model
+    chat = ChatFormat(load_tokenizer(config.placement), enable_thinking=config.enable_thinking)
+    identity = running.identity_of(config, chat)
+    plan.refuse_other_run(config, items, identity)
     mine = items if in_step else process.share(items)
     todo = plan.unfinished(mine, config)
     done = len(mine) - len(todo)
     share = f" (process {process.rank} of {process.world_size})" if process.world_size > 1 else ""
     print(f"{len(items)} {config.origin}{share}: {len(todo)} to do, {done} done")
-    if not todo and not args.dry_run:
+    if not todo and not dry:
+        keeping.sweep(config)
         print(f"nothing to do: {done} were done before")
         return 0
-    judge = chosen_judge(config, items, dry_run=args.dry_run)
-
-    from spikescore.dialogues import running
-    from spikescore.dialogues.preview import preview
-    from spikescore.model.architecture import pair_bytes
-    from spikescore.model.chat import ChatFormat
-    from spikescore.model.loading import load_architecture, load_model, load_tokenizer
-
-    chat = ChatFormat(load_tokenizer(config.placement), enable_thinking=config.enable_thinking)
     needed = pair_bytes(load_architecture(config.placement), sum(item.n_turns for item in todo))
     print(f"expected size of the hidden states: {needed / 1e6:.1f} MB ({len(todo)} pairs)")
     plan.check_disk(needed, config)
-    if args.dry_run:
-        return print(*preview(items, config, chat), sep="\n")
+    if dry:
+        print(*preview(items, config, chat), sep="\n")
+        return 0
     server = running.connect(config, chat) if config.is_served else None
     model = load_model(config.placement)  # it may be large: a server was reached first
     tally = running.Tally(skipped=done)
     if process.is_first:
         tally.guard = running.guard_report(items, config, chat)
-        plan.write_run_file(config, items, " ".join(sys.argv))
+        plan.write_run_file(config, items, identity, " ".join(sys.argv))
     started = time.monotonic()
     if in_step and not process.is_first:
-        running.follow(todo, config, chat, model)
+        running.follow(todo, config, chat, model, identity)
         return 0
-    running.hold(todo, config, chat, model, judge, server, tally)
+    running.hold(todo, config, chat, model, judge, server, identity, tally)
     seconds = time.monotonic() - started
     if process.is_first:
         plan.write_speed(config, seconds, tally.n_tokens)
-    return report(tally, config, seconds)
+    print(*running.summary(tally, config, seconds), sep="\n")
+    return 1 if tally.failed else 0
 
 
 def chosen_judge(config: Config, items: list[Item], dry_run: bool) -> Judge:
@@ -134,26 +148,6 @@ def chosen_judge(config: Config, items: list[Item], dry_run: bool) -> Judge:
     questions = [item.question for item in items]
     cache = Path(config.output_dir) / "judge_cache.sqlite"
     return make_judge(name, questions=questions, client_factory=make_client, cache=cache)
-
-
-def report(tally: Tally, config: Config, seconds: float) -> int:
-    """Print what happened; exit status 1 when items failed."""
-    from spikescore.labels.judges import coverage_line
-
-    labels = ", ".join(f"{count} {name}" for name, count in sorted(tally.labels.items()))
-    print(
-        f"wrote {tally.written} pairs to {config.output_dir} in {seconds:.0f} s "
-        f"({labels or 'no new labels'}); {tally.skipped} were done before; {tally.failed} failed"
-    )
-    if tally.judgements:
-        print(coverage_line(tally.judgements))
-    if tally.guard:
-        print(tally.guard)
-    if tally.failed:
-        print("each failed item left an <id>.error.json that says why; run again to retry them")
-    if tally.labels["unlabelled"]:
-        print("label the rest with: python scripts/label_answers.py --relabel DIR --judge NAME")
-    return 1 if tally.failed else 0
 
 
 if __name__ == "__main__":

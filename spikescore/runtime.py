@@ -14,12 +14,15 @@ import hashlib
 import multiprocessing
 import os
 import re
+import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from threadpoolctl import threadpool_limits
 
@@ -194,3 +197,21 @@ def without_refused(request: dict[str, Any], error: Exception) -> dict[str, Any]
             other = _RENAMED[name]
             return {**rest, other: request[name]} if re.search(rf"\b{other}\b", text) else rest
     return None
+
+
+def unreachable(url: str, seconds: float = 1.5) -> str:
+    """Say why nobody listens at a server's address; "" when somebody does, or it cannot be told at
+    once (a proxy stands between, or the host is slow to answer).
+    """
+    address = urlsplit(url)
+    host = address.hostname or ""
+    if getproxies().get(address.scheme) and not proxy_bypass(host):
+        return ""
+    try:
+        port = address.port or {"http": 80, "https": 443}[address.scheme]
+        with socket.create_connection((host, port), timeout=seconds):
+            return ""
+    except TimeoutError:
+        return ""
+    except (OSError, ValueError, KeyError) as error:
+        return brief(error)

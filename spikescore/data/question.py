@@ -6,6 +6,7 @@ questions; it reads the row through `fields`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,10 +98,45 @@ def list_members(gold_answers: Sequence[str]) -> list[tuple[str, ...]]:
 # --- from a pair ------------------------------------------------------------------------------
 
 
+def record_fields(question: Question) -> dict[str, Any]:
+    """Return what a pair's JSON record keeps of a question; `question_from_record` reads it.
+
+    `meta` is what the data set says of the item beside that, as JSON can hold it, so that results
+    can be split by it; a dialogue that it ships is kept as turns.
+    """
+    apart = ("incorrect_answers", "shipped")
+    wrong = question.meta.get("incorrect_answers")
+    return {
+        "id": question.id,
+        "domain": question.domain,
+        "question": question.question,
+        "context": question.context,
+        "choices": list(question.choices) if question.choices else None,
+        "history": [list(pair) for pair in question.history],
+        "gold_answers": list(question.gold_answers),
+        **({"incorrect_answers": list(wrong)} if wrong else {}),
+        "answer_type": question.answer_type,
+        "group": question.group,
+        "meta": _plain({key: value for key, value in question.meta.items() if key not in apart}),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON can hold it: a number that is not finite is null, the rest text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | None) else str(value)
+
+
 def question_from_record(record: Mapping[str, Any]) -> Question:
     """Return the question of a pair's JSON record, as a judge needs it (for labelling again)."""
     choices = tuple(record["choices"]) if record.get("choices") else None
     wrong = tuple(map(str, record.get("incorrect_answers") or ()))
+    said = record.get("meta") if isinstance(record.get("meta"), dict) else {}
     return Question(
         id=str(record["id"]),
         domain=str(record.get("domain") or ""),
@@ -111,7 +147,7 @@ def question_from_record(record: Mapping[str, Any]) -> Question:
         group=record.get("group"),
         history=tuple((str(ask), str(answer)) for ask, answer in record.get("history") or ()),
         answer_type=record.get("answer_type") or ("choice" if choices else "exact"),
-        meta={"incorrect_answers": wrong} if wrong else {},
+        meta={**said, **({"incorrect_answers": wrong} if wrong else {})},
     )
 
 

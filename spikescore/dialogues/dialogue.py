@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from spikescore.data.question import Question, first_message, leaked_lines
+from spikescore.data.question import Question, first_message, leaked_lines, record_fields
 from spikescore.dialogues.config import Config
 from spikescore.dialogues.prompts import FAMILIES, Prompt, follow_up
 from spikescore.model.chat import ChatFormat, Message, Rendering
 from spikescore.model.turns import Finished, Turn, common_prefix
+from spikescore.pairs import cut_off
 
 
 class Dialogue:
@@ -144,7 +145,6 @@ def dialogue_record(
     response) followed by `prompt_ids`; then come `response_ids`. So the whole dialogue can be
     encoded again.
     """
-    question = dialogue.question
     # an answer cut by a time-out ends a dialogue that is not told of it
     cut = finished.turns[len(dialogue.answers) :]
     answers = dialogue.answers + [chat.text(turn.answer_ids) for turn in cut]
@@ -173,23 +173,14 @@ def dialogue_record(
             step["high_perplexity"] = True
         steps.append(step)
         before = turn.prompt_ids + turn.answer_ids
-    known_wrong = question.meta.get("incorrect_answers")
     return {
-        "id": question.id,
-        "domain": question.domain,
-        "question": question.question,
-        "context": question.context,
-        "choices": list(question.choices) if question.choices else None,
-        "history": [list(pair) for pair in question.history],
-        "gold_answers": list(question.gold_answers),
-        **({"incorrect_answers": list(known_wrong)} if known_wrong else {}),
-        "answer_type": question.answer_type,
-        "group": question.group,
+        **record_fields(dialogue.question),
         "model": config.model_path,
         "seed": config.sampling.seed,
         "config": config.resolved(),
         "config_hash": config.hash(),
         "finish_reason": dialogue.stopped or finished.reason,
+        "first_answer_cut_off": bool(cut_off({"cot_steps": steps})),
         "cot_steps": steps,
         "nil_label": None,
         "nil_judge": None,

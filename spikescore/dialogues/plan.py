@@ -5,22 +5,39 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from spikescore.data.question import Question, question_from_record
+from spikescore.data.question import Question, question_from_record, record_fields
 from spikescore.data.reading import QuestionStream, iter_questions
 from spikescore.data.selection import sample_questions
 from spikescore.dialogues.config import Config
+from spikescore.dialogues.keeping import has_turns
 from spikescore.dialogues.leaks import Leak
-from spikescore.errors import UserError, redacted
-from spikescore.files import read_json, write_json
-from spikescore.pairs import iter_records, read_record, setting_differences
+from spikescore.errors import Refused, UserError, redacted
+from spikescore.files import locked, read_json, walk, write_json
+from spikescore.model.placement import check_placement
+from spikescore.pairs import (
+    TOKEN_KEYS,
+    find_records,
+    iter_records,
+    read_record,
+    read_states,
+    setting_differences,
+    turn_states,
+)
+from spikescore.runtime import Process, unreachable
 
 log = logging.getLogger("spikescore")
+
+ASKED = ("question", "context", "choices", "history", "gold_answers")
+"""Fields of a pair that must be those of the question that it is taken for."""
 
 
 @dataclass
@@ -179,30 +196,181 @@ def unfinished(items: list[Item], config: Config) -> list[Item]:
 
 
 def is_finished(item: Item, config: Config) -> bool:
-    """True when the item's pair is complete and was made from this question under this config."""
+    """True when the item's pair can be read and was made from this question under this config.
+
+    A pair that is damaged is named, and made again.
+    """
     path = item.folder / f"{item.question.id}.json"
     if not path.is_file():
         return False
-    record = read_record(path)
+    try:
+        record = read_record(path)
+    except Refused:
+        raise
+    except UserError as error:
+        log.warning("%s; this pair is made again", error)
+        return False
     if record is None or not record.get("complete"):
         return False
     if record.get("config_hash") != config.hash():
-        differing = setting_differences(record.get("config") or {}, config.resolved())
+        raise _other_settings(path, record, config)
+    question = item.question
+    changed = [
+        key
+        for key, value in record_fields(question).items()
+        # older pairs are compared by the question alone
+        if key in (ASKED if record.get("identity") else ASKED[:1]) and record.get(key) != value
+    ]
+    if changed:
         raise UserError(
-            f'"{path}" was made under configuration {record.get("config_hash")}, this run is '
-            f"{config.hash()} ({differing}); choose another output_dir or restore the settings"
-        )
-    if record["question"] != item.question.question:
-        raise UserError(
-            f'"{path}" holds another question with the id "{item.question.id}"; '
-            "give every data set an output_dir of its own"
+            f'"{path}" holds another question with the id "{question.id}" (other: '
+            f"{', '.join(changed)}); give every data set, and each version of it, an output_dir of "
+            "its own"
         )
     if record.get("replayed_from") != item.replayed_from:
         raise UserError(
             f'"{path}" was read from another dialogue than "{item.source}" holds now; '
             "choose another output_dir"
         )
-    return path.with_suffix(".pkl").is_file()
+    pkl = path.with_suffix(".pkl")
+    try:
+        states = read_states(pkl) if pkl.is_file() else {}
+        for token_key in TOKEN_KEYS if states else ():
+            turn_states(states, record, token_key, pkl)
+    except Refused:
+        raise
+    except UserError as error:
+        log.warning("%s; this pair is made again", error)
+        return False
+    return bool(states)
+
+
+# --- one folder, one run ------------------------------------------------------------------------
+
+
+@contextmanager
+def alone_in(items: list[Item], process: Process) -> Iterator[None]:
+    """Keep the items' folders to this launch while the block runs; UserError names who holds one.
+
+    The processes of one launch share a folder; each holds a lock of its own rank.
+    """
+    name = ".lock" if process.is_first else f".lock-{process.rank}"
+    with ExitStack() as held:
+        for folder in dict.fromkeys(item.folder for item in items):
+            held.enter_context(locked(folder, name))
+        yield
+
+
+def refuse_other_run(
+    config: Config, items: list[Item], identity: Mapping[str, str] | None = None
+) -> None:
+    """Raise UserError, naming what differs, where the items' folders hold dialogues of another run.
+
+    Compared are settings, the data set by content, and, once they are known, model and prompts
+    (`identity`). A folder without dialogues, finished or under way, belongs to nobody.
+    """
+    for folder in dict.fromkeys(item.folder for item in items):
+        found = find_records(folder) if folder.is_dir() else []
+        pairs = [path for path in found if path.parent == folder]
+        if not pairs and not has_turns(config):
+            continue
+        path = folder / "run.json"
+        held = read_json(path) if path.is_file() else None
+        if not isinstance(held, dict):  # made before there were such, or copied without it
+            path, held = next(((path, read_record(path)) for path in pairs), (path, None))
+        if not held or not held.get("config_hash"):
+            continue
+        if held["config_hash"] != config.hash():
+            raise _other_settings(folder, held, config)
+        known = held.get("identity") or {}
+        differ = [part for part, now in (identity or {}).items() if known.get(part, now) != now]
+        if differ:
+            raise UserError(
+                f'"{folder}" was made by another model or from other prompts than "'
+                f'{config.model_path}" gives now (other: {", ".join(differ)}); choose another '
+                "output_dir, or restore the model"
+            )
+        data = held.get("data") or {}
+        if identity is None and not config.replay and data.get("sha256"):
+            _refuse_other_data(folder, data, {path.stem for path in pairs}, items, config)
+
+
+def _refuse_other_data(
+    folder: Path, data: dict[str, Any], there: set[str], items: list[Item], config: Config
+) -> None:
+    """A data set may have grown; but what the folder holds must be among what is asked now."""
+    now = data_identity(config, folder)
+    gone = there - {item.question.id for item in items if item.folder == folder}
+    if now["sha256"] != data["sha256"] and gone:
+        raise UserError(
+            f'"{folder}" was made from another data set: "{data.get("path")}", whose content '
+            f'differs from "{now["path"]}" now, and {len(gone)} of its dialogues ("{min(gone)}") '
+            "are not among the questions of this run; choose another output_dir"
+        )
+
+
+def data_identity(config: Config, folder: Path) -> dict[str, str]:
+    """The data set whose pairs go to a folder: its path, and a digest of its content."""
+    path = next(path for path, target in config.datasets() if target == folder)
+    return {"path": path, "sha256": content_digest(Path(path))}
+
+
+@cache
+def content_digest(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of all files under a folder; "" for neither
+    (a name on the hub).
+    """
+    if path.is_file():
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if not path.is_dir():
+        return ""
+    parts = [f"{file.relative_to(path)} {content_digest(file)}" for file in walk(path)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _other_settings(path: Path, held: Mapping[str, Any], config: Config) -> UserError:
+    differing = setting_differences(held.get("config") or {}, config.resolved())
+    return UserError(
+        f'"{path}" was made under configuration {held.get("config_hash")}, this run is '
+        f"{config.hash()} ({differing}); choose another output_dir or restore the settings"
+    )
+
+
+def check_start(config: Config) -> None:
+    """Raise UserError for what can be known to be wrong before anything is read or loaded: a model
+    folder, device or server that is not there, an output folder that cannot be written to.
+    """
+    check_placement(config.placement)
+    if config.is_served:
+        url = server_url(config)
+        if problem := unreachable(url):
+            raise UserError(
+                f'server "{redacted(url)}" cannot be reached ({problem}); start it, or set '
+                "server_url (or the environment's OPENAI_BASE_URL) to where it listens"
+            )
+    folder = Path(config.output_dir)
+    above = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not above.is_dir():
+        raise UserError(
+            f'output_dir "{folder}" cannot be made: "{above}" is a file; choose another output_dir'
+        )
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(
+            f'output_dir "{folder}" cannot be written to: no permission for "{above}"; choose '
+            "another output_dir, or change its permissions"
+        )
+
+
+def server_url(config: Config) -> str:
+    """Where the server of the dialogues listens; UserError when nothing says so."""
+    url = config.server_url or os.environ.get("OPENAI_BASE_URL", "").strip()
+    if not url:
+        raise UserError(
+            'backend "openai" needs the server\'s address: set server_url, for example '
+            '"http://localhost:8000/v1", or the environment variable OPENAI_BASE_URL'
+        )
+    return url
 
 
 def check_disk(needed: int, config: Config) -> None:
@@ -218,12 +386,13 @@ def check_disk(needed: int, config: Config) -> None:
         )
 
 
-def write_run_file(config: Config, items: list[Item], command: str) -> None:
-    """Keep what was run, which questions were chosen and what the leak guard found, next to the
-    pairs.
+def write_run_file(
+    config: Config, items: list[Item], identity: Mapping[str, str], command: str
+) -> None:
+    """Keep what was run, by which model, on which questions, and what the leak guard found, next
+    to the pairs.
     """
     for folder in dict.fromkeys(item.folder for item in items):
-        folder.mkdir(parents=True, exist_ok=True)
         here = [item for item in items if item.folder == folder]
         write_json(
             folder / "run.json",
@@ -231,6 +400,9 @@ def write_run_file(config: Config, items: list[Item], command: str) -> None:
                 "command": redacted(command),
                 "config": config.resolved(),
                 "config_hash": config.hash(),
+                "model": config.model_path,
+                "identity": dict(identity),
+                "data": None if config.replay else data_identity(config, folder),
                 "ids": [item.question.id for item in here],
                 "leaks": [asdict(item.leak) for item in here if item.leak],
             },

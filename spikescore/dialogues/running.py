@@ -22,9 +22,10 @@ from openai import AsyncOpenAI
 from tqdm import tqdm
 
 from spikescore.dialogues.config import Config
-from spikescore.dialogues.dialogue import Dialogue, dialogue_record, stop_late
+from spikescore.dialogues.dialogue import Dialogue, dialogue_record, opening, stop_late
+from spikescore.dialogues.keeping import KeptTurns, digest
 from spikescore.dialogues.leaks import check_prompt, leak_report
-from spikescore.dialogues.plan import Item, is_finished
+from spikescore.dialogues.plan import Item, is_finished, server_url
 from spikescore.dialogues.prompts import FAMILIES, Prompt, load_prompts
 from spikescore.dialogues.recorded import (
     Recorded,
@@ -33,11 +34,22 @@ from spikescore.dialogues.recorded import (
     shipped_fields,
 )
 from spikescore.errors import Refused, UserError, redacted
-from spikescore.labels.judges import BackgroundLabels, Judge, Judgement, describe_judge
+from spikescore.labels.judges import (
+    BackgroundLabels,
+    Judge,
+    Judgement,
+    coverage_line,
+    describe_judge,
+)
 from spikescore.model.chat import ChatFormat, Message
 from spikescore.model.engine import Engine
-from spikescore.model.loading import auto_batch_size, generation_processors, stop_ids
-from spikescore.model.reading import Exchange, Transcript, read_transcripts
+from spikescore.model.loading import (
+    auto_batch_size,
+    generation_processors,
+    model_identity,
+    stop_ids,
+)
+from spikescore.model.reading import Exchange, Transcript, read_transcripts, reread
 from spikescore.model.sampling import Sampling
 from spikescore.model.serving import ServedGenerator, Server
 from spikescore.model.turns import Finished, Limits, Turn
@@ -58,6 +70,31 @@ class Tally:
     guard: str = ""  # the leak guard's report
     judgements: list[Judgement] = field(default_factory=list)
     labels: Counter[str] = field(default_factory=Counter)
+    # first answers that a limit cut off, by their label
+    cut_off: Counter[str] = field(default_factory=Counter)
+
+
+def summary(tally: Tally, config: Config, seconds: float) -> Iterator[str]:
+    """Say what happened."""
+    labels = ", ".join(f"{count} {name}" for name, count in sorted(tally.labels.items()))
+    yield (
+        f"wrote {tally.written} pairs to {config.output_dir} in {seconds:.0f} s "
+        f"({labels or 'no new labels'}); {tally.skipped} were done before; {tally.failed} failed"
+    )
+    if tally.judgements:
+        yield coverage_line(tally.judgements)
+    if cut := tally.cut_off.total():
+        by_label = ", ".join(f"{n} {name}" for name, n in sorted(tally.cut_off.items()) if n)
+        yield (
+            f"first answers cut off by max_new_tokens or generation_timeout: {cut} ({by_label}); "
+            "their labels may say more of the limit than of the model"
+        )
+    if tally.guard:
+        yield tally.guard
+    if tally.failed:
+        yield "each failed item left an <id>.error.json that says why; run again to retry them"
+    if tally.labels["unlabelled"]:
+        yield "label the rest with: python scripts/label_answers.py --relabel DIR --judge NAME"
 
 
 # --- who answers ------------------------------------------------------------------------------
@@ -68,12 +105,7 @@ def connect(config: Config, chat: ChatFormat) -> ServedGenerator:
     # a key goes only to the place that it is meant for
     name = "SERVER_API_KEY" if config.server_url else "OPENAI_API_KEY"
     key = os.environ.get(name, "").strip() or "none"
-    url = config.server_url or os.environ.get("OPENAI_BASE_URL", "").strip()
-    if not url:
-        raise UserError(
-            'backend "openai" needs the server\'s address: set server_url, for example '
-            '"http://localhost:8000/v1", or the environment variable OPENAI_BASE_URL'
-        )
+    url = server_url(config)
 
     def make_client(*, timeout: float, max_retries: int) -> AsyncOpenAI:
         return AsyncOpenAI(api_key=key, base_url=url, timeout=timeout, max_retries=max_retries)
@@ -119,6 +151,30 @@ def limits_of(config: Config, model: Any) -> Limits:
 # --- a run ------------------------------------------------------------------------------------
 
 
+def identity_of(config: Config, chat: ChatFormat) -> dict[str, str]:
+    """What made the dialogues beside the settings, by content: the model's parts, and the prompts,
+    that is what a conversation looks like to the model, and the texts of the follow-ups.
+
+    UserError where the chat template writes another text each time: such prompts cannot be made
+    again.
+    """
+    messages = [
+        *opening(config.system_prompt, "What is asked?"),
+        {"role": "assistant", "content": "What is answered."},
+        {"role": "user", "content": "What is asked next?"},
+    ]
+    shown = [chat.rendering(messages) for _ in range(8)]
+    if any(one != shown[0] for one in shown):
+        raise UserError(
+            f'the chat template of "{config.model_path}" writes another text each time (a clock, '
+            "or chance), so that no prompt of it can be made again; give the model folder a "
+            "template without that"
+        )
+    parts = {name: part[:16] for name, part in model_identity(config.model_path).items()}
+    texts = {name: [prompt.text for prompt in some] for name, some in families_of(config).items()}
+    return {**parts, "prompts": digest([shown[0].text, shown[0].ids, texts])}
+
+
 def hold(
     todo: list[Item],
     config: Config,
@@ -126,10 +182,11 @@ def hold(
     model: Any,
     judge: Judge,
     server: ServedGenerator | None,
+    identity: dict[str, str],
     tally: Tally,
 ) -> None:
     """Have all dialogues held (by the local engine or a server) or read from files, and write each
-    pair once its label is there.
+    pair once its label is there. Every turn is kept from when it ends until its pair is written.
     """
     engine = None
     if config.replay:
@@ -147,41 +204,49 @@ def hold(
         who = describe_judge(config.judge, [item.question for item in todo])
         print(f"judge: {who}; {how}; configuration {config.hash()}")
 
-    with BackgroundLabels(judge) as labels, Progress(tally, todo, engine, server) as progress:
-        run = Run(config, chat, server, labels, tally, progress)
-        if engine:
-            results = engine.run(run.jobs(todo))
-        else:
+    run = Run(config, chat, identity, tally, server)
+    try:
+        with (
+            BackgroundLabels(judge) as run.labels,
+            Progress(tally, todo, engine, server) as run.progress,
+        ):
             limits = limits_of(config, model)
-            transcripts = (
-                run.recorded(todo) if config.replay else server.run(run.jobs(todo), limits)
-            )
-            results = read_transcripts(transcripts, model, chat, max_context=limits.max_context)
-        waiting: list[tuple[Job, Finished]] = []
-        for finished in results:
-            job = finished.conversation
-            if server and finished.error is None:
-                stop_late(finished, job.dialogue, config)
-            progress.ended(job, finished)
-            waiting.append((job, finished))
-            # a pair is written once its label is there, or at the end
-            for pair in [pair for pair in waiting if pair[0].is_labelled()]:
-                waiting.remove(pair)
+            if engine:
+                results = engine.run(run.jobs(todo))
+            else:
+                jobs = run.jobs(todo)
+                transcripts = server.run(jobs, limits) if server else run.recorded(todo)
+                results = read_transcripts(transcripts, model, chat, max_context=limits.max_context)
+            waiting: list[tuple[Job, Finished]] = []
+            for finished in results:
+                job = finished.conversation
+                if server and finished.error is None:
+                    stop_late(finished, job.dialogue, config)
+                reread(model, finished)
+                run.progress.ended(job, finished)
+                waiting.append((job, finished))
+                # a pair is written once its label is there, or at the end
+                for pair in [pair for pair in waiting if pair[0].is_labelled()]:
+                    waiting.remove(pair)
+                    run.write(*pair)
+            for pair in waiting:
                 run.write(*pair)
-        for pair in waiting:
-            run.write(*pair)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(run.what_is_kept()) from None
+    run.kept.close()
 
 
-def follow(todo: list[Item], config: Config, chat: ChatFormat, model: Any) -> None:
+def follow(
+    todo: list[Item], config: Config, chat: ChatFormat, model: Any, identity: dict[str, str]
+) -> None:
     """Compute this process's slices of the model in step with the first process, which writes."""
     engine = make_engine(config, chat, model, len(todo))
     engine.seconds_per_token()
-    families = prompt_families(config)
-    for _ in engine.run(Dialogue(item.question, config, chat, families) for item in todo):
-        pass
+    for finished in engine.run(Run(config, chat, identity, Tally()).jobs(todo)):
+        reread(model, finished)
 
 
-def prompt_families(config: Config) -> dict[str, tuple[Prompt, ...]]:
+def families_of(config: Config) -> dict[str, tuple[Prompt, ...]]:
     return load_prompts(config.prompts_file) if config.prompts_file else FAMILIES
 
 
@@ -226,6 +291,11 @@ class Progress(AbstractContextManager):
                 refresh=False,
             )
 
+    def resumed(self, n_turns: int) -> None:
+        """So many turns of a dialogue were there before."""
+        with self._lock:
+            self._bar.update(n_turns)
+
     def ended(self, job: Job, finished: Finished) -> None:
         """Count the turns that a dialogue did not come to, or that were read in one go."""
         if job.item.source:
@@ -240,7 +310,8 @@ class Job:
 
     The engine and the server run it as a conversation. Its first answer is judged while the
     dialogue goes on. `carried` holds fields of the record that are known beforehand (of a dialogue
-    from a file: its label and where it comes from).
+    from a file: its label and where it comes from). `turns`, or with a server `exchanges`, are
+    those that it begins with: what an earlier run left of it.
     """
 
     def __init__(self, item: Item, dialogue: Dialogue | Recorded | None, run: Run) -> None:
@@ -249,6 +320,10 @@ class Job:
         self.dialogue = dialogue
         self.carried: dict[str, Any] = {}
         self.label: Future[Judgement] | None = None
+        self.turns: list[Turn] = []
+        self.exchanges: list[Exchange] = []
+        self.is_over = False
+        self._next: list[int] | UserError | None = None  # what resuming found of the next prompt
         self._run = run
 
     @property
@@ -257,42 +332,125 @@ class Job:
 
     def answered(self, text: str, n_tokens: int) -> bool:
         """A server's answer: True when there is another prompt (`serving.Spoken`)."""
-        more = self.dialogue.answered(text, n_tokens)
+        said = self.exchanges[-1]
+        self._keep(digest(said.messages), text=text, finish=said.finish_reason)
         self._turn_ended(n_tokens)
-        return more
+        return self._hear(text, n_tokens)
 
     def next_prompt(self, last: Turn | None) -> list[int] | None:
         """The engine's question for the next turn (`turns.Conversation`)."""
-        prompt = self.dialogue.next_prompt(last)
+        if self.turns and last is self.turns[-1]:
+            if isinstance(self._next, UserError):
+                raise self._next
+            return self._next
         if last is not None:
+            self._keep(
+                digest(last.prompt_ids),
+                ids=last.answer_ids,
+                logprobs=[round(value, 9) for value in last.logprobs],  # float32, so exact
+                entropies=[round(value, 9) for value in last.entropies],
+                confidence=last.first_token_confidence,
+                finish=last.finish_reason,
+            )
             self._turn_ended(len(last.answer_ids))
+        prompt = self.dialogue.next_prompt(last)
+        self._judge()
         return prompt
 
+    def resume(self) -> None:
+        """Play the dialogue again up to where an earlier run left it."""
+        for entry in self._run.kept.take(self.item.folder, self.item_id):
+            try:
+                if not (self._hear_again if self._run.server else self._take_again)(entry):
+                    break
+            except (KeyError, TypeError, ValueError):  # a damaged line: the turn is done again
+                break
+        if (n_turns := len(self.turns or self.exchanges)) and self._run.progress:
+            self._run.progress.resumed(n_turns)
+
+    def _hear_again(self, entry: dict[str, Any]) -> bool:
+        if entry["prompt"] != digest(self.messages):
+            return False
+        tokens = self._run.chat.tokenizer(entry["text"], add_special_tokens=False)["input_ids"]
+        self.exchanges.append(Exchange(list(self.messages), entry["text"], entry["finish"]))
+        return self._hear(entry["text"], len(tokens))
+
+    def _take_again(self, entry: dict[str, Any]) -> bool:
+        prompt = self._next if self.turns else self.dialogue.next_prompt(None)
+        if entry["prompt"] != digest(prompt):
+            return False
+        turn = Turn(
+            len(self.turns) + 1,
+            prompt,
+            answer_ids=[int(token) for token in entry["ids"]],
+            logprobs=[float(value) for value in entry["logprobs"]],
+            entropies=[float(value) for value in entry["entropies"]],
+            first_token_confidence=entry["confidence"],
+            finish_reason=entry["finish"],
+        )
+        self.turns.append(turn)
+        try:
+            self._next = self.dialogue.next_prompt(turn)
+        except UserError as error:
+            self._next = error
+        self._judge()
+        return isinstance(self._next, list)
+
+    def _hear(self, text: str, n_tokens: int) -> bool:
+        self.is_over = not self.dialogue.answered(text, n_tokens)
+        self._judge()
+        return not self.is_over
+
+    def _keep(self, prompt: str, **answer: Any) -> None:
+        if self._run.progress:  # a process that only follows keeps nothing
+            number = len(self.dialogue.answers) + 1
+            self._run.kept.add(self.item.folder, self.item_id, number, prompt, **answer)
+
     def _turn_ended(self, n_tokens: int) -> None:
-        self._run.progress.turn(n_tokens)
-        if len(self.dialogue.answers) == 1:
+        if self._run.progress:
+            self._run.progress.turn(n_tokens)
+
+    def _judge(self) -> None:
+        """Have the first answer judged, once it is there."""
+        if self.label is None and self.dialogue.answers and self._run.labels:
             self.label = self._run.labels.submit(self.item.question, self.dialogue.answers[0])
 
     def is_labelled(self) -> bool:
         return self.label is None or self.label.done()
 
 
-@dataclass
 class Run:
-    """What the jobs of one run share, and how they begin and end."""
+    """What the jobs of one run share, and how they begin and end.
 
-    config: Config
-    chat: ChatFormat
-    server: ServedGenerator | None
-    labels: BackgroundLabels
-    tally: Tally
-    progress: Progress
+    `labels` and `progress` are set while it runs, but not in a process that only follows.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        chat: ChatFormat,
+        identity: dict[str, str],
+        tally: Tally,
+        server: ServedGenerator | None = None,
+    ) -> None:
+        self.config = config
+        self.chat = chat
+        self.identity = identity
+        self.tally = tally
+        self.server = server
+        self.labels: BackgroundLabels | None = None
+        self.progress: Progress | None = None
+        self.kept = KeptTurns(config, digest([config.hash(), identity]))
+        self._under_way: set[Job] = set()
 
     def jobs(self, todo: list[Item]) -> Iterator[Job]:
         """Yield the items as there is room for them, skipping what another process finished."""
-        families = prompt_families(self.config)
+        families = families_of(self.config)
         for item in self._still_to_do(todo):
-            yield Job(item, Dialogue(item.question, self.config, self.chat, families), self)
+            job = Job(item, Dialogue(item.question, self.config, self.chat, families), self)
+            self._under_way.add(job)
+            job.resume()
+            yield job
 
     def recorded(self, todo: list[Item]) -> Iterator[Transcript]:
         """Yield the dialogues of files as transcripts to be read."""
@@ -318,6 +476,7 @@ class Run:
     def write(self, job: Job, finished: Finished) -> None:
         """Write one finished dialogue as a pair, or the reason why there is none."""
         item, tally = job.item, self.tally
+        self._under_way.discard(job)
         try:
             if finished.error is not None:
                 raise UserError(finished.error)
@@ -334,7 +493,8 @@ class Run:
             tally.written += 1
 
     def _record(self, job: Job, finished: Finished) -> dict[str, Any]:
-        record = dialogue_record(finished, job.dialogue, self.config, self.chat) | job.carried
+        record = dialogue_record(finished, job.dialogue, self.config, self.chat)
+        record |= {**job.carried, "identity": self.identity}
         if self.server:
             record["backend"] = self.config.backend
             record["server_model"] = self.server.server.model
@@ -343,8 +503,22 @@ class Run:
             self.tally.judgements.append(judgement)
             record["nil_label"], record["nil_judge"] = judgement.label, judgement.as_dict()
         if job.label is not None or job.item.source:
-            self.tally.labels[label_name(record["nil_label"])] += 1
+            label = label_name(record["nil_label"])
+            self.tally.labels[label] += 1
+            self.tally.cut_off[label] += record["first_answer_cut_off"]
         return record
+
+    def what_is_kept(self) -> str:
+        """Say, of a run that is interrupted, what is on disk, what is lost and how to go on."""
+        under_way = [job for job in self._under_way if job.dialogue.answers]
+        turns = sum(len(job.dialogue.answers) for job in under_way)
+        kept = f"{self.tally.written} pairs are written"
+        if turns:
+            kept += f", and {turns} finished turns of {len(under_way)} other dialogues are kept"
+        lost = f"lost are the turns that were being answered, {len(self._under_way)} at most"
+        if self.config.replay:
+            lost = "lost is the dialogue that was being read"
+        return f"{kept} in {self.config.output_dir}; {lost}; run the same command to go on"
 
 
 # --- what is asked first ----------------------------------------------------------------------

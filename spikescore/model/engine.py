@@ -222,6 +222,7 @@ class Engine:
         for conversation in self._waiting:
             sampling = getattr(conversation, "sampling", None) or self.sampling
             row = Row(conversation, time.monotonic(), sampling)
+            row.turns.extend(getattr(conversation, "turns", ()))  # those of an earlier run
             if self._ask(row):
                 return row
         return None

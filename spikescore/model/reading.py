@@ -111,7 +111,12 @@ def encode_transcript(
         turn = Turn(len(turns) + 1, prompt, answer_ids=answer)
         turn.finish_reason = exchange.finish_reason
         turns.append(turn)
-    reader = _Reader(model, chunk)
+    _read_all(_Reader(model, chunk), turns)
+    return turns
+
+
+def _read_all(reader: _Reader, turns: Sequence[Turn]) -> None:
+    """Read turns in as few passes as their prompts allow."""
     start = 0
     while start < len(turns):
         end = start + 1
@@ -119,7 +124,18 @@ def encode_transcript(
             end += 1
         reader.read(turns[start:end])
         start = end
-    return turns
+
+
+def reread(model: PreTrainedModel, finished: Finished) -> None:
+    """Fill in the states of turns that an earlier run generated, of which only ids are kept; where
+    that cannot be done, the dialogue gets its error.
+    """
+    known = [turn for turn in finished.turns if not turn.states]
+    try:
+        if known and finished.error is None:
+            _read_all(_Reader(model, TEACHER_CHUNK, measures=False), known)
+    except torch.OutOfMemoryError:
+        finished.error = "out of memory while reading the states; lower model_max_tokens"
 
 
 def _continues(before: Turn, turn: Turn) -> bool:
@@ -128,10 +144,13 @@ def _continues(before: Turn, turn: Turn) -> bool:
 
 
 class _Reader:
-    """A teacher-forced pass over one dialogue, in the one slot of a cache."""
+    """A teacher-forced pass over one dialogue, in the one slot of a cache; without `measures` for
+    the states alone.
+    """
 
-    def __init__(self, model: PreTrainedModel, chunk: int) -> None:
+    def __init__(self, model: PreTrainedModel, chunk: int, measures: bool = True) -> None:
         self.chunk = chunk
+        self.measures = measures
         self.passes = SlotModel(model, slots=1)
         self.cached: list[int] = []
 
@@ -151,8 +170,8 @@ class _Reader:
                 (last_of_prompt, BEFORE_GENERATION),
             ):
                 states_of.setdefault(position, []).append((turn, key))
-            for position in range(last_of_prompt, max(last, last_of_prompt + 1)):
-                logits_of[position] = turn
+            predicting = range(last_of_prompt, max(last, last_of_prompt + 1))
+            logits_of.update(dict.fromkeys(predicting if self.measures else (), turn))
         reused = min(common_prefix(self.cached, ids), len(turns[0].prompt_ids) - 1)
         self.cached = self.cached[:reused]
         turns[0].reused = reused

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from spikescore.errors import UserError
+from spikescore.errors import Refused, UserError
 from spikescore.model.chat import ChatFormat, Message
 from spikescore.model.reading import Exchange, Transcript
 from spikescore.model.sampling import Sampling
@@ -145,7 +145,9 @@ class ServedGenerator:
                 yield ended
 
     async def _hold(self, client: AsyncOpenAI, conversation: Spoken, limits: Limits) -> Transcript:
-        transcript = Transcript(conversation, [], "complete")
+        # those that it begins with are of an earlier run
+        exchanges = getattr(conversation, "exchanges", [])
+        transcript = Transcript(conversation, exchanges, "complete")
         try:
             async with asyncio.timeout(limits.item_seconds):
                 await self._talk(client, conversation, limits, transcript)
@@ -156,6 +158,8 @@ class ServedGenerator:
                 transcript.error = (
                     f"no answer within generation_timeout = {limits.item_seconds:g} s"
                 )
+        except Refused:
+            raise
         except UserError as error:
             transcript.error = str(error)
         return transcript
@@ -165,7 +169,7 @@ class ServedGenerator:
     ) -> None:
         import openai
 
-        more = True
+        more = not getattr(conversation, "is_over", False)
         while more:
             number = len(transcript.exchanges) + 1
             messages = list(conversation.messages)

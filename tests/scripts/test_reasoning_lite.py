@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import pickle
-import random
 import re
 import signal
+import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,10 @@ from spikescore.dialogues.preview import preview
 from spikescore.errors import UserError
 from spikescore.model.chat import ChatFormat
 from spikescore.model.turns import Turn, token_sequences
-from spikescore.pairs import TOKEN_KEYS, iter_records, read_states
+from spikescore.pairs import TOKEN_KEYS, find_records, iter_records, read_states
+from tests.helpers.fault_server import FaultyServer, completion
 from tests.helpers.oracles import assert_same_pairs, states_at
-from tests.helpers.running import DEMO, LIMIT, make_tokenizer, run_script, start_script
+from tests.helpers.running import DEMO, make_tokenizer, run_script, start_script, wait_until
 
 STEP_KEYS = {
     "turn", "prompt_type", "prompt", "response", "n_prompt_tokens", "n_response_tokens",
@@ -32,8 +34,8 @@ STEP_KEYS = {
 }  # fmt: skip
 RECORD_KEYS = {
     "id", "domain", "question", "context", "choices", "history", "gold_answers", "answer_type",
-    "group", "model", "seed", "config", "config_hash", "finish_reason", "cot_steps", "nil_label",
-    "nil_judge", "metrics", "complete",
+    "group", "meta", "model", "identity", "seed", "config", "config_hash", "finish_reason",
+    "first_answer_cut_off", "cot_steps", "nil_label", "nil_judge", "metrics", "complete",
 }  # fmt: skip
 
 
@@ -111,35 +113,106 @@ def test_batch_one_and_many_give_the_same_dialogues(finished_run, config_file, t
     assert_same_pairs(folder, other, n=12)
 
 
-def test_killed_three_times_gives_the_same_pairs(config_file, tmp_path):
-    settings = ["--set", "max_steps=12", "--set", "batch_size=4"]
-    command = ["reasoning_lite.py", "--config", config_file, *settings]
-    folder = tmp_path / "outputs"
-    rng = random.Random(5)
-    kills = 0
-    for wanted in (1, 4, 8):
+def turns_kept(folder: Path) -> list[dict]:
+    """What the journals hold of dialogues that have no pair yet; a torn line is no turn."""
+    turns = []
+    for path in folder.glob(".turns.*.journal"):
+        for line in path.read_text().splitlines():
+            with suppress(ValueError):
+                turns.append(json.loads(line))
+    turns = [turn for turn in turns if isinstance(turn, dict) and "id" in turn]
+    return [turn for turn in turns if not (folder / f"{turn['id']}.json").exists()]
+
+
+def test_a_run_that_was_stopped_goes_on_from_the_last_finished_turn(config_file, tmp_path):
+    """Killed, then interrupted, then run to its end; a half line is left as by a kill."""
+    folder, whole = tmp_path / "outputs", tmp_path / "whole"
+    command = ["reasoning_lite.py", "--config", config_file, "--set", "max_steps=12"]
+    for signum, wanted in ((signal.SIGKILL, 15), (signal.SIGINT, 60)):
         process = start_script(*command)
-        while process.poll() is None and len(list(folder.glob("*.json"))) < wanted + 1:
-            time.sleep(0.02)
-        time.sleep(rng.random() * 0.3)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.communicate()
-    assert kills >= 2
+        wait_until(lambda wanted=wanted: len(turns_kept(folder)) >= wanted, process)
+        process.send_signal(signum)
+        out, err = process.communicate()
+        kept = turns_kept(folder)
+        assert len(kept) >= wanted and process.returncode == (
+            -9 if signum == signal.SIGKILL else 130
+        )
+        (folder / ".turns.1-0.journal").write_text(json.dumps(kept[0])[:-20] + "\n\x00[]\n{}\n7")
+    dialogues = len({turn["id"] for turn in kept})
+    assert f"{len(kept)} finished turns of {dialogues} other dialogues are kept in" in err
+    assert "lost are the turns" in err and "run the same command to go on" in err
     result = run_script(*command)
     assert result.returncode == 0, result.stderr
+    assert not list(folder.glob(".turns.*"))
+    assert run_script(*command, "--set", f"output_dir={whole}").returncode == 0
+    assert_same_pairs(folder, whole, n=12)
+    # what was kept was not generated again: the last run's tokens are those of the other turns
+    again, all_of_it = (
+        json.loads((run / "speed.json").read_text())["answer_tokens"] for run in (folder, whole)
+    )
+    assert again == all_of_it - sum(len(turn["ids"]) for turn in kept)
+
+
+def test_dialogues_that_a_server_held_go_on_after_a_kill(config_file, tmp_path):
+    """The server answers each turn by its own words; what it was asked is counted."""
+
+    def reply(body, _):
+        turn = sum(message["role"] == "assistant" for message in body["messages"]) + 1
+        time.sleep(0.02)
+        return completion(f"{turn} for {len(body['messages'][-1]['content'])}")
+
+    folder = tmp_path / "outputs"
+    with FaultyServer(reply) as server:
+        changes = {"backend": "openai", "server_url": server.url, "max_in_flight": 4}
+        flags = [f"--set={key}={value}" for key, value in changes.items()]
+        command = ["reasoning_lite.py", "--config", config_file, *flags]
+        process = start_script(*command)
+        wait_until(lambda: len(turns_kept(folder)) >= 6, process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        done = 5 * len(find_records(folder)) + len(turns_kept(folder))
+        server.bodies.clear()
+        assert run_script(*command).returncode == 0
+        assert len(server.bodies) <= 60 - done + 1  # one asks whether the server is there
+        whole = tmp_path / "whole"
+        assert run_script(*command, "--set", f"output_dir={whole}").returncode == 0
+    assert_same_pairs(folder, whole, n=12)
+    assert not list(folder.glob(".turns.*"))
+
+
+def test_a_turn_that_answers_another_prompt_is_not_taken(config_file, tmp_path):
+    """Kept turns of other settings are no part of this run, and one that does not fit is redone."""
+    folder = tmp_path / "outputs"
+    command = ["reasoning_lite.py", "--config", config_file]
+    process = start_script(*command, "--set", "batch_size=2")
+    wait_until(lambda: len(turns_kept(folder)) >= 4, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    changed = run_script(*command, "--set", "temperature=0.3")
+    assert changed.returncode == 2 and "temperature: 1.0 -> 0.3" in changed.stderr
+    for path in folder.glob(".turns.*.journal"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in lines:
+            if line["turn"] == 2:
+                line["prompt"] = "another"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run_script(*command).returncode == 0
     whole = tmp_path / "whole"
     assert run_script(*command, "--set", f"output_dir={whole}").returncode == 0
     assert_same_pairs(folder, whole, n=12)
 
 
-def test_two_processes_in_one_folder_do_not_harm_each_other(config_file, tmp_path):
+def test_a_second_run_on_a_folder_is_told_who_is_at_work_there(config_file, tmp_path):
     command = ["reasoning_lite.py", "--config", config_file, "--set", "batch_size=2"]
-    processes = [start_script(*command) for _ in range(2)]
-    for process in processes:
-        _, err = process.communicate(timeout=LIMIT)
-        assert process.returncode == 0, err
+    lock = tmp_path / "outputs" / ".lock"
+    first = start_script(*command)
+    wait_until(lambda: lock.exists() and lock.read_text(), first)
+    second = run_script(*command)
+    assert second.returncode == 2 and "Traceback" not in second.stderr
+    assert f"process {first.pid} on {socket.gethostname()} since 20" in second.stderr
+    _, err = first.communicate()
+    assert first.returncode == 0, err
+    assert len(find_records(tmp_path / "outputs")) == 12
     alone = tmp_path / "alone"
     assert run_script(*command, "--set", f"output_dir={alone}").returncode == 0
     assert_same_pairs(tmp_path / "outputs", alone, n=12)
