@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spikescore.stats.bootstrap import DRAWS, Z, draw_groups
+from spikescore.stats.bootstrap import DRAWS, Z, central, draw_groups
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,5 @@ def _bootstrap(tables: np.ndarray) -> tuple[float, float]:
     groups = np.arange(len(tables))
     weights = draw_groups(np.zeros(len(tables)), groups, draws=DRAWS, seed=0)
     kappas = np.array([cohen_kappa(table) for table in np.einsum("dg,gab->dab", weights, tables)])
-    defined = kappas[~np.isnan(kappas)]
-    if len(defined) == 0 or np.ptp(defined) == 0:
-        return math.nan, math.nan
-    low, high = np.percentile(defined, [2.5, 97.5])
-    return float(low), float(high)
+    interval = central(kappas)
+    return interval if interval and np.ptp(kappas[~np.isnan(kappas)]) else (math.nan, math.nan)

@@ -60,7 +60,7 @@ class Area:
     @property
     def interval(self) -> tuple[float, float] | None:
         """Central 95% of the bootstrap draws; None without a value or without usable draws."""
-        return None if self.value is None else _central(self.draws)
+        return None if self.value is None else central(self.draws)
 
     def standard_error(self, groups: np.ndarray) -> float | None:
         """DeLong's standard error, items of one group [n] counted as one observation.
@@ -128,13 +128,13 @@ class Contrast:
 
 
 def draw_groups(domains: np.ndarray, groups: np.ndarray, *, draws: int, seed: int) -> np.ndarray:
-    """Return how often each item is in each draw: float32 [draws, n].
+    """Return how often each item is in each draw: uint8 [draws, n].
 
     As many groups as a domain has are drawn with replacement, whatever the class of their items. A
     domain's draws depend on (seed, its name, its groups) alone.
     """
     domains, groups = np.asarray(domains), np.asarray(groups)
-    weights = np.zeros((draws, domains.size), dtype=np.float32)
+    weights = np.zeros((draws, domains.size), dtype=np.uint8)
     for domain in dict.fromkeys(domains.tolist()):
         members = np.flatnonzero(domains == domain)
         _, place = np.unique(groups[members], return_inverse=True)
@@ -183,7 +183,9 @@ class Resampler:
         if note := not_computable(self.y[used]):
             return self.nothing(used, note)
         positive, negative = (np.flatnonzero(used & (self.y == label)) for label in (1, 0))
-        heavy, light = self.weights[:, positive], self.weights[:, negative]
+        heavy, light = (
+            self.weights[:, places].astype(np.float32) for places in (positive, negative)
+        )
         wins, placement = np.zeros(len(self.weights)), np.zeros(self.y.size)
         step = max(1, _KERNEL_CELLS // negative.size)
         for rows in (slice(start, start + step) for start in range(0, positive.size, step)):
@@ -264,7 +266,7 @@ class Resampler:
         value, error = one.value - other.value, _standard_error(influence, self.groups)
         if abs(value) < _NOTHING and error == 0:
             value = 0.0
-        low, high = _central(draws) or (None, None)
+        low, high = central(draws) or (None, None)
         notes = [one.note] if one.note else []
         p_bootstrap, p_delong = _two_sided(draws, value), None
         if error or value == error == 0:
@@ -333,8 +335,8 @@ def _standard_error(influence: np.ndarray, groups: np.ndarray) -> float | None:
     return None if math.isnan(error) else error if error > _NOTHING else 0.0
 
 
-def _central(draws: np.ndarray) -> tuple[float, float] | None:
-    """Central 95% of the draws that have a value; None where none has."""
+def central(draws: np.ndarray) -> tuple[float, float] | None:
+    """Return the central 95% of the draws that have a value; None where none has."""
     usable = draws[np.isfinite(draws)]
     if not usable.size:
         return None

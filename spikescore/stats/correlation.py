@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spikescore.stats.bootstrap import DRAWS, draw_groups
+from spikescore.stats.bootstrap import DRAWS, central, draw_groups
 
 MIN_ITEMS = 10
 """With fewer items a bootstrap interval promises too much: the figure is not reported."""
@@ -54,12 +54,10 @@ def measure_correlation(
         _weighted(*columns, weights[start : start + at_once].astype(np.float64), ranks)
         for start in range(0, DRAWS, at_once)
     ]
-    values = np.concatenate(resampled)
-    values = values[np.isfinite(values)]
-    if np.unique(names).size == 1 or not values.size:
+    interval = central(np.concatenate(resampled))
+    if np.unique(names).size == 1 or interval is None:
         return Correlation(value, None, None, n, "no interval: all items are one group")
-    low, high = np.percentile(values, (2.5, 97.5))
-    return Correlation(value, float(low), float(high), n)
+    return Correlation(value, *interval, n)
 
 
 def _weighted(x: np.ndarray, y: np.ndarray, weights: np.ndarray, ranks: bool) -> np.ndarray:
