@@ -106,6 +106,9 @@ def main() -> int:
     if save_path.is_dir():
         raise UserError(f'--save_path "{save_path}" is a folder; give a file, such as scores.pkl')
     make_folder(save_path.parent)
+    paths = [book_path(save_path, folder) for folder in args.score_dirs or ()]
+    if len(set(paths)) < len(paths):
+        raise UserError("--score_dirs: two of the folders have one name, as their books would have")
     if args.layer_grid:
         books = {save_path: score_layer_grid(args.data_dir, settings)}
     else:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -147,16 +148,35 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, record: Any) -> None:
-    """Write UTF-8 JSON, indented, atomically; NaN and infinity, not JSON, are a ValueError.
+    """Write UTF-8 JSON, indented, atomically; NaN and infinity, not JSON, are a UserError.
 
     Half of a surrogate pair, which UTF-8 cannot hold, is written as U+FFFD.
     """
-    text = _indented(record) + "\n"
+    try:
+        text = _indented(record) + "\n"
+    except ValueError as error:
+        raise UserError(
+            f'"{path}" cannot be written: {_not_finite(record)} is NaN or infinite, which JSON '
+            "cannot hold; correct or remove it"
+        ) from error
     try:
         data = text.encode()
     except UnicodeEncodeError:
         data = _LONE_SURROGATE.sub("\ufffd", text).encode()
     write_atomic(path, data)
+
+
+def _not_finite(value: Any, where: str = "") -> str:
+    """Return where in a value a number is NaN or infinite, such as `meta.x` or `cot_steps[3]`."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return where or "it"
+    inner = value.items() if isinstance(value, dict) else ()
+    inner = enumerate(value) if isinstance(value, list | tuple) else inner
+    parts = (
+        _not_finite(one, f"{where}[{key}]" if type(key) is int else f"{where}.{key}".lstrip("."))
+        for key, one in inner
+    )
+    return next(filter(None, parts), "")
 
 
 def _indented(value: Any, line: str = "\n") -> str:

@@ -406,6 +406,8 @@ def turn_states(
     turns = [step["turn"] for step in record["cot_steps"]]
     if not turns:
         raise UserError(f'"{path}": its dialogue has no turns; run stage 1 again for this item')
+    if len(set(turns)) < len(turns):
+        raise UserError(f'"{path}": the "turn" of two steps of its dialogue is the same: {turns}')
     missing = [turn for turn in turns if token_key not in states.get(turn, {})]
     if missing:
         raise UserError(

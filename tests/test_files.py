@@ -226,10 +226,17 @@ def test_half_of_a_surrogate_pair_is_replaced_and_can_be_read_back(tmp_path):
     }
 
 
-@pytest.mark.parametrize("value", [np.nan, [1.0, np.inf], {"deep": [[-np.inf]]}])
-def test_a_number_that_json_cannot_hold_is_refused(tmp_path, value):
-    with pytest.raises(ValueError):
-        write_json(tmp_path / "a.json", {"x": value})
+@pytest.mark.parametrize(
+    "value, place",
+    [
+        (np.nan, "x"),
+        ([1.0, np.inf], r"x\[1\]"),
+        ({"a": 1, "deep": [[2, -np.inf]]}, r"x.deep\[0\]\[1\]"),
+    ],
+)
+def test_a_number_that_json_cannot_hold_is_refused_naming_its_place(tmp_path, value, place):
+    with pytest.raises(UserError, match=rf"a\.json.* {place} is NaN or infinite"):
+        write_json(tmp_path / "a.json", {"y": {"z": [0.5]}, "x": value})
     assert os.listdir(tmp_path) == []
 
 

@@ -37,7 +37,7 @@ from spikescore.pairs import (
     question_digests,
     short_meta,
 )
-from spikescore.probes.data import SPLITS, split_by_group
+from spikescore.probes.data import SPLITS, require_fractions, split_by_group
 from spikescore.runtime import one_thread
 from spikescore.stats.trajectory import apply
 
@@ -79,7 +79,8 @@ class Settings:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        """Raise UserError for an unknown name, before anything is read."""
+        """Raise UserError for what can be seen to be wrong before anything is read."""
+        require_fractions(self.val_fraction, self.test_fraction)
         for name in chosen("turn scorer among the methods", self.turn_scorers, self.names):
             scores_turns = issubclass(REGISTRY[name], StateDetector | TurnDetector)
             if self.turn_scorers is not None and not scores_turns:
@@ -392,8 +393,8 @@ def chosen(what: str, asked: Sequence[str] | None, known: Collection[str]) -> li
     for name in asked or ():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f'; did you mean "{near[0]}"?' if near else ""
-            raise UserError(f'unknown {what} "{name}"{hint} Known: {", ".join(known)}')
+            hint = f'did you mean "{near[0]}"? Known' if near else "known"
+            raise UserError(f'unknown {what} "{name}"; {hint}: {", ".join(known)}')
     return list(known if asked is None else dict.fromkeys(asked))
 
 

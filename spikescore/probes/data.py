@@ -276,6 +276,15 @@ def question_groups(records: Sequence[dict[str, Any]]) -> np.ndarray:
     return np.array([root(name) for name in names])
 
 
+def require_fractions(val: float, test: float) -> None:
+    """Raise UserError unless these shares of the items leave some to train on."""
+    if not (0 < val < 1 and 0 < test < 1 and val + test < 1):
+        raise UserError(
+            f"val_fraction {val:g} and test_fraction {test:g} must be positive and leave a train "
+            "split; give fractions whose sum is below 1"
+        )
+
+
 def split_by_group(
     groups: Sequence[str],
     *,
@@ -290,11 +299,7 @@ def split_by_group(
     the groups come in seeded random order, and each goes where most items are still owed.
     """
     val, test = fractions
-    if not (0 < val < 1 and 0 < test < 1 and val + test < 1):
-        raise UserError(
-            f"val_fraction {val:g} and test_fraction {test:g} must be positive and leave a train "
-            "split; give fractions whose sum is below 1"
-        )
+    require_fractions(val, test)
     shares = np.array([1 - val - test, val, test])
     members: dict[str, list[int]] = defaultdict(list)
     for item, group in enumerate(groups):

@@ -24,7 +24,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from spikescore.errors import UserError
+from spikescore.errors import Refused, UserError
 from spikescore.files import read_json, write_json
 from spikescore.pairs import (
     DEFAULT_TOKEN_KEY,
@@ -209,7 +209,13 @@ def score_block(paths: Sequence[Path], *, folders: Folders, probe: Probe, probe_
                     f'"{dialogue.pkl}": its states are beyond what the probe can score'
                 )
                 continue
-            write_scores(dialogue, own, probe, probe_name)
+            try:
+                write_scores(dialogue, own, probe, probe_name)
+            except Refused:
+                raise
+            except UserError as error:
+                tally.failed.append(str(error))
+                continue
             tally.counts.update(dialogues=1, turns=len(own))
     return tally
 

@@ -12,6 +12,7 @@ at once, at the end.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from spikescore.probes.data import (
     TrainingData,
     load_training_data,
     require_both_classes,
+    require_fractions,
     split_by_group,
 )
 from spikescore.probes.fit import SAPLMA, SEP_MLP, Examples, Fit, Recipe
@@ -168,6 +170,11 @@ def _check(folders: Sequence[str | Path], settings: Settings) -> None:
         raise UserError("give --layers or --layer_range, not both")
     if settings.loss not in LOSS_NAMES:
         raise UserError(f'unknown --loss "{settings.loss}"; use one of {", ".join(LOSS_NAMES)}')
+    require_fractions(settings.val_fraction, settings.test_fraction)
+    for name, least in (("learning_rate", 1e-12), ("weight_decay", 0), ("patience", 0)):
+        value = getattr(settings, name)
+        if value is not None and not least <= value < math.inf:
+            raise UserError(f"--{name} {value:g}: at least {least:g} is needed")
     if settings.seeds < 1:
         raise UserError(f"--seeds {settings.seeds}: at least 1 is needed")
 

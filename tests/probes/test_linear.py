@@ -399,6 +399,12 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path, runs: Path) -> None:
         train_probe([], sep)
     with pytest.raises(UserError, match="not both"):
         train_probe([tmp_path / "run"], Settings(layers="auto", layer_range=(1, 2)))
+    for wrong in (
+        {"learning_rate": -1.0}, {"learning_rate": math.nan}, {"weight_decay": -0.1},
+        {"patience": -1}, {"val_fraction": 0.0}, {"test_fraction": 1.2}, {"seeds": 0},
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            train_probe([tmp_path / "none"], Settings(**wrong))  # before anything is read
     with pytest.raises(UserError, match='"hinge".*huber'):
         train_probe([tmp_path / "run"], Settings(loss="hinge"))
     measures = {"cluster_assignment_entropy": [0.5] * 40}

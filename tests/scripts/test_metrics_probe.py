@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import metrics_probe
-from spikescore.errors import UserError, run_main
+from spikescore.errors import Refused, run_main
 from spikescore.files import read_json, write_json
 from spikescore.pairs import find_records, read_states
 from spikescore.probes import scoring
@@ -210,8 +210,20 @@ def lose_a_turn(path: Path) -> None:
             lambda path: write_json(path, {**read_json(path), "model": "./models/other"}),
             "models/other",
         ),
+        (
+            "json",
+            lambda path: path.write_text(
+                path.read_text().replace("{", '{"a": {"b": [1, NaN]},', 1)
+            ),
+            "a.b[1] is NaN",
+        ),
+        (
+            "json",
+            lambda path: path.write_text(path.read_text().replace('"turn": 3', '"turn": 2')),
+            '"turn" of two steps',
+        ),
     ],
-    ids=["empty", "cut", "turn", "json", "model"],
+    ids=["empty", "cut", "turn", "json", "model", "nan", "twice"],
 )
 def test_one_bad_file_is_named_and_the_others_are_scored(
     work: Path, place: int, file: str, damage, told: str
@@ -465,7 +477,7 @@ def test_a_killed_worker_process_is_one_clear_message(
 
 def test_a_failed_write_ends_the_run(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, record: dict) -> None:
-        raise UserError(f"{path.name}: no space")
+        raise Refused(f"{path.name}: no space")
 
     monkeypatch.setattr(scoring, "write_json", full)
     done = score(work / "outputs", work / "probe.pkl")

@@ -423,6 +423,10 @@ def test_the_script_refuses_unlabelled_pairs_and_a_folder_as_its_file(folder, tm
         (("--data_dir", tmp_path / "raw", "--save_path", tmp_path / "s.pkl"), "2 unlabelled"),
         (("--data_dir", folder, "--save_path", tmp_path), "is a folder"),
         (
+            ("--data_dir", folder, "--save_path", tmp_path / "s.pkl", "--score_dirs", "x/y,z/y"),
+            "one name",
+        ),
+        (
             ("--data_dir", folder, "--save_path", tmp_path / "s.pkl", "--methods", "perplexty"),
             'did you mean "perplexity"',
         ),
