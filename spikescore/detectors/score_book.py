@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from spikescore.detectors.base import FAMILIES
 from spikescore.errors import UserError
 from spikescore.files import read_json, write_atomic, write_json
 from spikescore.pickles import load_pickle
@@ -167,8 +168,11 @@ def _damage(book: ScoreBook) -> str:
         return "a label is neither 0 nor 1"
     for item in book.items:
         texts = (item.path, item.id, item.domain, item.group, item.cut_off)
+        counts = [type(count) is int and count >= 0 for count in item.turn_tokens]
         if not (all(isinstance(text, str) for text in texts) and isinstance(item.meta, dict)):
             return f"item {item.id!r}"
+        if not all(counts):
+            return f"turn_tokens of item {item.id!r}"
     for name, held, axes in (("scores", book.scores, 1), ("turns", book.turns, 2)):
         for key, values in held.items():
             if not (isinstance(key, tuple) and [type(part) for part in key] == [str, str, int]):
@@ -179,7 +183,7 @@ def _damage(book: ScoreBook) -> str:
     if wrong := [domain for domain, split in book.splits.items() if split.shape != (n,)]:
         return f'the split of "{wrong[0]}" is not one of {n} items'
     for name, about in book.methods.items():
-        if not {"title", "family"} <= about.keys():
+        if not isinstance(about["title"], str) or about["family"] not in FAMILIES:
             return f"what is told of the method {name!r}"
     missing = {key[0] for key in book.scores} - book.methods.keys()
     return f"nothing is told of the method {min(missing)!r}" if missing else ""

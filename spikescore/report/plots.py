@@ -276,7 +276,13 @@ def turns_curve(points: Sequence[TurnsPoint], title: str) -> bytes:
     left.set_xlabel("turns used, K")
     left.set_ylabel("mean AUROC of SpikeScore")
     left.legend(fontsize=8)
-    right.plot(ks, [point.tokens for point in points], color="0.2", marker="o", ms=3)
+    right.plot(
+        ks,
+        [np.nan if point.tokens is None else point.tokens for point in points],
+        color="0.2",
+        marker="o",
+        ms=3,
+    )
     right.set_xlabel("turns used, K")
     right.set_ylabel("answer tokens a dialogue")
     right.set_ylim(0)

@@ -82,14 +82,15 @@ class TurnsPoint:
 
     k: int
     areas: dict[str, Area]
-    tokens: float
+    tokens: float | None
     seconds: float | None
 
 
 def turns_sweep(comparison: Comparison, seconds_per_token: float | None) -> list[TurnsPoint]:
     """Return SpikeScore over SAPLMA from the first k turns, k from 3 to all of them.
 
-    `tokens` is the mean number of answer tokens of k turns; `seconds` that times the run's seconds
+    `tokens` is the mean number of answer tokens of k turns, over the dialogues whose lengths are
+    known (None: of none); `seconds` that times the run's seconds
     per answer token, None where the run did not keep its time.
     """
     found = trajectories(comparison.book, BASE_SCORER)
@@ -100,8 +101,9 @@ def turns_sweep(comparison: Comparison, seconds_per_token: float | None) -> list
             comparison.book, BASE_SCORER, f"{SPIKE}@{k}", f"K = {k}",
             lambda turns, domain, k=k: apply("max_abs_d2", truncate(turns, k)),
         )  # fmt: skip
-        tokens = float(np.mean([sum(item.turn_tokens[:k]) for item in comparison.book.items]))
-        seconds = tokens * seconds_per_token if seconds_per_token else None
+        known = [sum(item.turn_tokens[:k]) for item in comparison.book.items if item.turn_tokens]
+        tokens = float(np.mean(known)) if known else None
+        seconds = tokens * seconds_per_token if seconds_per_token and known else None
         areas = {view: comparison.mean(entry, view) for view in CROSS}
         points.append(TurnsPoint(k, areas, tokens, seconds))
     return points
@@ -113,7 +115,7 @@ def turns_table(points: Sequence[TurnsPoint]) -> Table:
         (
             str(point.k),
             *(figure_cell(point.areas[view]) for view in CROSS),
-            f"{point.tokens:.0f}",
+            number(point.tokens, ".0f"),
             number(point.seconds, ".3f"),
         )
         for point in points

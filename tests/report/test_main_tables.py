@@ -145,6 +145,10 @@ def test_more_turns_cost_more_and_the_last_k_is_spikescore(comparison, entries):
     tokens = [sum(item.turn_tokens[:3]) for item in comparison.book.items]
     assert points[0].tokens == pytest.approx(np.mean(tokens))
     assert points[0].seconds == pytest.approx(np.mean(tokens) * 0.5)
+    book = replace(comparison.book, items=list(comparison.book.items))
+    book.items[:200] = [replace(item, turn_tokens=()) for item in book.items[:200]]
+    fewer = turns_sweep(Comparison(book, draws=5), 0.5)  # unknown lengths are no zeros
+    assert fewer[0].tokens == pytest.approx(np.mean(tokens[200:]))
     assert points[-1].areas["macro"].value == comparison.mean(entries[0], "macro").value
     assert len(turns_table(points).rows) == 6
 
@@ -373,7 +377,9 @@ def test_a_score_book_is_read_back_as_it_was_written(tmp_path):
         (lambda told: told["items"].pop(), "for 35 items"),
         (lambda told: told["splits"].update(d0="x"), 'split of "d0"'),
         (lambda told: told.update(methods={"saplma": 3}), "'int'"),
-        (lambda told: told["methods"]["saplma"].pop("title"), "method 'saplma'"),
+        (lambda told: told["methods"]["saplma"].pop("title"), "KeyError: 'title'"),
+        (lambda told: told["methods"]["saplma"].update(family="x"), "method 'saplma'"),
+        (lambda told: told["items"][3]["turn_tokens"].append("x"), "turn_tokens of item 'q3'"),
         (lambda told: told.update(format=2), "no score book"),
     ],
 )
