@@ -2,7 +2,7 @@
 """Between the stages: label the first answers of finished pairs, or label them again.
 
     python scripts/label_answers.py --relabel outputs/demo --judge auto
-    python scripts/label_answers.py --relabel outputs/demo --judge openai --all
+    python scripts/label_answers.py --relabel outputs/demo --judge auto,openai --all
 
 Nothing is generated. By default only pairs without a label are judged, and each label is written
 when it is there, so an interrupted run goes on where it stopped. With --to the labels go to copies
@@ -14,10 +14,16 @@ See how far two judges agree on the same answers, without writing a label:
 
     python scripts/label_answers.py --agreement outputs/demo --judge auto --judge openai
 
-The replies of a chat model are kept in judge_cache.sqlite in the folder of pairs from the moment
-they arrive, and are not asked for, or paid for, again. Key and address: see utils.py.
+See how well the rules read answers that were labelled by hand (one question a line, as in
+tests/labels/answers.jsonl); exit status 1 where a label is wrong:
 
-Exit status: 0 all labelled, 1 some could not be, 2 a mistake in the command.
+    python scripts/label_answers.py --check tests/labels/answers.jsonl
+
+Several judges joined by commas are asked in turn: with --judge auto,openai a chat model labels what
+the rules leave unread. Its replies are kept in judge_cache.sqlite in the folder of pairs from the
+moment they arrive, and are not asked for, or paid for, again. Key and address: see utils.py.
+
+Exit status: 0 all labelled, 1 some could not be or were unread, 2 a mistake in the command.
 """
 
 from __future__ import annotations
@@ -84,11 +90,20 @@ def the_judge(name: str, folder: Path, answers: list[FirstAnswer]) -> Judge:
     from utils import make_client
 
     return make_judge(
-        name,
+        name.split(","),
         questions=[one.question for one in answers],
         client_factory=make_client,
         cache=folder / "judge_cache.sqlite",
     )
+
+
+def check(path: Path) -> int:
+    """Print how the rules label answers that were labelled by hand; return how many wrongly."""
+    from spikescore.labels.checking import check_rules, check_table
+
+    found = check_rules(path)
+    print("\n".join((*found.faults, check_table(found))))
+    return found.n_wrong
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -98,43 +113,46 @@ def parse_arguments() -> argparse.Namespace:
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--relabel", metavar="DIR", help="folder of pairs, searched recursively")
     task.add_argument("--agreement", metavar="DIR", help="compare two judges on a folder of pairs")
+    task.add_argument("--check", metavar="FILE", help="hold the rules against labels by hand")
     parser.add_argument(
         "--judge",
         action="append",
-        help="auto (by answer type), exact, numeric, choice, math, nli, openai or llm_<model> "
-        "(default: auto); for --agreement given twice",
+        help="auto (by answer type), exact, numeric, choice, math, nli, openai or llm_<model>, or "
+        "several joined by commas (default: auto); for --agreement given twice",
     )
-    parser.add_argument(
-        "--to", metavar="DIR", help="label copies of the pairs in this folder, not the pairs"
-    )
+    parser.add_argument("--to", metavar="DIR", help="label copies of the pairs in this folder")
     parser.add_argument("--all", action="store_true", help="judge labelled pairs again, too")
     parser.add_argument("--verbose", action="store_true", help="log details")
     args = parser.parse_args()
     args.judge = args.judge or ["auto"]
     if "none" in args.judge:
-        raise UserError(
-            "--judge none labels nothing; use auto, exact, numeric, choice, math, openai"
-        )
+        raise UserError("--judge none labels nothing; use auto, exact, numeric, math, openai")
     if args.agreement and len(args.judge) != 2:
         raise UserError("--agreement compares two judges: give --judge A --judge B")
     if args.relabel and len(args.judge) != 1:
-        raise UserError("--relabel labels by one judge: give --judge once")
+        raise UserError("--relabel takes --judge once: join several judges by commas, auto,openai")
     return args
 
 
 def main() -> int:
     args = parse_arguments()
+    from spikescore.files import locked
     from spikescore.labels.relabelling import copy_unlabelled
     from utils import configure_logging
 
     configure_logging(args.verbose)
+    if args.check:
+        return int(check(Path(args.check)) > 0)
     if args.agreement:
         return int(show_agreement(Path(args.agreement), *args.judge) > 0)
     folder = Path(args.relabel)
     if args.to:
         copy_unlabelled(folder, Path(args.to))
         folder = Path(args.to)
-    return int(relabel(folder, args.judge[0], everything=args.all) > 0)
+    elif not folder.is_dir():
+        raise UserError(f'folder "{folder}" does not exist')
+    with locked(folder, ".labels.lock"):
+        return int(relabel(folder, args.judge[0], everything=args.all) > 0)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import itertools
 import logging
 import math
 import random
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from spikescore.errors import UserError, redacted
 from spikescore.labels.reply_cache import ReplyCache, request_key
+from spikescore.labels.statements import plain_answer
 from spikescore.runtime import EventLoop, brief, without_refused
 
 if TYPE_CHECKING:
@@ -243,6 +245,28 @@ def _text(completion: Any, parse: Parse | None) -> str:
 
 def _fits(parse: Parse | None, text: str) -> bool:
     return parse is None or parse(text) is not None
+
+
+def read_verdict(reply: str, words: Sequence[str]) -> str | None:
+    """Return which of the words a reply gives as "VERDICT: word" or stands for alone; None where it
+    gives none, or two.
+
+    A reasoning model's verdict is what it says after its thoughts, where a line of its own counts
+    before what is only mentioned; a thought that was cut off is none.
+    """
+    text = plain_answer(reply)
+    any_word = "|".join(sorted(words, key=len, reverse=True))
+    if bare := re.fullmatch(rf"\W*({any_word})\W*", text, re.IGNORECASE):
+        return bare.group(1).upper()
+    named = list(re.finditer(r"\bVERDICT\b[^\n]*", text, re.IGNORECASE))
+    form = re.compile(rf"VERDICT\W*({any_word})\b(?![^\n]*\b(?:{any_word})\b)", re.IGNORECASE)
+    alone = re.compile(rf"^[^\w\n]*{form.pattern}[^\w\n]*$", re.IGNORECASE | re.MULTILINE)
+    lines = list(alone.finditer(text))
+    if lines and named[-1].start() > lines[-1].end():
+        return None
+    found = lines or [match for one in named if (match := form.match(one.group()))]
+    verdicts = {match.group(1).upper() for match in found}
+    return verdicts.pop() if len(verdicts) == 1 and (lines or len(found) == len(named)) else None
 
 
 def make_asker(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,8 +20,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tqdm import tqdm
 
 from spikescore.errors import UserError
-from spikescore.labels.chat_server import LLM_PREFIX, Asker, Message, make_asker, warn_of_failures
-from spikescore.labels.rules import plain_answer
+from spikescore.labels.chat_server import (
+    LLM_PREFIX,
+    Asker,
+    Message,
+    make_asker,
+    read_verdict,
+    warn_of_failures,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -132,10 +137,6 @@ _EXAMPLES = (
      "CONTRADICTION"),
     ("Which metal is the bell made of?", "Bronze", "I cannot say.", "NEUTRAL"),
 )  # fmt: skip
-_VERDICT = re.compile(
-    rf"\bVERDICT\W*({'|'.join(CLASSES)})\b[^\w\n]*$", re.IGNORECASE | re.MULTILINE
-)
-_BARE = re.compile(rf"\W*({'|'.join(CLASSES)})\W*", re.IGNORECASE)
 
 
 def entailment_messages(pair: Pair) -> list[Message]:
@@ -154,13 +155,7 @@ def _case(question: str | None, premise: str, hypothesis: str) -> str:
 
 def parse_entailment(reply: str) -> int | None:
     """Return the class named in the model's reply, None when it names none or several."""
-    reply = plain_answer(reply)
-    verdicts = _VERDICT.findall(reply)
-    if not verdicts and (bare := _BARE.fullmatch(reply)):
-        return CLASSES[bare.group(1).upper()]
-    claims = len(re.findall(r"\bVERDICT\b", reply, re.IGNORECASE))
-    found = {CLASSES[verdict.upper()] for verdict in verdicts}
-    return found.pop() if len(found) == 1 and len(verdicts) == claims else None
+    return CLASSES.get(read_verdict(reply, tuple(CLASSES)) or "")
 
 
 class LLMEntailment:

@@ -5,6 +5,9 @@ exact, numeric, choice, math, list    the rules of `rules`; `auto` takes the ite
 squad                                 SQuAD's F1 with a gold answer is at least 50
 nli                                   a local model: does a reference follow from the answer?
 openai, llm_<model>                   a chat model compares answer and reference; its reply is kept
+
+Several judges are asked one after the other, until one gives a label: an answer that a rule cannot
+read is "unread", which is no label, and goes to the next one.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
-from dataclasses import asdict, dataclass, field
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,16 +34,19 @@ from spikescore.labels.chat_server import (
     LLM_PREFIX,
     Asker,
     make_asker,
+    read_verdict,
     warn_of_failures,
 )
-from spikescore.labels.rules import RULES, NoReference, plain_answer
+from spikescore.labels.rules import RULES, NoReference
+from spikescore.labels.statements import plain_answer
 from spikescore.runtime import EventLoop
 
 log = logging.getLogger("spikescore")
 
 RULE_NAMES = ("auto", "exact", "numeric", "choice", "math")
-JUDGES = (*RULE_NAMES, "nli", "openai", "none")
+JUDGES = (*RULE_NAMES, "list", "nli", "openai", "none")
 _NO_GOLD = "the item has no gold answer to compare with"
+UNREAD = "unread"
 
 Item = tuple[Question, str]
 
@@ -48,8 +55,9 @@ Item = tuple[Question, str]
 class Judgement:
     """One label: 1 consistent with the reference, 0 not, None when there is none (see `error`).
 
-    `judge` names the rule or model, `reply` is the model's raw reply or what the rule read, `at` is
-    the UTC time in ISO form.
+    `judge` names the rule or model, `reply` is the model's raw reply or what the rule read, `error`
+    begins with "unread" where the answer says nothing that this judge can read, `at` is the UTC
+    time in ISO form.
     """
 
     label: int | None
@@ -57,6 +65,11 @@ class Judgement:
     reply: str = ""
     error: str | None = None
     at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @property
+    def unread(self) -> bool:
+        """True where there is no label because of the answer, and not of a fault."""
+        return (self.error or "").startswith(UNREAD)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plain dict that a pair stores as `nil_judge`."""
@@ -79,8 +92,22 @@ class Judge:
         pass
 
 
-def make_judge(name: str, *, questions: Sequence[Question] = (), **options: Any) -> Judge:
-    """Return the judge of this name; `auto` uses the rule that fits each item's answer type.
+def judge_names(judge: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the names in "auto" or ["auto", "openai"], checked; UserError for an unknown one."""
+    names = (judge,) if isinstance(judge, str) else tuple(judge)
+    if not names or len(set(names)) < len(names) or ("none" in names and len(names) > 1):
+        raise UserError(f'judge {list(names)}: give one name, or several different ones, no "none"')
+    for name in names:
+        if name not in (*JUDGES, *RULES, "llm") and not str(name).startswith(LLM_PREFIX):
+            raise UserError(f'judge "{name}" is not one of {", ".join(JUDGES)}, llm_<model>')
+    return names
+
+
+def make_judge(
+    name: str | Sequence[str], *, questions: Sequence[Question] = (), **options: Any
+) -> Judge:
+    """Return the judge of this name; `auto` uses the rule that fits each item's answer type. Of
+    several names the first judges, and the next ones what the one before gave no label.
 
     `questions`, where given, are checked against the rule and counted in the log. `options` concern
     chat models alone: `client_factory` and those of `chat_server.Asker`; the client is made at
@@ -88,6 +115,10 @@ def make_judge(name: str, *, questions: Sequence[Question] = (), **options: Any)
     environment's NIL_MODEL, else gpt-4o-mini; `nli` runs the model that NLI_MODEL names, else
     DeBERTa. Raises UserError for an unknown name or a rule that cannot fit the questions.
     """
+    names = judge_names(name)
+    if len(names) > 1:
+        return ChainedJudge([make_judge(one, questions=questions, **options) for one in names])
+    (name,) = names
     if name == "none":
         return Judge()
     if name == "openai":
@@ -99,8 +130,6 @@ def make_judge(name: str, *, questions: Sequence[Question] = (), **options: Any)
         return ChatJudge(make_asker(name, **options))
     if name == "nli":
         return NLIJudge(os.environ.get("NLI_MODEL") or "deberta")
-    if name not in ("auto", *RULES):
-        raise UserError(f'judge "{name}" is not one of {", ".join(JUDGES)}, llm_<model>')
     if name == "choice":
         bare = next((question for question in questions if not question.choices), None)
         if bare:
@@ -115,15 +144,17 @@ def _nil_model() -> str:
     return os.environ.get("NIL_MODEL") or DEFAULT_MODEL
 
 
-def describe_judge(name: str, questions: Sequence[Question]) -> str:
+def describe_judge(judge: str | Sequence[str], questions: Sequence[Question]) -> str:
     """Say who will label these questions: "auto: 40 exact, 3 list; 2 without a gold answer ..."."""
+    name, *more = judge_names(judge)
     types = Counter(question.answer_type for question in questions if question.gold_answers)
     said = f"openai ({_nil_model()})" if name == "openai" else name
     if name == "auto" and types:
         ranked = sorted(types.items(), key=lambda pair: (pair[0] == "free", -pair[1]))
         said = f"auto: {', '.join(f'{n} {rule}' for rule, n in ranked)}"
         if types["free"]:
-            said += ", which no rule labels (use openai or nli)"
+            said += "" if more else ", which no rule labels (use openai or nli)"
+    said = ", then ".join((said, *more))
     bare = len(questions) - types.total()
     return said + (f"; {bare} without a gold answer stay unlabelled" if bare else "")
 
@@ -146,14 +177,16 @@ def shipped_judgement(shipped: Mapping[str, Any]) -> Judgement:
 
 
 def coverage_line(judgements: Iterable[Judgement]) -> str:
-    """Return "labels: 98 of 100 (exact 60, numeric 38), 2 failed: <first error>"."""
+    """Return "labels: 95 of 100 (exact 60, numeric 35), 3 unread, 2 failed; the first: <error>"."""
     judgements = list(judgements)
     labelled = Counter(one.judge for one in judgements if one.label is not None)
     by_judge = ", ".join(f"{name} {n}" for name, n in sorted(labelled.items()))
     line = f"labels: {labelled.total()} of {len(judgements)}" + (
         f" ({by_judge})" if by_judge else ""
     )
-    failed = [one for one in judgements if one.error]
+    unread = sum(one.unread for one in judgements)
+    line += f", {unread} unread (no judge could read the answer)" if unread else ""
+    failed = [one for one in judgements if one.error and not one.unread]
     return line + (f", {len(failed)} failed; the first: {failed[0].error}" if failed else "")
 
 
@@ -225,7 +258,35 @@ class RuleJudge(Judge):
             label, read = RULES[rule](question, answer)
         except NoReference as problem:
             return Judgement(None, rule, error=str(problem))
-        return Judgement(label, rule, reply=read)
+        return Judgement(label, rule, reply=read, error=UNREAD if label is None else None)
+
+
+class ChainedJudge(Judge):
+    """Several judges: each is asked only for what the one before it gave no label."""
+
+    def __init__(self, judges: Sequence[Judge]) -> None:
+        self.name = ", ".join(judge.name for judge in judges)
+        self._judges = judges
+
+    async def judge(self, *, question: Question, answer: str) -> Judgement:
+        tried: list[Judgement] = []
+        for judge in self._judges:
+            tried.append(await judge.judge(question=question, answer=answer))
+            if tried[-1].label is not None or tried[-1].error == _NO_GOLD:
+                return tried[-1]
+        errors = (f"{one.judge}: {one.error}" for one in tried if not one.unread)
+        said = "; ".join(errors) or UNREAD
+        return replace(tried[-1], error=said)
+
+    async def __aenter__(self) -> Judge:
+        async with AsyncExitStack() as opened:
+            for judge in self._judges:
+                await opened.enter_async_context(judge)
+            self._opened = opened.pop_all()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._opened.aclose()
 
 
 # --- a local model ----------------------------------------------------------------------------
@@ -252,8 +313,8 @@ class NLIJudge(Judge):
         if not golds:
             return Judgement(None, judge, error=_NO_GOLD)
         text = plain_answer(answer)
-        if not text:
-            return Judgement(0, judge, reply="(empty answer)")
+        if not re.search(r"\w", text):
+            return Judgement(None, judge, error=UNREAD)
         found = self._entailment.entail_many([(question.question, text, gold) for gold in golds])
         names = {number: name.lower() for name, number in CLASSES.items()}
         reply = ", ".join(f"{g}: {names.get(v)}" for g, v in zip(golds, found, strict=True))
@@ -282,7 +343,6 @@ _EXAMPLES = (
     ("Who painted the ceiling?", ("Michelangelo",), "It was either Raphael or Michelangelo.",
      "INCONSISTENT"),
 )  # fmt: skip
-_VERDICT = re.compile(r"VERDICT\W*(IN)?CONSISTENT\b", re.IGNORECASE)
 
 
 def judge_messages(*, question: Question, answer: str) -> list[dict[str, str]]:
@@ -318,16 +378,14 @@ def _case(*, question: Question, answer: str) -> str:
 
 def parse_verdict(reply: str) -> int | None:
     """Return 1 or 0 from the judge model's reply, None when it gives no verdict or two."""
-    found = {0 if match.group(1) else 1 for match in _VERDICT.finditer(reply)}
-    if not found and (match := re.fullmatch(r"\W*(IN)?CONSISTENT\W*", reply, re.IGNORECASE)):
-        found = {0 if match.group(1) else 1}
-    return found.pop() if len(found) == 1 else None
+    verdict = read_verdict(reply, ("CONSISTENT", "INCONSISTENT"))
+    return None if verdict is None else int(verdict == "CONSISTENT")
 
 
 class ChatJudge(Judge):
     """A chat model compares answer and references; see `Asker` for failures: they are no label.
 
-    An empty answer is not consistent, without a call.
+    An answer without a word is unread, without a call.
     """
 
     def __init__(self, asker: Asker) -> None:
@@ -337,8 +395,8 @@ class ChatJudge(Judge):
     async def judge(self, *, question: Question, answer: str) -> Judgement:
         if not question.gold_answers:
             return Judgement(None, self.name, error=_NO_GOLD)
-        if not plain_answer(answer):
-            return Judgement(0, self.name, reply="(empty answer, not sent)")
+        if not re.search(r"\w", plain_answer(answer)):
+            return Judgement(None, self.name, error=UNREAD)
         messages = judge_messages(question=question, answer=answer)
         reply = await self.asker.ask(messages, parse_verdict)
         label = None if reply.text is None else parse_verdict(reply.text)
@@ -374,7 +432,13 @@ class Accuracy:
         if bare:
             log.warning('%d items have no gold answer to compare with, first "%s"',
                         len(bare), bare[0])  # fmt: skip
-        errors = [one.error for one in judgements if one.error and one.error != _NO_GOLD]
+        if unread := sum(one.unread for one in judgements):
+            log.warning("accuracy: %d answers could not be read", unread)
+        errors = [
+            one.error
+            for one in judgements
+            if one.error and one.error != _NO_GOLD and not one.unread
+        ]
         warn_of_failures("accuracy", errors, len(items) - len(bare))
         return [None if one.label is None else float(one.label) for one in judgements]
 

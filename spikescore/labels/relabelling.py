@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,8 @@ from spikescore.errors import UserError
 from spikescore.files import write_json
 from spikescore.labels.judges import Judge, Judgement, judge_each
 from spikescore.pairs import iter_records, read_record
+
+log = logging.getLogger("spikescore")
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,25 @@ class FirstAnswer:
 
 
 def first_answers(folder: Path) -> list[FirstAnswer]:
-    """Return the first answer of every pair under a folder; UserError when it holds none."""
-    found = [_first_answer(path, record) for path, record in iter_records(folder)]
+    """Return the first answer of every pair under a folder; UserError when it holds none.
+
+    A file that cannot be read is left out, with a warning that says why.
+    """
+    damaged: list[Path] = []
+    found = [_first_answer(path, record) for path, record in iter_records(folder, damaged)]
+    for path in damaged:
+        log.warning("left out: %s", _damage(path))
     if not found:
         raise UserError(f'folder "{folder}" holds no pair; give the folder that stage 1 wrote to')
     return found
+
+
+def _damage(path: Path) -> str:
+    try:
+        read_record(path)
+    except UserError as error:
+        return str(error)
+    return str(path)
 
 
 def _first_answer(path: Path, record: dict[str, Any]) -> FirstAnswer:
@@ -70,7 +87,7 @@ def copy_unlabelled(source: Path, target: Path) -> None:
     """
     if target.resolve().is_relative_to(source.resolve()):
         raise UserError(f'--to "{target}" lies inside "{source}"; choose a folder outside it')
-    for path, record in iter_records(source):
+    for path, record in iter_records(source, []):
         copy = target / path.relative_to(source)
         if copy.exists():
             continue

@@ -1,119 +1,136 @@
 r"""Offline rules that decide whether an answer agrees with the gold answers.
 
-A rule reads the answer's final statement: what follows the last "the answer is", else the whole
-answer. It is strict about what cannot be decided by rule: an answer that names several candidates
-("Paris or London") or denies the right one ("it is not Paris") is not consistent.
+A rule reads what the answer states (`statements.read_statement`). It is strict about what cannot be
+decided by rule: an answer that names several candidates ("Paris or London") or denies the right one
+("it is not Paris") is not consistent.
 
     exact    a gold alias stands in the statement as whole words (case, accents, articles ignored)
     numeric  the statement's number equals the gold number to 1e-6, relative
     choice   the statement names the right option, by letter or by text
-    math     the boxed (or stated) expression equals the gold one after light LaTeX normalisation
+    math     the boxed (or stated) expression equals the gold one
     list     every member of the gold list is named somewhere in the answer, in any order
+    squad    the best F1 of the answer's words with a gold answer's is at least 50
     free     none: a reference of free sentences is not for rules but for the judge openai or nli
 
-Each returns (label, what it read): 1 consistent, 0 not. `NoReference` means that the rule cannot
-use the item's gold answers.
+Each returns (label, what it read): 1 consistent, 0 not, None where the answer cannot be read (it is
+empty, was cut off before it came to an answer, or is in a script that the gold answers are not in).
+`NoReference` means that the rule cannot use the item's gold answers.
 """
 
 from __future__ import annotations
 
+import html
 import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
+from collections.abc import Callable, Iterable, Sequence
 
-from spikescore.data.adapters.mathematics import boxed_answer
 from spikescore.data.question import Question, gold_option, list_members
+from spikescore.labels.expressions import normal_form, same_expression
+from spikescore.labels.numbers import Number, plain_digits, quantity, read_numbers, words_to_digits
+from spikescore.labels.statements import (
+    Statement,
+    abstains,
+    folded,
+    plain_answer,
+    read_statement,
+    says_nothing,
+    scripts,
+    sentences,
+)
+
+Reading = tuple[int | None, str]
 
 
 class NoReference(ValueError):
     """The rule cannot use this item's gold answers."""
 
 
-# --- the final statement ----------------------------------------------------------------------
-
-_CLAUSE = re.compile(
-    r"\banswer(?:\s+(?:to|for)\b[^.?!\n]{0,80}?)?\s*"
-    r"(?:\b(?:is|was|are|were|remains|stays|(?:would|should|must|will) be)\b(?!n['’]t)|=|:)"
-    r"\s*:?\s*",
-    re.IGNORECASE,
-)
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
-_ABBREVIATIONS = {"st", "dr", "mr", "mrs", "ms", "jr", "sr", "vs", "no", "mt", "ft", "prof", "gen"}
-
-
-def plain_answer(answer: str) -> str:
-    """Return the answer without its thinking part and without Markdown marks."""
-    if "</think>" in answer:
-        answer = answer.rsplit("</think>", 1)[1]
-    elif "<think>" in answer:
-        answer = answer.split("<think>", 1)[0]
-    return re.sub(r"\*\*|__|`|^#+ ", "", answer, flags=re.MULTILINE).strip()
-
-
-def _clause(text: str) -> str | None:
-    """Return what follows the last "answer is ..." up to the end of its sentence, or None."""
-    tails = [text[match.end() :] for match in _CLAUSE.finditer(text)]
-    for tail in reversed(tails):
-        clause = _first_sentence(tail)
-        if re.search(r"\w", clause):
-            return clause
-    return None
-
-
-def _first_sentence(text: str) -> str:
-    """Cut at the first sentence end; "St. Louis", "J. Smith" and "3.5" are not ends."""
-    for end in _SENTENCE_END.finditer(text):
-        word = re.search(r"(\w+)$", text[: end.start()])
-        if end.group() != "." or word is None:
-            return text[: end.start()]
-        initial = len(word.group()) == 1 and word.group().isalpha()
-        if not initial and word.group().casefold() not in _ABBREVIATIONS:
-            return text[: end.start()]
-    return text
+def _unread(statement: Statement) -> Reading | None:
+    """Return the reading of an answer that states nothing: unread, or that it does not know."""
+    if abstains(statement.whole):
+        return 0, "says that it does not know"
+    return (None, "") if says_nothing(statement.text) else None
 
 
 # --- exact ------------------------------------------------------------------------------------
 
 _ARTICLES = {"a", "an", "the"}
 _FUNCTION_WORDS = _ARTICLES | set(
-    "who what it this that i he she they we you in on of to is".split()
+    "who what it this that i he she they we you in on of to is us up her him them no not so go do "
+    "as at be by if me my or an am are was were may will can must might would should could mark "
+    "march one out off over under all any some most few more less here there then now when "
+    "where how why yes et and but for from with about after before again".split()
 )
-_NEGATORS = {"not", "never", "isnt", "wasnt", "arent", "werent", "nor", "neither", "except"}
+_MODALS = {"may", "will", "can", "must", "might", "would", "should", "could", "march", "mark"}
+_NEGATORS = {
+    "not",
+    "never",
+    "isnt",
+    "wasnt",
+    "arent",
+    "werent",
+    "nor",
+    "neither",
+    "except",
+    "unlike",
+}
 _DENIED = re.compile(r"(?:is|was|are|were)(?:nt| not)? (?:the )?(?:wrong|incorrect|false)\b")
 _NOT_IT = re.compile(r"(?:(?:is|was) not|isnt|wasnt) (?:it|(?:the )?(?:right|correct|answer)\b)")
 _OR = re.compile(
     r"^(?:, [^,;.!?]{1,40}){0,4},? ?(?:or|/) (?!not\b|so\b|rather\b|just\b|simply\b)(.*)"
 )
-_YES_NO = {"yes": "yes", "yeah": "yes", "yep": "yes", "no": "no", "nope": "no"}
-_UNKNOWN = re.compile(
-    r"\b(?:unknown|(?:not|cannot|cant|isnt) (?:be )?(?:known|said|stated|mentioned|given|specified|"
-    r"determined|answered|know|say|tell)|(?:do not|dont) know|no information)\b"
+_LETTERS = str.maketrans({
+    "ł": "l", "Ł": "L", "ø": "o", "Ø": "O", "đ": "d", "Đ": "D", "ð": "d", "Ð": "D", "þ": "th",
+    "Þ": "Th", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ß": "ss", "ẞ": "SS", "ı": "i", "ħ": "h",
+    "Ħ": "H", "ŧ": "t", "Ŧ": "T", "ŋ": "ng", "ə": "e", "’": "'", "‘": "'", "`": "'", "ʼ": "'",
+    "−": "-", "–": " - ", "—": " - ", "&": " and ", "“": '"', "”": '"', "«": '"', "»": '"',
+})  # fmt: skip
+_ROMAN = {name: str(n) for n, name in enumerate(
+    "II III IV V VI VII VIII IX X XI XII XIII XIV XV XVI XVII XVIII XIX XX".split(), start=2)
+    if len(name) > 1}  # fmt: skip
+_ORDINALS = {word: f"{n}{('th', 'st', 'nd', 'rd')[n] if n < 4 else 'th'}" for n, word in enumerate(
+    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split(),
+    start=1)}  # fmt: skip
+_SAME = {"saint": "st", "mount": "mt", "doctor": "dr", "mister": "mr", **_ORDINALS}
+_MARKS = frozenset(',;.!?/()":')
+_CJK = r"\u3040-\u30ff\u3400-\u9fff"
+_TOKENS = re.compile(
+    rf"(?<![\w.])-?\d+(?:\.\d+)*(?:st|nd|rd|th)?(?!\w)|[{_CJK}]|[^\W_{_CJK}]+(?:\+\+|#)?"
+    rf"|[,;.!?/():\"]"
 )
 
 
-def _words(text: str, *, articles: bool = False) -> list[str]:
-    """Return normalised tokens: words without case, accents, articles, and single marks."""
-    text = unicodedata.normalize("NFKD", text.casefold())
-    text = re.sub(r"[\u0300-\u036f]", "", text)
-    text = re.sub(r"[’‘`]", "'", text).replace("−", "-")
+def _raw_words(text: str) -> list[str]:
+    """Return the tokens of a text in their own case: words without accents, and single marks."""
+    text = unicodedata.normalize("NFKC", html.unescape(text)).translate(_LETTERS)
+    text = re.sub(r"[\u0300-\u036f]", "", unicodedata.normalize("NFKD", text))
+    text = plain_digits(text)
     text = re.sub(r"(?<=\w)'s\b", "", text).replace("'", "")
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
-    text = re.sub(r"\b([a-z])\.(?=[a-z]\b)|\b([a-z])\.\s(?=[a-z]\.)", r"\1\2", text)
-    text = re.sub(r"\bcannot\b", "can not", text)
-    tokens = re.findall(
-        r"(?<![\w.])-?\d+(?:\.\d+)*(?!\w)|[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+"
-        r"|[,;.!?/()]",
-        text,
-    )
-    return [token for token in tokens if articles or token not in _ARTICLES]
+    text = re.sub(r"(?<=\d)\s?%|\bper cent\b", " percent ", text)
+    text = re.sub(r"\b([A-Za-z])\.(?=[A-Za-z]\b)|\b([A-Za-z])\.\s(?=[A-Za-z]\.)", r"\1\2", text)
+    text = re.sub(r"\bcannot\b", "can not", words_to_digits(text, whole_only=True))
+    text = re.sub(rf"(?<=[{_CJK}])(?=\d)|(?<=\d)(?=[{_CJK}])", " ", text)
+    found = [_ROMAN.get(token, token) for token in _TOKENS.findall(text)]
+    for place, token in enumerate(found):  # "World War I" is a number, "then I" is none
+        before = found[place - 1] if place else ""
+        ends = place + 1 == len(found) or not _is_word(found[place + 1])
+        name = before.istitle() and before.casefold() not in _FUNCTION_WORDS
+        if token == "I" and name and (place > 1 or ends):
+            found[place] = "1"
+    return found
+
+
+def _words(text: str, *, articles: bool = False) -> list[str]:
+    """Return normalised tokens: words without case, accents and articles, and single marks."""
+    folded_words = (_SAME.get(one, one) for one in map(str.casefold, _raw_words(text)))
+    return [token for token in folded_words if articles or token not in _ARTICLES]
 
 
 def _is_word(token: str) -> bool:
-    return token not in ",;.!?/()"
+    return token not in _MARKS
 
 
 def _find(needle: list[str], tokens: list[str]) -> list[tuple[int, int]]:
@@ -136,11 +153,40 @@ def _needle(phrase: str) -> tuple[list[str], bool]:
     return words, False
 
 
+def _names(text: str, phrase: str) -> bool:
+    """True when a short phrase that is also a common word ("US", "May", "It") stands in the text as
+    a name: by itself, or spelled as a name is where a word would not be.
+    """
+    raw, wanted = _raw_words(text), [one for one in _raw_words(phrase) if _is_word(one)]
+    words = [one for one in raw if _is_word(one)]
+    if [one.casefold() for one in words] == [one.casefold() for one in wanted]:
+        return True
+    if len(wanted) > 1:
+        return bool(_find([one.casefold() for one in wanted], [one.casefold() for one in raw]))
+    name = wanted[0]
+    if name == name.casefold():
+        return False
+    for place, token in enumerate(raw):
+        after = raw[place + 1] if place + 1 < len(raw) else "."
+        if token != name:
+            continue
+        if len(name) > 1 and name.isupper() and any(one.islower() for one in words):
+            return True
+        starts = place == 0 or raw[place - 1] in ".!?:"
+        if not starts or not _is_word(after):
+            return True
+        if name.casefold() in _MODALS and after.casefold() not in (
+            "i we you he she it they be not have well".split()
+        ):
+            return True
+    return False
+
+
 def _negated(tokens: list[str], start: int, end: int) -> bool:
     """True when the phrase is denied: "not Paris", "isn't in Paris", "Paris is incorrect"."""
     before: list[str] = []
     for token in reversed(tokens[:start]):
-        if not _is_word(token) or token in ("but", "because") or len(before) == 4:
+        if token in ",;.!?/():" or token in ("but", "because") or len(before) == 4:
             break
         before.insert(0, token)
     text = " ".join(before)
@@ -150,8 +196,11 @@ def _negated(tokens: list[str], start: int, end: int) -> bool:
     return (
         any(token in _NEGATORS for token in before)
         or re.search(r"(?:rather than|instead of|other than|dont think|doubt)\b", text) is not None
+        or text.endswith(("than", "不 是", "并 非", "並 非"))
+        or (tokens[start].isdigit() and text.endswith(("after", "before")))
         or _DENIED.match(after) is not None
         or _NOT_IT.match(after) is not None
+        or re.match(r"\? (?:no|not|nope)\b", after) is not None
     )
 
 
@@ -174,174 +223,297 @@ def _states(text: str, phrases: Sequence[str], beside: Sequence[str] = ()) -> bo
     To stand in an "or" with one of the phrases, or with one of `beside`, is no hedge.
     """
     stated = False
-    needles = [(words, full) for words, full in map(_needle, phrases) if words]
-    plain = [words for words, _ in (*needles, *map(_needle, beside)) if words]
-    for words, full in needles:
-        tokens = _words(text, articles=full)
-        if full and len(words) == 1:  # a lone "a" or "it" is an answer only by itself
-            stated |= [token for token in tokens if _is_word(token)] == words
+    needles = [(phrase, *_needle(phrase)) for phrase in _spelled(phrases)]
+    needles = [one for one in needles if one[1]]
+    plain = [words for _, words, _ in needles] + [_needle(one)[0] for one in beside]
+    tokens = _words(text)
+    for phrase, words, full in needles:
+        if full:
+            stated |= _names(text, phrase)
             continue
         for start, end in _find(words, tokens):
             if _negated(tokens, start, end):
                 return False
-            stated |= not _hedged(tokens, start, end, plain)
+            if re.match(r"(?:(?:is|was|are|were) not|(?:is|was|are|were)nt) (?!only|just|far)",
+                        " ".join(tokens[end : end + 3])):  # fmt: skip
+                continue  # "Lyon is not the capital"
+            stated |= not _hedged(tokens, start, end, [one for one in plain if one])
     return stated
 
 
-def exact(question: Question, answer: str) -> tuple[int, str]:
+def _spelled(phrases: Iterable[str]) -> list[str]:
+    """Return the phrases, and those with an umlaut also as they are written without."""
+    umlauts = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue"})
+    composed = [unicodedata.normalize("NFC", one) for one in phrases]
+    return [*composed, *(new for one in composed if (new := one.translate(umlauts)) != one)]
+
+
+# yes, no and unknown
+
+_SAYS_NO = re.compile(
+    r"^(?:(?:that|this|it|he|she|they) (?:is|was|would be) )?(?:incorrect|wrong|false|untrue"
+    r"|never|not)\b"
+    r"|\b(?:no|nope|nah|nay|non|nein|нет|nao|negative|hayir)\b"
+    r"|\b(?:not (?:really|at all|right|correct|true|so)|(?:is|was|do|did|does)nt (?:right|correct"
+    r"|true|so))\b"
+    r"|\b(?:of course|certainly|definitely|absolutely|surely) not\b"
+)
+_SAYS_YES = re.compile(
+    r"^(?:(?:that|this|it|thats|its) (?:is |was |would be )?)?(?:(?:very |quite |absolutely )?"
+    r"(?:correct|right|true|sure|certainly|definitely|absolutely|indeed|affirmative|exactly"
+    r"|surely)\b)"
+    r"|\b(?:yes|yeah|yep|yup|aye|oui|ja|да|si|sim|evet|tak)\b|\bof course\b|\bindeed\b"
+)
+_YES_ELSEWHERE = re.compile(r"^\W*(?:是|对|對|はい|네\b|예\b|نعم|हाँ|हां)")
+_NO_ELSEWHERE = re.compile(r"^\W*(?:不|否|没|沒|いいえ|아니|لا\b|नहीं)")
+_SHORT = re.compile(
+    r"^(?:i|you|he|she|it|they|we|there|this|that|these|those|\w+) (is|was|are|were|am|did|does"
+    r"|do|has|have|had"
+    r"|can|could|will|would|should|may|might|must)( not|nt)?$"
+    r"|^\w+ (is|was|are|were|did|does|do|has|have|had|ca|could|wo|would|should)nt$"
+)
+
+
+def _yes_or_no(text: str) -> str | None:
+    """Return the yes or no that a text says first; None where it says neither, or both at once."""
+    words = " ".join(word for word in re.sub(r"[^\w]+", " ", " ".join(_words(text))).split())
+    if re.search(r"\byes or no\b|\bno or yes\b", words):
+        return None
+    if _YES_ELSEWHERE.match(text) or _NO_ELSEWHERE.match(text):
+        return "yes" if _YES_ELSEWHERE.match(text) else "no"
+    no, yes = _SAYS_NO.search(words), _SAYS_YES.search(words)
+    if yes and re.match(r"(?:of course|certainly|definitely|absolutely|surely) not\b",
+                        words[yes.start() :]):  # fmt: skip
+        yes = None
+    if yes or no:
+        return "yes" if yes and (not no or yes.start() < no.start()) else "no"
+    if short := _SHORT.match(words):
+        return "no" if short.group(2) or words.endswith("nt") else "yes"
+    return None
+
+
+_NOT = r"(?:not|never|(?:do|does|did|is|was|are|were|has|have|had|could|ca|would)nt|cannot)"
+_UNKNOWN = re.compile(
+    r"\b(?:unknown|unclear|unspecified|unstated|unanswerable|unmentioned|undisclosed"
+    r"|undetermined)\b"
+    r"|^n a$|\bnobody (?:knows|can)\b|\bimpossible to \w+\b|\b(?:no"
+    r"|without) (?:further )?(?:information|mention|answer|"
+    r"indication|details?|data|clue|evidence|way (?:to|of)|one (?:knows|can))\b"
+    r"|\b(?:gives?|gave|makes?|made|provides?|offers?|contains?|there is|theres|states?) no\b"
+    r"|\binsufficient information\b"
+    rf"|(?<!\bhe )(?<!\bshe )(?<!\bthey )\b{_NOT} (?:\w+ ){{0,3}}(?:say|state|mention|specify"
+    rf"|tell|give|provide|"
+    r"indicate|describe|reveal|explain|identify|disclose|know|clear|stated|mentioned|given"
+    r"|specified|"
+    r"said|told|says|tells|states|provided|indicated|described|revealed|explained|known|determined|"
+    r"answered|disclosed|identified|named|discussed|addressed|included|enough|possible"
+    r"|sufficient)\b"
+)
+
+
+def exact(question: Question, answer: str) -> Reading:
     """Return (label, text read): some gold alias stands in the final statement as whole words.
 
     A gold "yes" or "no" is compared with the statement's first yes or no; a gold "unknown" also
-    accepts the usual ways to say so.
+    accepts the usual ways to say so; a gold quantity ("600 W") is compared in number and unit.
     """
-    text = plain_answer(answer)
-    statement = _clause(text) or text
-    golds = {gold.strip(" .").casefold() for gold in question.gold_answers}
-    if golds <= {"yes", "no"}:
-        said = [_YES_NO[token] for token in _words(statement) if token in _YES_NO]
-        both = re.search(r"\byes or no\b", " ".join(_words(statement)))
-        return int(bool(said) and not both and said[0] in golds), statement
-    if "unknown" in golds and _UNKNOWN.search(" ".join(filter(_is_word, _words(statement)))):
-        return 1, statement
-    return int(_states(statement, question.gold_answers)), statement
+    golds = question.gold_answers
+    statement = read_statement(answer, golds)
+    text = statement.text
+    short = {gold.strip(" .").casefold() for gold in golds}
+    if short <= {"yes", "no", "true", "false"}:
+        said = _yes_or_no(text) or (_yes_or_no(statement.whole) if statement.mark else None)
+        right = {{"true": "yes", "false": "no"}.get(gold, gold) for gold in short}
+        return (None, text) if said is None else (int(said in right), text)
+    if not re.search(r"\w", text):
+        return None, ""
+    if "unknown" in short and _UNKNOWN.search(folded(text)):
+        return 1, text
+    quantities = [one for one in map(quantity, golds) if one and one.unit]
+    if len(quantities) == len(golds) and (found := _quantity_label(text, quantities)) is not None:
+        return found, text
+    if _states(text, golds):
+        return 1, text
+    if nothing := _unread(statement):
+        return nothing
+    known = set().union(*map(scripts, golds))
+    if known and not known & scripts(text) and scripts(text):
+        return None, text  # in a script that no gold answer is in
+    return 0, text
+
+
+def _quantity_label(text: str, golds: Sequence[Number]) -> int | None:
+    found, written = read_numbers(text)
+    if not found:
+        return None
+    for number in found:
+        before = written[: number.start].rstrip()
+        denied = re.search(r"(?:\bnot|n['’]t)$", before) is not None
+        if any(number.equals(gold) and (number.unit or len(found) == 1) for gold in golds):
+            return int(not denied)
+    return 0
 
 
 # --- numeric ----------------------------------------------------------------------------------
 
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,300})?(?:\.\d{1,300})?"
-_NUMBER = re.compile(
-    r"(?P<sign>(?<![\w)}.])-\s?\$?)?\$?"
-    r"(?:(?:(?P<whole>\d{1,9})\s+)?(?P<top>\d{1,300})\s?/\s?(?P<bottom>\d{1,300})(?![\d/])"
-    rf"|(?P<number>(?=[\d.]*\d){_DIGITS})"
-    r"(?:(?:e|\s?(?:\*|x|×)\s?10\s?\^\s?)(?P<exponent>[+-]?\d{1,3})(?!\d))?)"
-    r"\s?(?P<unit>%|percent\b|thousand\b|million\b|billion\b|trillion\b)?",
+_TAIL = re.compile(
+    r"\s*(?:,\s*)?\b(?:because|since|as (?:\d|the|each|there)|which|who|where|for (?:each|every)"
+    r"|given|out of|"
+    r"after|, not|rather than|instead of|when|if)\b.*|,\s*not\b.*",
+    re.IGNORECASE | re.DOTALL,
+)
+_CONCLUDES = re.compile(
+    r"(?:\b(?:so|therefore|thus|hence|then|altogether|finally|gives|leaves|makes|equals"
+    r"|result(?:s|ing)?|"
+    r"total(?:s|ing)?|(?:comes|adds|amounts) (?:up )?to|is|are|was|were|be|get|gets|got|earns?"
+    r"|costs?)\b"
+    r"|=|→|:)",
     re.IGNORECASE,
 )
-_UNITS = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_NUMBER_WORDS = {word: value for value, word in enumerate(_SMALL)} | {
-    word: 10 * value for value, word in enumerate(_TENS, start=2)
-}
+_RANGE = re.compile(r"\bbetween\b[^.;\n]{0,15}$", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class _Value:
-    value: Fraction
-    percent: bool
-    start: int
-    end: int
-
-
-def _numbers(text: str) -> list[_Value]:
-    """Return the numbers of a text in order: -5, 1,000, 1/2, 2 1/2, 50%, 3e5, 2 million."""
-    found = []
-    for match in _NUMBER.finditer(text):
-        part = match.groupdict()
-        if part["top"]:
-            if int(part["bottom"]) == 0:
-                continue
-            value = Fraction(int(part["top"]), int(part["bottom"])) + int(part["whole"] or 0)
-        else:
-            value = Fraction(part["number"].replace(",", "").rstrip("."))
-            value *= Fraction(10) ** int(part["exponent"] or 0)
-        unit = (part["unit"] or "").casefold()
-        value *= _UNITS.get(unit, 1) * (-1 if part["sign"] else 1)
-        found.append(_Value(value, unit in ("%", "percent"), match.start(), match.end()))
-    return found
-
-
-def _unlatex_numbers(text: str) -> str:
-    r"""Rewrite what LaTeX and Unicode do to numbers: \frac{1}{2}, 1{,}000, \$5, ½, − and others."""
-    text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)
-    text = unicodedata.normalize("NFKC", text).replace("⁄", "/").replace("−", "-")
-    text = re.sub(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}", r" \1/\2", text)
-    text = re.sub(r"\\[dt]?frac\s*(\d)\s*(\d)", r" \1/\2", text)
-    text = re.sub(r"-\s+(?=\d+/\d)", "-", text)
-    text = re.sub(r"(?<=\d)(?:\{,\}|\\,|\\!)(?=\d{3})", "", text)
-    text = re.sub(r"\\(?:times|cdot)", "*", text)
-    text = re.sub(r"10\s?\^\s?\{\s*(-?\d+)\s*\}", r"10^\1", text)
-    return text.replace("\\%", "%").replace("\\$", "$")
-
-
-def _worded_numbers(text: str) -> str:
-    """Write number words up to ninety-nine as digits: "twenty-one apples" -> "21 apples"."""
-    tens, small = "|".join(_TENS), "|".join(_SMALL)
-
-    def digits(match: re.Match[str]) -> str:
-        words = re.split(r"[\s-]+", match.group().casefold())
-        return str(sum(_NUMBER_WORDS[word] for word in words))
-
-    pattern = rf"\b(?:(?:{tens})(?:[\s-](?:{'|'.join(_SMALL[1:10])}))?|{small})\b"
-    return re.sub(pattern, digits, text, flags=re.IGNORECASE)
-
-
-def _same_number(left: _Value, right: _Value) -> bool:
-    """Equal to 1e-6 relative; 50% equals both 50 and 0.5, for data sets write either."""
-    pairs = [(left.value, right.value)]
-    if left.percent != right.percent:
-        low = left.value / 100 if left.percent else left.value
-        pairs.append((low, right.value / 100 if right.percent else right.value))
-    return any(abs(a - b) <= Fraction(1, 10**6) * max(abs(a), abs(b)) for a, b in pairs)
-
-
-def numeric(question: Question, answer: str) -> tuple[int, str]:
+def numeric(question: Question, answer: str) -> Reading:
     """Return (label, number read): the statement's number equals a gold number to 1e-6.
 
     In "the answer is ..." the first number counts ("17 of 26"), or the last one of a calculation
-    ("26 - 9 = 17"); without such a clause the boxed number, else the last number of the answer.
+    ("26 - 9 = 17"); without such a clause the number that the text comes to. Where that is not
+    clear, and the gold number is among those named, the answer is unread.
     """
-    golds = [number[-1] for number in map(_gold_numbers, question.gold_answers) if number]
+    golds = [found[-1] for gold in question.gold_answers if (found := read_numbers(gold)[0])]
     if not golds:
         raise NoReference(f'gold answer "{question.gold_answers[0]}" is not a number')
-    text = plain_answer(answer)
-    read, statement = _read_number(text)
+    statement = read_statement(answer, question.gold_answers)
+    read, text, sure = _stated_number(statement)
+    if read is None and folded(statement.text) in ("none", "nothing", "nil"):
+        return (None if any(gold.value == 0 for gold in golds) else 0), statement.text
     if read is None:
-        return 0, ""
-    said = statement[read.start : read.end].strip()
-    around = statement[: read.start].casefold(), statement[read.end :].casefold()
-    if re.search(r"(?:\bnot|n['’]t)(?: (?:be|equal|equal to|in))? $", around[0]):
+        return (0, "says that it does not know") if abstains(statement.whole) else (None, "")
+    said = text[read.start : read.end].strip()
+    before, after = text[: read.start].casefold(), text[read.end :]
+    if re.search(r"(?:\bnot|n['’]t)(?: (?:be|equal|equal to|in))?\s*$", before):
         return 0, f"not {said}"
     other = re.match(
-        r"[^.;\n\d]{0,20}\bor (?:maybe |perhaps |even )?-?\$?\d", around[1]
-    ) or re.search(r"\d[^.;\n\d]{0,20}\bor (?:maybe |perhaps |even )?$", around[0])
-    if other:
+        r"[^.;\n\d]{0,20}\bor (?:maybe |perhaps |even )?-?\$?\d|\s?(?:-|–|to)\s?\d", after
+    ) or re.search(
+        r"\d[^.;\n\d]{0,20}\bor (?:maybe |perhaps |even )?-?$|\d\s?(?:–|\bto)\s?$", before
+    )
+    if other or _RANGE.search(before):
         return 0, f"{said}, one of several"
-    return int(any(_same_number(read, gold) for gold in golds)), said
+    if any(read.equals(gold) or _thousands(read, gold) for gold in golds):
+        return 1, said
+    named = read_numbers(statement.whole)[0]
+    if not sure and any(number.equals(gold) for number in named for gold in golds):
+        return None, f"{said}, or another"
+    return 0, said
 
 
-def _gold_numbers(gold: str) -> list[_Value]:
-    return _numbers(_unlatex_numbers(gold)) or _numbers(_worded_numbers(gold))
+def _thousands(read: Number, gold: Number) -> bool:
+    """True for "5K" where the gold number is 5000 and no temperature."""
+    kelvin = read.unit is not None and read.unit[0] == (("kelvin", 1),)
+    return kelvin and gold.unit is None and read.value * 1000 == gold.value
 
 
-def _read_number(text: str) -> tuple[_Value | None, str]:
-    """Return the number that an answer gives, and the statement it was read from."""
-    for part, take_first in ((_clause(text), True), (boxed_answer(text), False), (text, False)):
-        if not part:
-            continue
-        statement = _unlatex_numbers(part)
-        found = _numbers(statement)
+def _stated_number(statement: Statement) -> tuple[Number | None, str, bool]:
+    """Return the number that an answer gives, the text it was read from, and whether it is sure."""
+    if statement.mark:
+        number, text = _number_of(statement.text)
+        if number is not None:
+            return number, text, True
+        if statement.mark == "marked":
+            return None, "", True
+    lines = sentences(statement.whole)
+    if lines and len(lines) > 1 and len(lines[0].split()) <= 3:  # the number first, then why
+        number, text = _number_of(lines[0])
+        if (
+            number is not None
+            and not re.search(r"[=:]", lines[0])
+            and lines[0][:1] in "0123456789$-€£"
+        ):
+            return number, text, True
+    for line in reversed(lines):
+        found, written = read_numbers(_before_reasons(line))
         if not found:
-            statement = _worded_numbers(statement)
-            found = _numbers(statement)
-        if found:
-            sums = re.search(r"=|\d\s*[+*×÷/-]\s*\$?\d", re.sub(r"\d+/\d+", "0", statement))
-            return found[0 if take_first and not sums else -1], statement
-    return None, text
+            continue
+        ends = [match.end() for match in _CONCLUDES.finditer(written)]
+        ends = [end for end in ends if any(number.start >= end for number in found)]
+        tail = [number for number in found if ends and number.start >= ends[-1]]
+        equals = written.rfind("=")
+        if equals >= 0 and (behind := [one for one in found if one.start > equals]):
+            return behind[0], written, True
+        if len(tail) == 1 or len(found) == 1:
+            sure = len(found) == 1 or bool(
+                re.match(r"\W*(?:so|thus|therefore|hence)\b", written, re.I)
+            )
+            return (tail or found)[0], written, sure or len(tail) == 1
+        if re.match(
+            r"\W*(?:so |thus |therefore,? )?there (?:is|are|was|were|will be)\b", written, re.I
+        ):
+            return found[0], written, True
+        if len(found) > 2 and found[0].value == sum(number.value for number in found[1:]):
+            return found[0], written, True  # "72 in all, 48 in April and 24 in May"
+        return (tail or found)[-1], written, False
+    return None, statement.whole, False
+
+
+def _before_reasons(text: str) -> str:
+    """Cut what explains or limits a number: "18 because ...", "18 (9 x 2)", "5, not 6"."""
+    for shorter in (re.sub(r"\([^()]*\)", " ", text), text):
+        cut = _TAIL.sub("", shorter)
+        if read_numbers(cut)[0]:
+            return cut
+        if read_numbers(shorter)[0]:
+            return shorter
+    return text
+
+
+def _number_of(text: str) -> tuple[Number | None, str]:
+    """Return the number of a clause or a marked answer: after the last "=", else the first; a sum
+    that is not worked out counts as its value.
+    """
+    found, written = read_numbers(_before_reasons(text))
+    if not found:
+        return None, text
+    equals = max(written.rfind("="), written.rfind("≈"))
+    behind = [number for number in found if number.start > equals]
+    sum_is = re.search(r"\d\s*[-+*×÷/]\s*\$?\d[^=]*?\b(?:is|gives|makes|equals)\b", written)
+    if sum_is:
+        behind = [number for number in found if number.start >= sum_is.end()] or behind
+    return (behind or found)[0], written
 
 
 # --- choice -----------------------------------------------------------------------------------
 
+_LOOK_ALIKES = str.maketrans("АВСЕНКМОРТХавсеΑΒΕΖΗΙΚΜ", "ABCEHKMOPTXabceABEZHIKM")
+_NO_LETTER = re.compile(
+    r"\b(?:vitamin|hepatitis|plan|class|type|grade|group|team|number|point|section|part|figure"
+    r"|table)"
+    r"\W*$",
+    re.IGNORECASE,
+)
+_NTH = "first second third fourth fifth sixth seventh eighth".split()
+_PICKED = (
+    r"(?i:option|choice|answer|letter|alternative|select|selected|choose|chose|pick|picked"
+    r"|go with|going "
+    r"with|选项|選項|选择|選擇|选|選|选的是)"
+)
 
-def choice(question: Question, answer: str) -> tuple[int, str]:
+
+_WRONG = re.compile(
+    r"\W{0,3}(?:(?:is|was|are|can be|seems)(?:\s+(?:also|clearly))?\s+(?:not\b|n['’]t|wrong"
+    r"|incorrect|false|ruled)"
+    r"|isn['’]t|(?:wrong|incorrect|false|no)\b)",
+    re.IGNORECASE,
+)
+
+
+def choice(question: Question, answer: str) -> Reading:
     """Return (label, option read): the statement names the right option and no other.
 
-    Letters count where they cannot be words: "(B)", "B.", "option B", a bare "B" (but "A" only at
-    the end or before a mark: "A cat" is no letter). Where letter and text contradict each other,
-    the text decides if it names one option only; an answer that names several is not consistent.
+    Letters count where they cannot be words: "(B)", "B.", "option B", "B is correct", a bare "B"
+    (but "A" only at the end or before a mark: "A cat" is no letter). Where letter and text
+    contradict each other, the text decides if it names one option only; an answer that names
+    several is not consistent, one that lists them all is unread.
     """
     if not question.choices:
         raise NoReference("the item has no choices")
@@ -349,24 +521,34 @@ def choice(question: Question, answer: str) -> tuple[int, str]:
     if gold is None:
         raise NoReference(f'gold answer "{question.gold_answers[0]}" is not an option')
     # some data sets repeat an option: equal texts are one option, the first of them
-    folded = [option.strip().casefold() for option in question.choices]
-    first = [folded.index(option) for option in folded]
-    text = plain_answer(answer)
-    clause = _clause(text)
-    for statement, is_clause in ((clause, True), (text, False)):
-        if not statement:
-            continue
-        letters = _letters(statement, len(question.choices), bare=is_clause)
-        letters = {first[index] for index in letters}
-        texts = {first[index] for index in _options_stated(statement, question.choices)}
+    choices = question.choices
+    same = [option.strip().casefold() for option in choices]
+    first = [same.index(option) for option in same]
+    statement = read_statement(answer, question.gold_answers)
+    options = ((statement.text, bool(statement.mark)), (statement.whole, False))
+    line, _, rest = statement.text.partition("\n")  # the letter first, then why
+    if rest and len(line.split()) <= 8 and not re.search(r"^\W*[A-H]\W", rest, re.MULTILINE):
+        options = ((line, True), *options)
+    for text, marked in options:
+        letters = {first[index] if index < len(first) else index
+                   for index in _letters(text, len(choices), bare=marked)}  # fmt: skip
+        texts = {first[index] for index in _options_stated(text, choices)}
         if letters or texts:
+            if not marked and len(letters | texts) == len(set(first)) > 2:
+                return None, "all options"
             picked = _pick(letters, texts)
-            if picked is None:
+            if picked is None or picked >= len(choices):
                 return 0, "no single option"
-            return int(
-                picked == first[gold]
-            ), f"{chr(ord('A') + picked)}. {question.choices[picked]}"
-    return 0, "no option"
+            return int(picked == first[gold]), f"{chr(ord('A') + picked)}. {choices[picked]}"
+        if statement.mark == "marked" and re.search(r"\w", text) and not abstains(text):
+            break
+    if abstains(statement.whole):
+        return 0, "says that it does not know"
+    denied = _letters(statement.whole, len(choices), bare=True, denied=True)
+    refused = [one for one in choices if _find(_needle(one)[0], _words(statement.whole))]
+    if gold in denied or any(choices[gold] == one for one in refused):
+        return 0, "not that option"
+    return None, "no option"
 
 
 def _pick(letters: set[int], texts: set[int]) -> int | None:
@@ -377,31 +559,77 @@ def _pick(letters: set[int], texts: set[int]) -> int | None:
     return None
 
 
-def _letters(statement: str, n: int, *, bare: bool) -> set[int]:
-    """Return the options named by letter; `bare` lets a lone letter count ("answer is B")."""
+def _letters(statement: str, n: int, *, bare: bool, denied: bool = False) -> set[int]:
+    """Return the options named by letter; `bare` lets a lone letter count ("answer is B"). With
+    `denied` those that are ruled out instead. A letter behind the last option is one, too.
+    """
+    text = unicodedata.normalize("NFKC", statement.translate(_LOOK_ALIKES))
+    text = re.sub(
+        r"\\(?:text|textbf|mathbf|mathrm|mbox|boxed|fbox)\s*\{\s*([^{}]*?)\s*\}", r"\1", text
+    )
+    text = re.sub(r"\\[()\[\]]|\$", "", text)
+    text = re.sub(r"\b([A-Z])\.(?=[A-Z]\b)", r"\1", text)  # "D.C." is no letter
+    several = r"\b[A-H](?:\s*(?:,|\band\b|\bor\b|/)\s*(?:(?:and|or)\s+)?[A-H]\b)+"
+    for listing in dict.fromkeys(re.findall(several, text)):
+        rest = text[text.find(listing) + len(listing) :]
+        if len(set(re.findall(r"\b[A-H]\b", listing))) >= n > 2 or _WRONG.match(rest):
+            text = text.replace(
+                listing, " "
+            )  # "the options are A, B, C and D", "A and B are wrong"
     last = chr(ord("A") + n - 1)
-    upper, any_case = f"[A-{last}]", f"[A-{last}a-{last.lower()}]"
+    upper, any_case = "[A-H]", f"[A-Ha-{last.lower()}]"
+    apart = r"(?<![^\W\u3040-\u9fff\uac00-\ud7ff\u0600-\u06ff])"
+    beside = r"(?![\w'’](?<![\u3040-\u9fff\uac00-\ud7ff]))"
+    right = r"(?:is|was|would be|seems|must be)\s+(?:the\s+|also\s+)?(?:most\s+)?"
+    good = r"(?:correct|right|true|best|answer|one)\b"
     forms = [
         rf"\(({any_case})\)",
-        rf"\b(?i:option|choice|answer|letter)\s+({upper})\b",
-        rf"^\s*({any_case})[.):](?=\s|$)",
+        rf"[\[{{\"'“‘<]\s*({any_case})\s*[\]}}\"'”’>]",
+        rf"{_PICKED}\s*[:：]?\s*(?:is\s+|letter\s+)?\(?({upper}){beside}",
+        rf"(?i:option|choice|answer|letter)\s+({any_case}){beside}(?!\s+[a-z])",
+        rf"^\W*({any_case})[.):：](?=\s|$|\S)",
         rf"^\W*({any_case})\W*$",
-        rf"^\W*({upper})(?=\s*(?:,|;|-|–|—|\bor\b|/)\s*)",
-        rf"[.!?:]\s+({upper})\W*$",
-        rf"\b(?:or|and)\s+({upper})(?=\W*$|[.):,;])",
+        rf"^\W*({upper})(?=\s*(?:,|;|-|–|—|\bor\b|\band\b|/|\bbecause\b|\bsince\b)\s*)",
+        rf"(?:[.!?:：。，,]|\bso|\bthus|\btherefore|\bhence|\bbut|=>|→)\s*({upper})\W*$",
+        rf"\b(?:or|and|both|either|neither|nor|not)\s+({upper})(?=\W*$|[.):,;]|\s+(?:or|nor|and"
+        rf"|but)\b)",
+        rf"{apart}({upper})\s+{right}{good}",
+        rf"\b(?i:say|guess|think|believe|suggest|prefer)(?:\s+(?:it['’]s|it\s+is"
+        rf"|that))?\s+\(?({upper}){beside}"
+        r"(?!\s+[a-z])",
+        rf"{good}\s+(?:option|choice|answer|letter|one)?\s*(?:is|was|would be|must be"
+        rf"|:)\s*(?:option |letter )?"
+        rf"\(?({any_case}){beside}(?!\s+[a-z])",
+        rf"\b(?:[Ii]t|[Tt]hat|[Tt]his)(?:['’]s|\s+is|\s+must be"
+        rf"|\s+was)\s+(?:option\s+)?\(?({upper}){beside}(?!\s+[a-z])",
+        rf"(?:是|为|為|选|選|は|은|는|هي|है)\s*[（(]?\s*({upper}){beside}",
+        rf"{apart}({upper})(?:입니다|です|이다|。|，|。)",
     ]
     if bare:
-        forms.append(rf"(?<![\w'’])({upper})(?=\W*$|[).:,;/]|\s+(?:or|and|because|since|but)\b)")
+        forms.append(
+            rf"{apart}({upper})(?=\W*$|[).:,;/!]|\s+(?:or|and|because|since|but|as|for)\b)"
+        )
         forms.append(rf"^\W*([B-{last}])\b(?!['’])" if n > 1 else r"(?!)")
     found = {}
-    for form in forms:
-        for match in re.finditer(form, statement, flags=re.MULTILINE):
+    so = re.search(rf"\b(?:[Tt]herefore|[Ss]o|[Tt]hus|[Hh]ence),?\s+\(?({upper})\)?\W*$", text)
+    for form in [so.re.pattern] if so else forms:
+        for match in re.finditer(form, text, flags=re.MULTILINE):
             found[match.start(1)] = match.group(1).upper()
-    denied = re.compile(r"(?:\bnot|n['’]t|\bnor)\s+(?:\w+\s+){0,2}\W*$", re.IGNORECASE)
+    if not found and len(text.split()) <= 8:  # alone among few words: "Clearly C."
+        for match in re.finditer(rf"{apart}([B-H]|A(?=\W*$)){beside}", text):
+            if not _NO_LETTER.search(text[: match.start()][-30:]):
+                found[match.start(1)] = match.group(1)
+    if n <= len(_NTH) and not found:
+        for match in re.finditer(r"\b(\w+) (?:option|choice|answer|one)\b", text.casefold()):
+            if match.group(1) in _NTH[:n]:
+                found[match.start(1)] = chr(ord("A") + _NTH.index(match.group(1)))
+    no = re.compile(r"(?:\bnot|n['’]t|\bnor|\bneither)\s+(?:\w+\s+){0,2}\W*$", re.IGNORECASE)
+    ruled_out = {
+        place for place, letter in found.items()
+        if no.search(text[max(0, place - 60) : place]) or _WRONG.match(text[place + 1 : place + 60])
+    }  # fmt: skip
     return {
-        ord(letter) - ord("A")
-        for place, letter in found.items()
-        if not denied.search(statement[:place])
+        ord(letter) - ord("A") for place, letter in found.items() if (place in ruled_out) == denied
     }
 
 
@@ -431,102 +659,72 @@ def _options_stated(statement: str, choices: Sequence[str]) -> set[int]:
 # --- math -------------------------------------------------------------------------------------
 
 
-def math(question: Question, answer: str) -> tuple[int, str]:
-    """Return (label, expression read): it equals a gold expression after light normalisation.
+def math(question: Question, answer: str) -> Reading:
+    """Return (label, expression read): it equals a gold expression.
 
-    Reads the boxed expression; without one the "answer is" clause, the last $...$, or what follows
-    the last "is" or "=". Plain numbers are compared as numbers. No algebra is done.
+    Reads the marked (boxed) expression; without one the "answer is" clause, the last $...$, or what
+    follows the last "is" or "=". An expression that cannot be evaluated is unread, unless its text
+    is the gold one.
     """
-    text = plain_answer(answer)
-    boxed = boxed_answer(text)
-    candidates = [boxed] if boxed is not None else _stated_expressions(text)
-    for candidate in candidates:
-        if any(_same_expression(candidate, gold) for gold in question.gold_answers):
-            return 1, candidate
-    return 0, candidates[0] if candidates else ""
-
-
-def _stated_expressions(text: str) -> list[str]:
-    clause = _clause(text)
-    statement = clause or text
-    spans = re.findall(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", statement, re.DOTALL)
-    spans = ["".join(span).strip() for span in spans]
-    stated = [statement] if clause or len(statement.split()) <= 4 else []
-    if spans:
-        stated.append(spans[0] if clause and len(spans) == 1 else spans[-1])
+    statement = read_statement(answer, question.gold_answers)
+    if not re.search(r"\w", re.sub(r"\\(?:boxed|fbox|text)\b", "", statement.text)):
+        return None, ""
+    if statement.mark == "marked":
+        candidates = [statement.text]
     else:
-        lines = [line for line in statement.strip().split("\n") if line.strip()]
-        tail = re.split(r"\bis\b|\bare\b|=", lines[-1])[-1] if lines else ""
-        stated.append(tail)
-    last = stated[-1].rsplit("=", 1)
-    return [one.strip() for one in (*stated, last[-1]) if one.strip()]
+        candidates = _stated_expressions(statement)
+    if abstains(statement.whole) and not statement.mark:
+        return 0, "says that it does not know"
+    unsure = False
+    for candidate in candidates:
+        for gold in question.gold_answers:
+            same = same_expression(candidate, gold)
+            if same:
+                return 1, candidate
+            unsure |= same is None
+    if says_nothing(statement.text) or not candidates:
+        return None, ""
+    bare = not re.search(r"[\d\\=^]", statement.text) and len(statement.text.split()) > 3
+    if unsure or (bare and all(re.search(r"\d|\\[a-z]", gold) for gold in question.gold_answers)):
+        return None, candidates[0]
+    if statement.mark != "marked" and _mentions(statement.whole, candidates, question.gold_answers):
+        return None, f"{candidates[0]}, or another"
+    return 0, candidates[0]
 
 
-def _same_expression(left: str, right: str) -> bool:
-    ours, gold = _unlatex(left), _unlatex(right)
-    if ours == gold:
-        return ours != ""
-    a, b = _whole_number(ours), _whole_number(gold)
-    if a is None and b is not None:
-        words = re.fullmatch(r"([^A-Za-z]+?)\s+[A-Za-z][A-Za-z .]*", left.strip().strip("$"))
-        a = _whole_number(_unlatex(words.group(1))) if words else None
-    if a is not None and b is not None:
-        return _same_number(a, b)
-    parts, wanted = _members(ours), _members(gold)
-    if not wanted or parts is None or len(parts[1]) != len(wanted[1]) or parts[0] != wanted[0]:
+def _mentions(whole: str, candidates: Sequence[str], golds: Sequence[str]) -> bool:
+    """True when prose that was not clearly read names the gold expression somewhere else."""
+    text = re.sub(r"\s+", "", whole)
+    if len(whole.split()) <= 6 or re.search(r"\bor\b", candidates[0]):
         return False
-    lists = [parts[1], wanted[1]]
-    if wanted[0] in ("", "\\{\\}"):  # a set, or values in any order
-        lists = [sorted(members) for members in lists]
-    return all(_same_expression(x, y) for x, y in zip(*lists, strict=True))
-
-
-def _members(text: str) -> tuple[str, list[str]] | None:
-    r"""Split "(1,4]", "\{1,2\}" or "1,2" into its brackets and members; None when it is no list."""
-    match = re.fullmatch(r"(\\\{|[(\[])?(.*?)(\\\}|[)\]])?", text)
-    if match is None or "," not in match.group(2) or re.search(r"[()\[\]]", match.group(2)):
-        return None
-    return (match.group(1) or "") + (match.group(3) or ""), match.group(2).split(",")
-
-
-def _whole_number(text: str) -> _Value | None:
-    """Return the number that a normalised expression is, all of it, or None."""
-    plain = _unlatex_numbers(text).strip()
-    found = _numbers(plain)
-    return (
-        found[0] if len(found) == 1 and (found[0].start, found[0].end) == (0, len(plain)) else None
+    forms = (re.sub(r"\s+", "", normal_form(gold)) for gold in golds)
+    return any(
+        len(form) > 1 and re.search(rf"(?<![\w.]){re.escape(form)}(?![\w.]|,\d)", text)
+        for form in forms
     )
 
 
-def _unlatex(text: str) -> str:
-    r"""Normalise an expression: \dfrac, \left, spaces, degrees, dollars, units in \text."""
-    text = boxed_answer(text) or text
-    text = unicodedata.normalize("NFKC", text).replace("−", "-").replace("π", "\\pi")
-    text = text.strip().strip("$").strip()
-    text = re.sub(r"(?<=\d)(?:\{,\}|,\\!|,)(?=\d{3}(?!\d))(?![^()\[\]]*[)\]])", "", text)
-    text = re.sub(r"\\[dt]frac", r"\\frac", text)
-    text = re.sub(r"\\(?:left|right|displaystyle|bigl|bigr|Bigl|Bigr)(?![a-z])\.?", "", text)
-    text = re.sub(r"\^\s*\{?\s*\\?circ\s*\}?|°|\\degree", "", text)
-    text = re.sub(r"\\(?:text|mbox|mathrm)\{\s+[^}]*\}(?:\^\{?\d\}?)?$", "", text.strip())
-    text = re.sub(r"\\(?:text|mbox|mathrm|textbf|mathbf)\{([^}]*)\}", r"\1", text)
-    text = re.sub(r"(?<!\\)\\[,;:! ]|\\q?quad|~", "", text).replace("\\$", "").replace("\\%", "%")
-    text = re.sub(r"\\(?:times|cdot)(?![a-z])", "*", text)
-    text = re.sub(r"\s+", "", text).rstrip(".,;")
-    text = text.rstrip("$").rstrip(".")
-    text = re.sub(r"^[A-Za-z](?:\\in|=)", "", text)
-    text = re.sub(r"\\frac(\d)(\d)", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"\\sqrt(\w)", r"\\sqrt{\1}", text)
-    text = re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
-    text = re.sub(r"(?<![\w}])(\d+)/(\d+)(?!\w)", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"\\frac\{-(\w+)\}", r"-\\frac{\1}", text)
-    text = re.sub(r"(?<!\d)\.(?=\d)", "0.", text)
-    return re.sub(r"^\(([^(),]*)\)$", r"\1", text)
+def _stated_expressions(statement: Statement) -> list[str]:
+    clause, text = statement.mark == "clause", statement.text
+    spans = re.findall(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", text, re.DOTALL)
+    spans = ["".join(span).strip() for span in spans]
+    stated = [text] if clause or len(text.split()) <= 9 else []
+    if spans:
+        stated.append(spans[0] if clause and len(spans) == 1 else spans[-1])
+    else:
+        lines = [line for line in text.strip().split("\n") if line.strip()]
+        cut = re.split(r",\s+(?:and|so|which|where|as|since)\b|\.\s", lines[-1])[0] if lines else ""
+        stated.append(re.split(r"\bis\b|\bare\b|=", cut)[-1])
+    last = stated[-1].rsplit("=", 1)
+    if re.search(r"\bor\b|\band\b|,", stated[-1]):
+        last = last[:1]
+    return [one.strip() for one in (*stated, last[-1]) if re.search(r"\w", one)]
 
 
 # --- lists, and what is not for rules ---------------------------------------------------------
 
 
-def every_member(question: Question, answer: str) -> tuple[int, str]:
+def every_member(question: Question, answer: str) -> Reading:
     """Return (label, members found): each member of the gold list is named, by any synonym.
 
     The whole answer is read, for lists run over many lines. Names beyond the gold ones are not held
@@ -535,13 +733,19 @@ def every_member(question: Question, answer: str) -> tuple[int, str]:
     members = list_members(question.gold_answers)
     if not members:
         raise NoReference(f'gold answer "{question.gold_answers[0]}" is no list, "a; b"')
-    text = plain_answer(answer)
+    statement = read_statement(answer, question.gold_answers)
+    text = statement.text if statement.mark == "marked" else statement.whole
     known = [name for names in members for name in names]
     found = [names[0] for names in members if _states(text, names, beside=known)]
+    if not found:
+        if nothing := _unread(statement):
+            return nothing
+        if not set().union(*map(scripts, known)) & scripts(text):
+            return None, text
     return int(len(found) == len(members)), f"{len(found)} of {len(members)}: {'; '.join(found)}"
 
 
-def free(question: Question, answer: str) -> tuple[int, str]:
+def free(question: Question, answer: str) -> Reading:
     """Raise NoReference: whether sentences mean the same is not for a rule to say."""
     raise NoReference("the reference is free text: label it with the judge openai or nli")
 
@@ -574,13 +778,13 @@ def squad_f1(answer: str, gold: str) -> float:
 SQUAD_RIGHT = 50.0
 
 
-def squad(question: Question, answer: str) -> tuple[int, str]:
+def squad(question: Question, answer: str) -> Reading:
     """Return (label, best F1): the F1 of the answer with some gold answer is at least 50."""
     best = max(squad_f1(plain_answer(answer), gold) for gold in question.gold_answers)
     return int(best >= SQUAD_RIGHT), f"F1 {best:.1f}"
 
 
-RULES: dict[str, Callable[[Question, str], tuple[int, str]]] = {
+RULES: dict[str, Callable[[Question, str], Reading]] = {
     "exact": exact,
     "numeric": numeric,
     "choice": choice,

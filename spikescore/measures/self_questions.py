@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from spikescore.dialogues.dialogue import opening
 from spikescore.errors import UserError
 from spikescore.labels.entailment import NLIEntailment, Pair
-from spikescore.labels.rules import plain_answer
+from spikescore.labels.statements import plain_answer
 from spikescore.measures.samples import AnswerPrompt, draw
 from spikescore.model.architecture import text_config
 from spikescore.model.chat import ChatFormat, Message

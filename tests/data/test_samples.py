@@ -89,7 +89,8 @@ def test_the_judge_takes_every_gold_answer_for_right_and_another_items_for_wrong
         & {gold.casefold() for gold in question.gold_answers}
     ]
     labels = [judgement.label for judgement in judge_many(judge, wrong)]
-    assert len(wrong) > 0.5 * len(questions) and set(labels) <= {0}
+    # of a choice, another item's answer is none of the options: unread
+    assert len(wrong) > 0.5 * len(questions) and set(labels) <= {0, None}
 
 
 @needs_public_data

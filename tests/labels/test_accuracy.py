@@ -85,7 +85,7 @@ def test_a_chat_model_says_right_wrong_or_nothing(tmp_path: Path, caplog, monkey
             judge = make_accuracy(
                 "llm", client_factory=partial(client, server.url), cache=tmp_path / "replies"
             )
-            assert judge.judge_many(items) == [1.0, 0.0, None, 0.0, 1.0, None, None]
+            assert judge.judge_many(items) == [1.0, 0.0, None, None, 1.0, None, None]
         asked = [answer_of(body) for body in server.bodies]
         assert sorted(asked) == ["Bonn", "Bonn", "Lyon", "Paris"]
         assert {body["model"] for body in server.bodies} == {"gpt-4o-mini"}

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from spikescore.errors import UserError
+from spikescore.files import locked
 from spikescore.labels.judges import make_judge
 from spikescore.labels.relabelling import copy_unlabelled, first_answers, label_pairs
 from tests.helpers.factories import make_pairs
@@ -29,7 +30,7 @@ def pairs(tmp_path):
 
 
 def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("[!.]*.*")}
 
 
 def test_the_copies_are_labelled_and_the_pairs_stay(pairs, tmp_path):
@@ -161,3 +162,31 @@ def test_the_guides_snippet_in_utils_is_what_judges(tmp_path):
             done = run_script("-c", code, env={**os.environ, **environment})
             assert done.stdout.strip() == "[1]", done.stderr
         assert server.keys == ["Bearer sk-mine"] * 2
+
+
+def test_a_damaged_pair_is_named_and_the_others_are_labelled(tmp_path):
+    good = _pair(tmp_path, "good", "It is Paris.")
+    (tmp_path / "half.json").write_text('{"id": "half", "cot_steps": [{"turn"')
+    done = run_script(SCRIPT, "--relabel", tmp_path)
+    assert "half.json" in done.stderr and "Traceback" not in done.stderr
+    assert label_of(good) == 1 and done.stdout.count("labels: 1 of 1") == 1
+
+
+def test_two_at_once_in_one_folder_do_not_meet(tmp_path):
+    _pair(tmp_path, "one", "It is Paris.")
+    with locked(tmp_path, ".labels.lock"):
+        second = run_script(SCRIPT, "--relabel", tmp_path)
+    assert second.returncode == 2 and f"process {os.getpid()}" in second.stderr
+    nowhere = run_script(SCRIPT, "--relabel", tmp_path / "nowhere")
+    assert nowhere.returncode == 2 and "does not exist" in nowhere.stderr
+
+
+def test_the_check_prints_a_matrix_for_each_rule(tmp_path):
+    table = Path(__file__).resolve().parents[1] / "labels" / "answers.jsonl"
+    done = run_script(SCRIPT, "--check", table)
+    assert done.returncode == 0 and ": 0 wrong labels" in done.stdout.splitlines()[-1]
+    wrong = tmp_path / "wrong.jsonl"
+    wrong.write_text('{"rule": "exact", "gold": ["Paris"], "right": ["Rome"]}\n')
+    done = run_script(SCRIPT, "--check", wrong)
+    assert done.returncode == 1 and "'Rome'" in done.stdout
+    assert run_script(SCRIPT, "--check", tmp_path / "no").returncode == 2

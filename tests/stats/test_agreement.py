@@ -169,7 +169,7 @@ def test_mistakes_in_the_agreement_command(tmp_path: Path) -> None:
     neither = run("--agreement", tmp_path, "--judge", "exact", "--judge", "numeric")
     assert neither.returncode == 2 and "no answer has a label of both" in neither.stderr
     two = run("--relabel", tmp_path, "--judge", "exact", "--judge", "auto")
-    assert two.returncode == 2 and "one judge" in two.stderr
+    assert two.returncode == 2 and "by commas" in two.stderr
     none = run("--judge", "exact")
     assert none.returncode == 2 and "--agreement" in none.stderr
     assert not any("Traceback" in each.stderr for each in (one, empty, neither, two, none))
