@@ -74,19 +74,14 @@ def track(experiment: Experiment, chapters: dict) -> None:
         return
     from spikescore.report.tracking import Tracker
 
-    tracker = Tracker(
-        enabled=True,
-        project="spikescore",
-        folder=experiment.report_dir,
-        settings={"experiment": experiment.name, "command": " ".join(sys.argv)},
-    )
-    for name, found in chapters.items():
-        for chapter in found:
-            for slug, table in chapter.tables.items():
-                tracker.table(f"{name}/{slug}", table.header, table.rows)
-            for slug, figure in chapter.figures.items():
-                tracker.image(f"{name}/{slug}", figure.png, figure.caption)
-    tracker.finish()
+    told = {"experiment": experiment.name, "command": " ".join(sys.argv)}
+    with Tracker("spikescore", experiment.report_dir, told, enabled=True) as tracker:
+        for name, found in chapters.items():
+            for chapter in found:
+                for slug, table in chapter.tables.items():
+                    tracker.table(f"{name}/{slug}", table.header, table.rows)
+                for slug, figure in chapter.figures.items():
+                    tracker.image(f"{name}/{slug}", figure.png, figure.caption)
 
 
 if __name__ == "__main__":

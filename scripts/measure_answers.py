@@ -34,6 +34,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spikescore.errors import run_main  # noqa: E402
+from spikescore.files import locked  # noqa: E402
 from spikescore.labels.entailment import make_entailment  # noqa: E402
 from spikescore.measures.file import GROUPS  # noqa: E402
 from spikescore.measures.groups import Measurer, MeasureRequest, Tally, Work, survey  # noqa: E402
@@ -98,9 +99,10 @@ def measure_all(work: Work, request: MeasureRequest, todo: Sequence[Path], tally
     from tqdm import tqdm
 
     from spikescore.model.chat import ChatFormat
-    from spikescore.model.loading import load_model, load_tokenizer
+    from spikescore.model.loading import load_model, load_tokenizer, model_identity
 
     placement = work.config.placement
+    work.identify(model_identity(placement.model_path))
     chat = ChatFormat(load_tokenizer(placement), enable_thinking=work.config.enable_thinking)
     measurer = Measurer(load_model(placement), chat, work.config, work.settings, entailment)
     rhythm = 0.5 if sys.stderr.isatty() else 30.0
@@ -146,7 +148,11 @@ def main() -> int:
     print(f"{work.n_pairs} finished pairs: {len(work.todo)} to measure{share}")
     tally = Tally()
     if mine:
-        measure_all(work, request, mine, tally)
+        with locked(Path(request.data_dir), f".measure-{process.rank}.lock"):
+            try:
+                measure_all(work, request, mine, tally)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(tally.kept(len(mine))) from None
     return report(work, request, tally, time.monotonic() - started)
 
 

@@ -22,9 +22,10 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # its sister script
 sys.path.insert(0, str(HERE.parents[1]))  # the project root, where the spikescore package is
 
-from generate_answers import judge_options, measure, parse_settings  # noqa: E402
+from generate_answers import PROJECT, judge_options, measure, parse_settings  # noqa: E402
 
 from spikescore.errors import UserError, run_main  # noqa: E402
+from spikescore.files import locked  # noqa: E402
 from spikescore.labels.entailment import make_entailment  # noqa: E402
 from spikescore.measures.run_plan import MeasureSettings, flag  # noqa: E402
 from spikescore.report.tracking import Tracker  # noqa: E402
@@ -47,15 +48,10 @@ def main() -> int:
         raise UserError(
             f'--data_dir "{folder}" does not exist; give a folder of generate_answers.py'
         )
-    entailment = make_entailment(settings.entailment_model, **judge_options(settings, folder))
-    tracker = Tracker(
-        enabled=settings.wandb, project="semantic_uncertainty", folder=folder,
-        settings=asdict(settings),
-    )  # fmt: skip
-    try:
-        return int(measure(settings, folder, entailment, tracker) > 0)
-    finally:
-        tracker.finish()
+    with locked(folder):
+        entailment = make_entailment(settings.entailment_model, **judge_options(settings, folder))
+        with Tracker(PROJECT, folder, asdict(settings), enabled=settings.wandb) as tracker:
+            return int(measure(settings, folder, entailment, tracker) > 0)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ Exit status: 0 all is there, 1 some questions or judgements failed, 2 a mistake 
 from __future__ import annotations
 
 import argparse
+import logging
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, fields
@@ -33,14 +35,18 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from spikescore.errors import run_main  # noqa: E402
+from spikescore.files import locked  # noqa: E402
 from spikescore.labels.entailment import Entailment, make_entailment  # noqa: E402
 from spikescore.labels.judges import make_accuracy  # noqa: E402
 from spikescore.measures.answer_run import AnswerRun  # noqa: E402
 from spikescore.measures.run_folder import read_run, write_measures  # noqa: E402
 from spikescore.measures.run_plan import MeasureSettings, RunSettings, make_plan  # noqa: E402
+from spikescore.model.placement import checked_path  # noqa: E402
 from spikescore.report.tracking import Tracker  # noqa: E402
 from utils import configure_logging, make_client  # noqa: E402
 
+log = logging.getLogger("spikescore")
+PROJECT = "semantic_uncertainty"
 Settings = TypeVar("Settings", bound=MeasureSettings)
 
 
@@ -50,11 +56,9 @@ def parse_settings(kind: type[Settings], about: str, arguments: Sequence[str] | 
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for one in fields(kind):
-        options: dict[str, Any] = {"help": one.metadata["help"]}
-        if one.default is MISSING:
-            options["required"] = True
-        else:
-            options |= {"default": one.default, "help": f"{one.metadata['help']} (%(default)s)"}
+        needed = one.default is MISSING
+        options = {"required": True} if needed else {"default": one.default}
+        options["help"] = one.metadata["help"] + ("" if needed else " (%(default)s)")
         if one.type == "bool":
             options["action"] = argparse.BooleanOptionalAction
         elif "choices" in one.metadata:
@@ -69,27 +73,22 @@ def _reader(kind: str, limits: Any) -> Callable[[str], Any]:
     """Return what turns a flag's text into a value of this type within its limits."""
     if kind.startswith("str"):
         return str
-    convert, words = (float, "a number") if kind == "float" else (int, "a whole number")
 
-    def read(text: str) -> Any:
+    def number(text: str) -> Any:
         if "str" in kind and text == "auto":
             return text
-        try:
-            value = convert(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f'"{text}" is not {words}') from None
-        least, most = limits.get("least", -float("inf")), limits.get("most", float("inf"))
+        value = float(text) if kind == "float" else int(text)
+        least, most = limits.get("least", -math.inf), limits.get("most", math.inf)
         if not least <= value <= most:
-            bounds = f"{least} or more" if most == float("inf") else f"from {least} to {most}"
+            bounds = f"{least} or more" if most == math.inf else f"from {least} to {most}"
             raise argparse.ArgumentTypeError(f"must be {bounds}")
         return value
 
-    return read
+    return number
 
 
 def judge_options(settings: MeasureSettings, folder: Path) -> dict[str, Any]:
-    """What both judges need: the client, the file of known replies, how many calls at a time."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """What both judges need."""
     return {
         "client_factory": make_client,
         "cache": folder / "judge_cache.sqlite",
@@ -110,46 +109,49 @@ def measure(
     found = means(measures)
     for name, (mean, known) in found.items():
         print(f"{name:28s} {mean:.4f} (mean of {known} of {len(run.validation)} questions)")
-    tracker.log({name: mean for name, (mean, _) in found.items()})
-    tracker.log({f"{name}, questions": known for name, (_, known) in found.items()})
+    tracker.log({name: mean for name, (mean, _) in found.items()}
+                | {f"{name} (questions)": known for name, (_, known) in found.items()})  # fmt: skip
     columns = measures["uncertainty_measures"]
     rows = zip(measures["ids"], *columns.values(), strict=True)
     tracker.table("measures", ["id", *columns], list(rows))
-    failed = measures["failed"]
-    if failed:
-        print(f"{len(failed)} questions could not be clustered; run again to ask what failed")
-    return len(failed)
+    if failed := len(measures["failed"]):
+        print(f"{failed} questions could not be clustered; run again to ask what failed")
+    return failed
 
 
 def main() -> int:
-    """Generate, judge, measure; print a summary."""
+    """Say what is wrong with the command before any model is loaded, then do the work."""
     settings = parse_settings(RunSettings, __doc__, None)
     configure_logging()
+    checked_path(settings.model_name)
     plan, folder = make_plan(settings, ROOT / "datasets"), settings.folder()
-    run = AnswerRun(plan, folder)
-    # what is wrong with the model's folder or a judge shows before any work is done
-    _ = run.prompt
+    with locked(folder):
+        return answer(settings, AnswerRun(plan, folder))
+
+
+def answer(settings: RunSettings, run: AnswerRun) -> int:
+    """Make what the run folder lacks; return the exit status."""
+    folder = run.folder
     accuracy = make_accuracy(settings.metric, **judge_options(settings, folder))
     entailment = None
-    if settings.compute_uncertainties:
+    if settings.compute_uncertainties and settings.num_generations < 2:
+        log.warning("entropies need --num_generations 2 or more: none is measured")
+    elif settings.compute_uncertainties:
         judge = judge_options(settings, folder)
         entailment = make_entailment(settings.entailment_model, **judge)
-    tracker = Tracker(
-        enabled=settings.wandb, project="semantic_uncertainty", folder=folder,
-        settings=asdict(settings),
-    )  # fmt: skip
-    try:
-        failures = run.generate()
-        failures += run.judge(accuracy, samples_too=settings.compute_accuracy_at_all_temps)
-        if settings.compute_p_true:
-            run.ask_p_true(accuracy)
+    with Tracker(PROJECT, folder, asdict(settings), enabled=settings.wandb) as tracker:
+        try:
+            failures = run.generate()
+            failures += run.judge(accuracy, samples_too=settings.compute_accuracy_at_all_temps)
+            if settings.compute_p_true:
+                run.ask_p_true(accuracy)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(run.kept()) from None
         counts = run.counts()
         print("\n".join(f"{name:28s} {value}" for name, value in counts.items()))
         tracker.log({name: value for name, value in counts.items() if value is not None})
         if entailment:
             failures += measure(settings, folder, entailment, tracker)
-    finally:
-        tracker.finish()
     print(f"written to {folder}")
     return int(failures > 0)
 

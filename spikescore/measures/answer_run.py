@@ -22,9 +22,17 @@ from tqdm import tqdm
 from spikescore.data.question import Question
 from spikescore.errors import UserError
 from spikescore.files import write_atomic
-from spikescore.measures.run_folder import accuracy_of, file_of, write_details, write_generations
+from spikescore.measures.run_folder import (
+    accuracy_of,
+    file_of,
+    read_generations,
+    state_problem,
+    write_details,
+    write_generations,
+)
 from spikescore.measures.run_plan import BRIEF, Plan
-from spikescore.measures.samples import AnswerPrompt, as_entry, draw
+from spikescore.measures.samples import AnswerPrompt, as_entry, asked_of, draw
+from spikescore.pairs import model_difference
 from spikescore.pickles import load_pickle
 
 if TYPE_CHECKING:  # a folder is checked before these, and torch with them, are loaded
@@ -46,13 +54,13 @@ class AnswerRun:
     folder: Path
     entries: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    _described: bool = False
     _n_parts: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.plan.args.resume:
-            self._check_details()
         for split in (*self.plan.questions, "p_true"):
             self.entries[split] = self._kept(split) if self.plan.args.resume else {}
+        self._check()
 
     # --- the model: loaded only if something is left to ask -----------------------------------
 
@@ -130,14 +138,27 @@ class AnswerRun:
             self._write(split)
         for question_id, error in self.errors.items():
             log.warning("question %s was not answered: %s", question_id, error)
+        if self.errors and not any(self.entries[split] for split in self.plan.questions):
+            first = next(iter(self.errors.values()))
+            raise UserError(f"none of {len(self.errors)} questions was answered: {first}")
         return len(self.errors)
+
+    def kept(self) -> str:
+        """What stays of a run that is interrupted, and how to go on."""
+        known = sum(len(self.entries[split]) for split in self.plan.questions)
+        asked = sum(map(len, self.plan.questions.values()))
+        return (
+            f'{known} of {asked} questions are answered and kept in "{self.folder}", as is every '
+            "reply of a judge; what was in flight is lost; run the same command to go on"
+        )
 
     def _ask(self, split: str, questions: Sequence[Question]) -> None:
         missing = [question for question in questions if question.id not in self.entries[split]]
         if not missing:
             return
         args = self.plan.args
-        self._write_details()
+        if not self._described:
+            self._describe()
         high = self._sampling(args.temperature)
         samplings = {0: self._sampling(args.low_temperature)}
         samplings |= dict.fromkeys(range(1, args.num_generations + 1), high)
@@ -146,8 +167,12 @@ class AnswerRun:
             question = missing[place]
             if isinstance(turns, str):
                 self.errors[question.id] = turns
+                continue
+            entry = as_entry(question, turns, self.prompt)
+            if problem := state_problem(entry):
+                self.errors[question.id] = problem
             else:
-                self._keep(split, question.id, as_entry(question, turns, self.prompt))
+                self._keep(split, question.id, entry)
 
     def _keep(self, split: str, question_id: str, news: dict[str, Any]) -> None:
         """Put what is new of a question into its entry, and on disk as the next part."""
@@ -163,11 +188,13 @@ class AnswerRun:
 
     def _kept(self, split: str) -> dict[str, dict[str, Any]]:
         """What an earlier run has left of a split, the generations file first."""
-        found: dict[str, dict[str, Any]] = {}
-        whole = file_of(self.folder, split)
-        for path in [whole, *sorted((self.folder / "parts").glob(f"{split}-*.pkl"))]:
-            for question_id, news in (load_pickle(path) if path.exists() else {}).items():
-                found.setdefault(question_id, {}).update(news)
+        found = read_generations(file_of(self.folder, split))
+        for path in sorted((self.folder / "parts").glob(f"{split}-*.pkl")):
+            try:
+                for question_id, news in dict(load_pickle(path)).items():
+                    found.setdefault(question_id, {}).update(news)
+            except (UserError, TypeError, ValueError) as error:
+                log.warning('"%s" is damaged (%s); its question is asked again', path, error)
         return found
 
     def _write(self, split: str) -> None:
@@ -277,47 +304,69 @@ class AnswerRun:
     # --- the run's own description ------------------------------------------------------------
 
     def counts(self) -> dict[str, float | None]:
-        """Questions asked and their accuracy, by split."""
+        """Questions asked, how many of them were judged, and their accuracy, by split."""
         found: dict[str, float | None] = {}
         for split in self.plan.questions:
             values = [accuracy_of(entry) for entry in self._in_order(split).values()]
             known = [value for value in values if value is not None]
             found[f"{split} questions"] = len(values)
-            if len(known) < len(values):
-                found[f"{split} questions with an accuracy"] = len(known)
+            found[f"{split} judged"] = len(known)
             found[f"{split} accuracy"] = round(sum(known) / len(known), 4) if known else None
         return found
 
-    def _check_details(self) -> None:
-        """Refuse to go on with a run of other settings."""
+    def _details(self) -> dict[str, Any]:
+        """What an earlier run has left of its description; {} when there was none."""
         path = self.folder / "experiment_details.pkl"
-        if not path.exists():
-            return
+        if not path.exists() or not self.plan.args.resume:
+            return {}
         details = load_pickle(path)
-        made = details.get("args") if isinstance(details, dict) else None
-        if not isinstance(made, dict):
+        if not isinstance(details, dict) or not isinstance(details.get("args"), dict):
             raise UserError(f'"{path}" is not of a run of this script; give another --output_dir')
-        if differing := self.plan.args.differences(made):
-            raise UserError(
-                f'"{self.folder}" holds a run with other settings ({"; ".join(differing)}); give '
-                "these settings, another --output_dir, or --no-resume to begin anew in this one"
-            )
+        return details
 
-    def _write_details(self) -> None:
-        """Write what the run is made of, before its first answer."""
-        from spikescore.model.architecture import text_config
-
-        config, prompt = text_config(self.model.config), self.prompt
-        example = self.plan.questions["validation"][0]
-        write_details(
-            self.folder,
-            {
-                "args": asdict(self.plan.args),
-                "model": self.plan.args.model_name,
-                "n_layers": config.num_hidden_layers,
-                "hidden_size": config.hidden_size,
-                "few_shot": [question.id for question in self.plan.examples],
-                "p_true_examples": [question.id for question in self.plan.p_true_examples],
-                "prompt": prompt.messages(example) if prompt.use_template else prompt.text(example),
-            },
+    def _refuse(self, differing: str) -> None:
+        raise UserError(
+            f'"{self.folder}" holds a run with other settings ({differing}); give these settings, '
+            "another --output_dir, or --no-resume to begin anew in this one"
         )
+
+    def _check(self) -> None:
+        """Refuse to go on with a run of other settings, or with questions that have changed."""
+        if details := self._details():
+            if differing := self.plan.args.differences(details["args"]):
+                self._refuse("; ".join(differing))
+        for split, questions in self.plan.questions.items():
+            for question in questions:
+                entry = self.entries[split].get(question.id)
+                if entry and any(
+                    entry.get(key) != value for key, value in asked_of(question).items()
+                ):
+                    self._refuse(f'question "{question.id}" of the data set has changed')
+
+    def _describe(self) -> None:
+        """Write what the run is made of, before its first answer; refuse to go on with another
+        model, or other prompts, under the same names.
+        """
+        from spikescore.model.architecture import text_config
+        from spikescore.model.loading import model_identity
+
+        args, prompt = self.plan.args, self.prompt
+        config = text_config(self.model.config)
+        example = self.plan.questions["validation"][0]
+        told = {
+            "args": asdict(args),
+            "model": args.model_name,
+            "identity": model_identity(args.model_name),
+            "n_layers": config.num_hidden_layers,
+            "hidden_size": config.hidden_size,
+            "few_shot": [question.id for question in self.plan.examples],
+            "p_true_examples": [question.id for question in self.plan.p_true_examples],
+            "prompt": prompt.messages(example) if prompt.use_template else prompt.text(example),
+        }
+        before = self._details()
+        if difference := model_difference(before, told):
+            self._refuse(f"models: {difference}")
+        if before.get("prompt", told["prompt"]) != told["prompt"]:
+            self._refuse("prompts")
+        write_details(self.folder, told)
+        self._described = True

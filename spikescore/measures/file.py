@@ -1,6 +1,7 @@
 """`<id>.measures.pkl`: what was asked of the model about a finished pair, beside the pair.
 
-    {"format": 1, "model": str, "texts": 12 hex digits of the dialogue's prompts and answers,
+    {"format": 1, "model": str, "identity": digests of the model's content,
+     "texts": 12 hex digits of the dialogue's prompts and answers,
      "settings": {group: {...}}, "turns": {...}, "first": {...}, "samples": {...}}
 
 What each group puts where, and in which shape, stands in HOLDS: K turns, L layers, width H, N
@@ -14,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import numpy as np
 from spikescore.errors import UserError
 from spikescore.files import write_atomic
 from spikescore.model.turns import token_sequences
+from spikescore.pairs import MODEL_PARTS, model_difference
 from spikescore.pickles import load_pickle
 
 FORMAT = 1
@@ -145,14 +147,10 @@ def write_measures(path: Path, content: Measures) -> None:
     write_atomic(path, pickle.dumps(content, protocol=5))
 
 
-def same_model(one: str, other: str) -> bool:
-    """Whether two paths or hub ids end in one name, wherever the model lies."""
-    return Path(one).name == Path(other).name
-
-
-def empty_measures(model: str, texts: str) -> Measures:
-    """A file of measures with no group in it yet."""
-    return {"format": FORMAT, "model": model, "texts": texts, "settings": {}}
+def empty_measures(model: Mapping[str, Any], texts: str) -> Measures:
+    """A file of measures with no group in it yet; `model` as `pairs.model_difference` takes it."""
+    own = {part: one for part in MODEL_PARTS if (one := model["identity"].get(part))}
+    return {"format": FORMAT, **model, "identity": own, "texts": texts, "settings": {}}
 
 
 def add_group(content: Measures, group: str, settings: dict[str, Any], **sections: Any) -> None:
@@ -221,7 +219,7 @@ def open_item(
     path: Path,
     record: dict[str, Any],
     *,
-    model: str,
+    model: Mapping[str, Any],
     settings: dict[str, dict[str, Any]],
     redo: bool = False,
 ) -> Item:
@@ -256,16 +254,17 @@ def _has(content: Measures, group: str) -> bool:
 
 
 def _what_stands(
-    target: Path, record: dict[str, Any], model: str, settings: dict[str, dict[str, Any]]
+    target: Path,
+    record: dict[str, Any],
+    model: Mapping[str, Any],
+    settings: dict[str, dict[str, Any]],
 ) -> Measures | None:
     """The content of a file that is to be redone, without what is measured anew."""
     try:
         content = read_measures(target, record)
     except UserError:
         return None
-    if not same_model(str(content.get("model")), model) or content.get("texts") != texts_digest(
-        record
-    ):
+    if model_difference(content, model) or content.get("texts") != texts_digest(record):
         return None
     for group in settings:
         drop_group(content, group)
@@ -277,7 +276,7 @@ def _what_stands(
 def _check(
     target: Path,
     content: Measures,
-    model: str,
+    model: Mapping[str, Any],
     texts: str,
     settings: dict[str, dict[str, Any]],
 ) -> None:
@@ -286,10 +285,9 @@ def _check(
             f'"{target}" was made from another dialogue ({content.get("texts")}) than the pair '
             f"holds now ({texts}); use --redo to replace it"
         )
-    if not same_model(str(content.get("model")), model):
+    if difference := model_difference(content, model):
         raise UserError(
-            f'"{target}" was made with the model {content.get("model")}, this run uses {model}; '
-            "use --redo to replace it"
+            f'"{target}" was made with another model ({difference}); use --redo to replace it'
         )
     for group, asked in settings.items():
         made = content["settings"].get(group, asked)

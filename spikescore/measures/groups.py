@@ -28,12 +28,11 @@ from spikescore.measures.file import (
     measures_path,
     not_computed,
     open_item,
-    same_model,
     stored_turns,
     write_measures,
 )
 from spikescore.model.turns import LAST, Limits, Turn
-from spikescore.pairs import iter_records, read_record
+from spikescore.pairs import iter_records, model_basename, model_difference, read_record
 
 if TYPE_CHECKING:  # what is to do is seen before these, and torch with them, are loaded
     from transformers import PreTrainedModel
@@ -76,15 +75,27 @@ class Work:
     config: Config
     settings: dict[str, dict[str, Any]]
     redo: bool
+    identity: dict[str, str]
     todo: list[Path] = field(default_factory=list)
     n_pairs: int = 0
     unfinished: int = 0
 
     def open(self, path: Path, record: dict[str, Any]) -> Item:
         """What a pair has and what it lacks; UserError as `open_item` raises it."""
-        return open_item(
-            path, record, model=self.config.model_path, settings=self.settings, redo=self.redo
-        )
+        model = {"model": self.config.model_path, "identity": self.identity}
+        return open_item(path, record, model=model, settings=self.settings, redo=self.redo)
+
+    def identify(self, identity: dict[str, str]) -> None:
+        """Learn what the model is that is going to be loaded; UserError when the pairs were made
+        with other weights, or another tokenizer, of the same name.
+        """
+        name = self.config.model_path
+        made_with = {"model": name, "identity": self.identity}
+        if difference := model_difference(made_with, {"model": name, "identity": identity}):
+            raise UserError(
+                f"the pairs were made with another model ({difference}); give it as --model_path"
+            )
+        self.identity = identity
 
 
 def survey(request: MeasureRequest) -> Work:
@@ -101,8 +112,15 @@ def survey(request: MeasureRequest) -> Work:
             continue
         config = _config_of(record, request)
         if work is None:
-            work, first = Work(config, _settings_of(config, request), request.redo), path
-        for name in ("model_path", *SHARED):
+            settings, identity = _settings_of(config, request), record.get("identity") or {}
+            work, first = Work(config, settings, request.redo, identity), path
+        made_by = {"model": work.config.model_path, "identity": work.identity}
+        if difference := model_difference(made_by, record | {"model": config.model_path}):
+            raise UserError(
+                f'"{first}" and "{path}" were made with two models ({difference}); give a '
+                "--data_dir of one"
+            )
+        for name in SHARED:
             one, other = getattr(work.config, name), getattr(config, name)
             if one != other:
                 raise UserError(
@@ -159,6 +177,13 @@ class Tally:
     failed: int = 0
     unjudged: int = 0
     missing: Counter[str] = field(default_factory=Counter)
+
+    def kept(self, n_items: int) -> str:
+        """What stays of a run that is interrupted, and how to go on."""
+        return (
+            f"{self.measured} of {n_items} items are measured whole, of the others each group that "
+            "was finished is kept; what was in flight is lost; run the same command to go on"
+        )
 
     def add(self, item: Item) -> None:
         """Count an item that is done, and log why where it failed."""
@@ -232,7 +257,8 @@ class Measurer:
             item.error = str(error)
             return
         known = range(len(self._chat.tokenizer))
-        foreign = not same_model(str(item.record.get("model")), self._config.model_path)
+        names = str(item.record.get("model")), self._config.model_path
+        foreign = len(set(map(model_basename, names))) > 1
         for (prompt, answer), step in zip(item.turns, item.record["cot_steps"], strict=True):
             fits = all(token in known for token in prompt + answer)
             if not fits or (foreign and self._chat.text(answer) != step["response"].strip()):

@@ -47,7 +47,6 @@ MEASURE_KEYS = {
     "validation": ("uncertainty_measures", "ids"),
 }
 """Under which keys of the measures file a split's lists, and the ids they belong to, are kept."""
-REQUIRED = ("question", "most_likely_answer")
 
 
 @dataclass
@@ -63,7 +62,8 @@ class RunFolder:
     @property
     def model(self) -> str | None:
         """The model's name or path, or None where the folder does not tell."""
-        return self.details.get("model") or self.argument("model_name")
+        name = self.details.get("model") or self.argument("model_name")
+        return name if isinstance(name, str) else None
 
     @property
     def dataset(self) -> str:
@@ -72,9 +72,9 @@ class RunFolder:
 
     def argument(self, name: str) -> Any:
         """Return a command-line argument the run was made with, None where it is not recorded."""
-        arguments = self.details.get("args") or {}
+        arguments = self.details.get("args")
         if not isinstance(arguments, dict):  # the public scripts kept the parser's own object
-            arguments = vars(arguments)
+            arguments = getattr(arguments, "__dict__", {})
         return arguments.get(name)
 
     def items(self) -> Iterator[tuple[str, Any, dict[str, Any]]]:
@@ -165,7 +165,7 @@ def read_run(folder: str | Path, *, swapped_positions: bool = False) -> RunFolde
             "(of a run logged by wandb, its folder `files`)"
         )
     details = _read_details(folder)
-    generations = {split: _read_generations(file_of(folder, split)) for split in SPLIT_NAMES}
+    generations = {split: read_generations(file_of(folder, split)) for split in SPLIT_NAMES}
     run = RunFolder(folder, details, **generations, measures=_read_measures(folder))
     _settle_positions(run, swapped_positions)
     _require_one_shape(run)
@@ -189,16 +189,25 @@ def _read_measures(folder: Path) -> dict[str, Any] | None:
     path = folder / "uncertainty_measures.pkl"
     if not path.exists():
         return None
+    again = "run compute_uncertainty_measures.py on the folder again"
     measures = load_pickle(path)
     if not isinstance(measures, dict) or not isinstance(measures.get("uncertainty_measures"), dict):
-        raise UserError(
-            f'"{path}" is not a file of uncertainty measures; run '
-            "compute_uncertainty_measures.py on the folder again"
-        )
+        raise UserError(f'"{path}" is not a file of uncertainty measures; {again}')
+    for key, ids_key in MEASURE_KEYS.values():
+        lists = measures.get(key) or {}
+        if not isinstance(measures.get(ids_key) or [], list) or not isinstance(lists, dict):
+            raise UserError(f'"{path}": {key} or {ids_key} is damaged; {again}')
+        for name, values in lists.items():
+            if not isinstance(values, list) or not all(map(_is_number, values)):
+                raise UserError(f'"{path}": {key}, {name} is not a list of numbers; {again}')
     return measures
 
 
-def _read_generations(path: Path) -> Generations:
+def read_generations(path: Path) -> Generations:
+    """Read a file of questions, states as FP16; {} when there is none.
+
+    Raises UserError, naming question and field, when something in it is not what it should be.
+    """
     if not path.exists():
         return {}
     content = load_pickle(path)
@@ -208,11 +217,10 @@ def _read_generations(path: Path) -> Generations:
             "generate_answers.py"
         )
     for question_id, entry in content.items():
-        missing = [key for key in REQUIRED if not isinstance(entry, dict) or key not in entry]
-        if missing or not isinstance(entry["most_likely_answer"], dict):
+        if damaged := _damage(entry):
             raise UserError(
-                f'"{path}": question "{question_id}" has no {(missing or REQUIRED[1:])[0]}; '
-                "make the file again with generate_answers.py"
+                f'"{path}": question "{question_id}" {damaged}; make the file again with '
+                "generate_answers.py"
             )
         answer = entry["most_likely_answer"]
         for name in (*POSITIONS.values(), "embedding"):
@@ -223,6 +231,57 @@ def _read_generations(path: Path) -> Generations:
             for r in entry.get("responses") or ()
         ]
     return content
+
+
+def _damage(entry: Any) -> str:
+    """What of a question's entry is not what it should be; "" for nothing."""
+    for key, kind in {"question": str, "most_likely_answer": dict}.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get(key), kind):
+            return f"has no {key}"
+    answer, responses = entry["most_likely_answer"], entry.get("responses") or ()
+    answers = [(answer.get("response"), answer.get("token_log_likelihoods") or ())]
+    if not isinstance(responses, list | tuple):
+        return "has responses that are no list"
+    for place, response in enumerate(responses):
+        if not isinstance(response, list | tuple) or len(response) != 4:
+            return f"has damaged responses (number {place})"
+        answers.append(tuple(response[:2]))
+        if not (response[2] is None or _is_state(response[2])):
+            return f"has a damaged state (responses, number {place})"
+        if not (response[3] is None or _is_number(response[3])):
+            return f"has a damaged accuracy (responses, number {place})"
+    for place, (text, likelihoods) in enumerate(answers):
+        where = f"responses, number {place - 1}" if place else "most_likely_answer"
+        listed = isinstance(likelihoods, list | tuple | np.ndarray)
+        if not isinstance(text, str) or not listed or not all(map(_is_number, likelihoods)):
+            return f"has a damaged text or token_log_likelihoods ({where})"
+    if not (answer.get("accuracy") is None or _is_number(answer["accuracy"])):
+        return "has a damaged accuracy (most_likely_answer)"
+    for name in (*POSITIONS.values(), "embedding"):
+        if answer.get(name) is not None and not _is_state(answer[name]):
+            return f"has a damaged {name} (most_likely_answer)"
+    gold = entry.get("reference", {"answers": {"text": []}})
+    for key, kind in (("answers", dict), ("text", list)):
+        gold = gold.get(key) if isinstance(gold, dict) else None
+        if not isinstance(gold, kind):
+            return f"has a damaged reference ({key})"
+    texts = {key: entry.get(key) for key in ("context", "domain", "group")}
+    wrong = [key for key, value in texts.items() if not isinstance(value, str | int | None)]
+    return f"has a damaged {wrong[0]}" if wrong else ""
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return not isinstance(value, str) and float(value) is not None
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_state(value: Any) -> bool:
+    """Whether a value is an array, or a torch tensor, of numbers `[..., H]`."""
+    if hasattr(value, "detach"):
+        return value.is_floating_point() and value.numel() > 0 and value.ndim > 0
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.size > 0 < value.ndim
 
 
 def _as_float16(value: Any, where: str) -> np.ndarray:
@@ -269,8 +328,9 @@ def _exchange(answer: dict[str, Any], first: str, second: str) -> None:
 def _require_one_shape(run: RunFolder) -> None:
     """Raise UserError unless all states of the run have one shape and fit its details."""
     expected = known = None
-    if run.details.get("n_layers") and run.details.get("hidden_size"):
-        expected = (run.details["n_layers"] + 1, run.details["hidden_size"])
+    told = run.details.get("n_layers"), run.details.get("hidden_size")
+    if all(isinstance(number, int) for number in told):
+        expected = (told[0] + 1, told[1])
         known = "experiment_details.pkl says"
     for split, question_id, entry in run.items():
         for position in POSITIONS.values():
@@ -298,14 +358,26 @@ def write_generations(folder: str | Path, split: str, generations: Generations) 
     if split not in SPLIT_NAMES:
         raise ValueError(f"split is {split!r}, expected one of {SPLIT_NAMES}")
     for question_id, entry in generations.items():
-        for position in POSITIONS.values():
-            array = entry["most_likely_answer"].get(position)
-            if array is not None and not np.isfinite(array).all():
-                raise UserError(
-                    f'question "{question_id}", {position}: a state is not finite in FP16 '
-                    "(NaN, or beyond 65504); run this model in float32"
-                )
+        if problem := state_problem(entry):
+            raise UserError(f'question "{question_id}", {problem}')
     _write(file_of(folder, split), generations)
+
+
+def state_problem(entry: dict[str, Any]) -> str:
+    """Why an entry's states cannot be kept, and what would help; "" when they can."""
+    for position in POSITIONS.values():
+        array = entry["most_likely_answer"].get(position)
+        if array is None or np.isfinite(array).all():
+            continue
+        states = array.reshape(-1, array.shape[-1])
+        layer = np.flatnonzero(~np.isfinite(states).all(axis=1))[0]
+        if np.isnan(states[layer]).any():
+            return f"{position}: the state of layer {layer} is not a number; try another --dtype"
+        return (
+            f"{position}: the state of layer {layer} is beyond the range of FP16 (65504), in which "
+            "states are kept; no --dtype changes that: use another model"
+        )
+    return ""
 
 
 def write_measures(folder: str | Path, measures: dict[str, Any]) -> None:

@@ -134,6 +134,16 @@ def draw(
             yield one.place, errors[0] if errors else turns
 
 
+def asked_of(question: Question) -> dict[str, Any]:
+    """What of a question stands in its entry, and must not change while a run goes on."""
+    return {
+        "question": question.question,
+        "choices": list(question.choices) if question.choices else None,
+        "history": [list(turn) for turn in question.history],
+        "reference": {"answers": {"text": list(question.gold_answers)}, "id": question.id},
+    }
+
+
 def as_entry(question: Question, turns: Sequence[Turn], prompt: AnswerPrompt) -> dict[str, Any]:
     """Return a question's entry in the generations file, accuracies still open (None).
 
@@ -143,11 +153,8 @@ def as_entry(question: Question, turns: Sequence[Turn], prompt: AnswerPrompt) ->
     first, *others = turns
     text = prompt.chat.text
     return {
-        "question": question.question,
+        **asked_of(question),
         "context": question.context if prompt.use_context else None,
-        "choices": list(question.choices) if question.choices else None,
-        "history": [list(turn) for turn in question.history],
-        "reference": {"answers": {"text": list(question.gold_answers)}, "id": question.id},
         "domain": question.domain,
         "group": question.group,
         "prompt": prompt.shown(question),

@@ -26,10 +26,12 @@ ONLINE, OFFLINE = ("online", "run", "shared"), ("offline", "dryrun", "disabled")
 
 
 class Tracker:
-    """One run's log; with `enabled` false nothing is logged and wandb is not even imported."""
+    """One run's log, closed after its `with` block; with `enabled` false nothing is logged and
+    wandb is not even imported.
+    """
 
     def __init__(
-        self, *, enabled: bool, project: str, folder: Path, settings: Mapping[str, Any]
+        self, project: str, folder: Path, settings: Mapping[str, Any], *, enabled: bool
     ) -> None:
         self._run: Any = None
         if not enabled:
@@ -71,8 +73,10 @@ class Tracker:
         if self._run:
             self._try(add)
 
-    def finish(self) -> None:
-        """Close the log."""
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
         if self._run:
             self._try(lambda: self._run.finish())
             self._run = None

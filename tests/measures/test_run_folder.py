@@ -17,6 +17,7 @@ from spikescore.measures.run_folder import (
     accuracy_of,
     is_run_folder,
     read_run,
+    state_problem,
     write_details,
     write_generations,
     write_measures,
@@ -139,6 +140,91 @@ def test_folders_that_are_no_runs(tmp_path: Path) -> None:
     (tmp_path / "validation_generations.pkl").write_bytes(pickle.dumps({})[:-1])
     with pytest.raises(UserError, match="cut short"):
         read_run(tmp_path)
+
+
+def answer_with(**changes: object):
+    return lambda entry: entry["most_likely_answer"].update(changes)
+
+
+def response_with(*values: object):
+    return lambda entry: entry["responses"].__setitem__(1, values)
+
+
+DAMAGES = [
+    (lambda entry: entry.pop("question"), "has no question"),
+    (lambda entry: entry.update(question=["?"]), "has no question"),
+    (lambda entry: entry.update(most_likely_answer=None), "has no most_likely_answer"),
+    (lambda entry: entry.update(responses="ab"), "responses that are no list"),
+    (response_with("x", [-0.5]), r"damaged responses \(number 1\)"),
+    (response_with(3, [-0.5], None, None), r"damaged text .*number 1"),
+    (response_with("x", None and [], None, None), r"damaged text .*number 1"),
+    (response_with("x", ["a"], None, None), r"damaged text .*number 1"),
+    (response_with("x", [-0.5], "state", None), r"damaged state \(responses, number 1\)"),
+    (response_with("x", [-0.5], None, "right"), r"damaged accuracy \(responses, number 1\)"),
+    (answer_with(response=None), r"damaged text .*most_likely_answer"),
+    (answer_with(token_log_likelihoods={"a": 1}), r"damaged text .*most_likely_answer"),
+    (answer_with(accuracy=[1.0]), r"damaged accuracy \(most_likely_answer\)"),
+    (answer_with(emb_tok_before_eos=[1, 2]), "damaged emb_tok_before_eos"),
+    (answer_with(emb_tok_before_eos=np.zeros((0, 1, 8), np.float16)), "damaged emb_tok"),
+    (answer_with(emb_last_tok_before_gen=np.array(["a"])), "damaged emb_last_tok_before_gen"),
+    (answer_with(embedding=np.float16(1)), "damaged embedding"),
+    (lambda entry: entry.update(reference={"answers": ["x"]}), r"damaged reference \(answers\)"),
+    (lambda entry: entry.update(reference=None), r"damaged reference \(answers\)"),
+    (lambda entry: entry["reference"]["answers"].update(text="x"), r"damaged reference \(text\)"),
+    (lambda entry: entry.update(group=["a"]), "damaged group"),
+]
+
+
+@pytest.mark.parametrize(("damage", "words"), DAMAGES)
+def test_a_damaged_question_is_named_with_its_field(tmp_path: Path, damage, words: str) -> None:
+    entries = make_run(tmp_path, n=3)
+    damage(entries["nq-1"])
+    (tmp_path / "validation_generations.pkl").write_bytes(pickle.dumps(entries))
+    with pytest.raises(UserError, match=f'validation_generations.pkl": question "nq-1" .*{words}'):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("measures", "words"),
+    [
+        ([1], "not a file of uncertainty measures"),
+        ({"uncertainty_measures": [1]}, "not a file of uncertainty measures"),
+        ({"uncertainty_measures": {"p_true": 3}}, "uncertainty_measures, p_true is not a list"),
+        ({"uncertainty_measures": {"p_true": [0.5, "x", 1]}}, "p_true is not a list of numbers"),
+        ({"uncertainty_measures": {}, "ids": 3}, "uncertainty_measures or ids is damaged"),
+        (
+            {"uncertainty_measures": {}, "train_uncertainty_measures": [3]},
+            "train_uncertainty_measures or train_ids is damaged",
+        ),
+    ],
+)
+def test_damaged_measures_are_named(tmp_path: Path, measures: object, words: str) -> None:
+    make_run(tmp_path, n=3)
+    (tmp_path / "uncertainty_measures.pkl").write_bytes(pickle.dumps(measures))
+    with pytest.raises(UserError, match=f'uncertainty_measures.pkl".*{words}.*run compute'):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["args", "model", "n_layers", "hidden_size", "positions"])
+def test_damaged_details_lose_no_question(tmp_path: Path, key: str) -> None:
+    make_run(tmp_path, n=3)
+    write_details(tmp_path, {"model": "m", "args": {"dataset": "nq"}, key: ["?"]})
+    run = read_run(tmp_path)
+    assert len(run.validation) == 3 and run.model in ("m", None)
+    assert run.dataset == ("nq" if key != "args" else tmp_path.name)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(np.nan, "layer 2 is not a number; try another --dtype"), (np.inf, "use another model")],
+)
+def test_why_a_state_cannot_be_kept(tmp_path: Path, value: float, words: str) -> None:
+    entry = make_run(tmp_path, n=1)["nq-0"]
+    assert state_problem(entry) == ""
+    entry["most_likely_answer"]["emb_tok_before_eos"][2, 0, 5] = value
+    problem = state_problem(entry)
+    assert problem.startswith("emb_tok_before_eos: the state of layer 2") and words in problem
+    assert "float32" not in problem  # it may be what was run
 
 
 def test_a_state_that_is_not_finite_is_named(tmp_path: Path) -> None:

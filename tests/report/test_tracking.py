@@ -16,14 +16,12 @@ import sys
 from pathlib import Path
 from spikescore.report import tracking
 tracking.PATIENCE = 3.0
-tracker = tracking.Tracker(enabled=True, project="p", folder=Path(sys.argv[1]), settings={"a": 1})
-print("mode", tracker._run and tracker._run.settings.mode)
-tracker.log({"x": 1.0})
-tracker.table("t", ["a"], [[1]])
-tracker.image("i", b"no picture", "c")
-tracker.log({"x": 2.0})
-tracker.finish()
-tracker.log({"x": 3.0})
+with tracking.Tracker("p", Path(sys.argv[1]), {"a": 1}, enabled=True) as tracker:
+    print("mode", tracker._run and tracker._run.settings.mode)
+    tracker.log({"x": 1.0})
+    tracker.table("t", ["a"], [[1]])
+    tracker.image("i", b"no picture", "c")
+    tracker.log({"x": 2.0})
 print("the run goes on")
 """
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
+import shutil
+from signal import SIGINT, SIGKILL
 
 import numpy as np
 import pytest
@@ -13,19 +16,21 @@ from packaging.requirements import Requirement
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from spikescore.data.reading import load_questions
+from spikescore.files import locked
 from spikescore.labels.entailment import ExactEntailment, entailment_messages
 from spikescore.labels.judges import judge_messages, make_accuracy
+from spikescore.measures.answer_run import AnswerRun
 from spikescore.measures.clustering import cluster_many
 from spikescore.measures.formulas import cluster_assignment_entropy
 from spikescore.measures.run_folder import read_run
-from spikescore.measures.run_plan import BRIEF
+from spikescore.measures.run_plan import BRIEF, RunSettings, make_plan
 from spikescore.measures.samples import AnswerPrompt
 from spikescore.measures.self_questions import option_tokens, p_true_prompt
 from spikescore.model.chat import ChatFormat
 from spikescore.pickles import load_pickle
 from tests.helpers.oracles import states_at
 from tests.helpers.real_server import serve
-from tests.helpers.running import DEMO, ROOT, end, run_script, start_script, wait_until
+from tests.helpers.running import DEMO, ROOT, run_script, start_script, wait_until
 
 TRIVIA = ROOT / "datasets" / "demo" / "trivia.json"
 SEP = "semantic-entropy-probes"
@@ -150,7 +155,7 @@ def test_generate_measure_train_score_evaluate(judge_model, tmp_path_factory):
 def small_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small") / "run"
     flags = ["--dataset", TRIVIA, "--num_samples=14", "--num_generations=3", "--num_few_shot=2"]
-    done = generate(folder, *flags, "--compute_p_true", "--p_true_num_fewshot=3", *OFFLINE)
+    done = generate(folder, *flags, "--p_true_num_fewshot=3", *OFFLINE)
     assert done.returncode == 0, done.stderr
     return folder, flags
 
@@ -229,30 +234,111 @@ def test_p_true_is_the_next_token_probability(small_run):
 # --- going on, other settings, mistakes -------------------------------------------------------
 
 
-def test_killed_and_run_again_gives_the_same_measures(small_run, tmp_path):
+@pytest.mark.parametrize("signal", [SIGKILL, SIGINT])
+def test_stopped_and_run_again_gives_the_same_run(small_run, tmp_path, signal):
     folder, flags = small_run
     again = tmp_path / "again"
     command = [
         GENERATE, f"--model_name={DEMO}", f"--output_dir={again}", "--model_max_new_tokens=24",
-        *flags, "--compute_p_true", "--p_true_num_fewshot=3", *OFFLINE, "--batch_size=2",
+        *flags, "--p_true_num_fewshot=3", *OFFLINE, "--batch_size=2",
     ]  # fmt: skip
     process = start_script(*command)
-    wait_until(lambda: list(again.glob("parts/validation-*.pkl")) or process.poll() is not None)
-    end(process)
+    parts = again / "parts"
+    wait_until(lambda: len(list(parts.glob("validation-*.pkl"))) > 3, process)
+    process.send_signal(signal)
+    _, errors = process.communicate()
+    kept = {path.name: load_pickle(path) for path in parts.glob("*.pkl")}
     assert not (again / "uncertainty_measures.pkl").exists()
+    if signal == SIGINT:
+        assert process.returncode == 130 and "Traceback" not in errors
+        told = f"{len(kept)} of 28 questions are answered and kept"
+        assert told in errors and "run the same command to go on" in errors
+    (parts / "validation-00001.pkl").write_bytes(b"broken")
     done = run_script(*command)
-    assert done.returncode == 0, done.stderr
-    one, two = (load_pickle(place / "uncertainty_measures.pkl") for place in (folder, again))
-    assert one["ids"] == two["ids"] and one["semantic_ids"] == two["semantic_ids"]
-    for name, values in one["uncertainty_measures"].items():
-        assert two["uncertainty_measures"][name] == pytest.approx(values, nan_ok=True), name
-    assert not list((again / "parts").glob("validation-*"))
+    assert done.returncode == 0 and "validation-00001.pkl" in done.stderr, done.stderr
+    one, two = read_run(folder), read_run(again)
+    for name, part in kept.items():  # what was kept was not asked again
+        ((key, entry),) = part.items()
+        if name != "validation-00001.pkl":
+            found = two.validation[key]["most_likely_answer"]["emb_tok_before_eos"]
+            assert np.array_equal(found, entry["most_likely_answer"]["emb_tok_before_eos"])
+    for split in ("validation", "train"):
+        assert list(getattr(one, split)) == list(getattr(two, split))
+        for key, entry in getattr(one, split).items():
+            other = getattr(two, split)[key]
+            for place, answer in enumerate(entry["responses"]):
+                assert other["responses"][place][0] == answer[0]
+                assert other["responses"][place][1] == pytest.approx(answer[1], abs=1e-4)
+            first, second = entry["most_likely_answer"], other["most_likely_answer"]
+            assert second["response"] == first["response"]
+            for name in ("emb_tok_before_eos", "emb_last_tok_before_gen"):
+                np.testing.assert_allclose(second[name], first[name], rtol=4e-3, atol=4e-3)
+    assert one.measures["ids"] == two.measures["ids"]
+    assert one.measures["semantic_ids"] == two.measures["semantic_ids"]
+    for name, values in one.measures["uncertainty_measures"].items():
+        other = two.measures["uncertainty_measures"][name]
+        assert other == pytest.approx(values, abs=5e-4, nan_ok=True), name
+    assert not list(parts.glob("validation-*"))
+
+
+def test_another_run_on_the_folder_is_told(small_run):
+    folder, flags = small_run
+    with locked(folder):
+        done = generate(folder, *flags, "--p_true_num_fewshot=3", *OFFLINE)
+    assert done.returncode == 2 and "is in use by process" in done.stderr
+
+
+def test_another_model_or_other_questions_under_the_same_names_are_refused(tmp_path):
+    model, data, folder = tmp_path / "model", tmp_path / "q.json", tmp_path / "run"
+    shutil.copytree(DEMO, model)
+    rows = json.loads(TRIVIA.read_text())[:12]
+    data.write_text(json.dumps(rows))
+    flags = [f"--dataset={data}", "--num_few_shot=0", "--num_generations=2", *OFFLINE,
+             "--no-compute_p_true", "--no-get_training_set_generations"]  # fmt: skip
+    assert generate(folder, *flags, model=model).returncode == 0
+    whole = folder / "validation_generations.pkl"
+    entries = load_pickle(whole)
+    key = next(iter(entries))
+    whole.write_bytes(pickle.dumps({name: e for name, e in entries.items() if name != key}))
+    weights = LlamaForCausalLM.from_pretrained(model)
+    with torch.no_grad():
+        weights.lm_head.weight.mul_(1.5)
+    weights.save_pretrained(model)
+    done = generate(folder, *flags, model=model)
+    assert done.returncode == 2 and "models: weights of" in done.stderr, done.stderr
+    assert load_pickle(whole).keys() == entries.keys() - {key}
+    changed = [{**row, "question": f"{row['question']} Really?"} for row in rows]
+    data.write_text(json.dumps(changed))
+    done = generate(folder, *flags, model=model)
+    assert done.returncode == 2 and "of the data set has changed" in done.stderr
+
+
+def test_as_many_examples_of_p_true_as_fit_are_shown(small_run, monkeypatch):
+    folder, _ = small_run
+    details = read_run(folder).details
+    run = AnswerRun(make_plan(RunSettings(**details["args"]), ROOT / "datasets"), folder)
+    examples = [run.entries["p_true"][key] for key in details["p_true_examples"]]
+    for entry in examples:
+        entry["most_likely_answer"]["accuracy"] = 1.0
+    begin, _ = option_tokens(run.prompt)
+    entries = [entry for split in ("validation", "train") for entry in run.entries[split].values()]
+    longest = [
+        max(len(p_true_prompt(entry, examples[:n], run.prompt) + begin) for entry in entries)
+        for n in range(4)
+    ]
+    assert longest == sorted(set(longest))
+    for n in range(4):
+        for room, expected in ((longest[n], n), (longest[n] + 1, n)):
+            monkeypatch.setattr(AnswerRun, "_max_context", room)
+            assert run._that_fit(examples) == examples[:expected]
+    monkeypatch.setattr(AnswerRun, "_max_context", longest[0] - 1)  # one question does not fit
+    assert len(run._that_fit(examples)) < 3
 
 
 def test_other_settings_are_refused_and_measures_can_be_made_anew(small_run, tmp_path):
     folder, flags = small_run
-    other = generate(folder, *flags, "--temperature=0.5", *OFFLINE)
-    assert other.returncode == 2 and "temperature: 1.0 there, 0.5 now" in other.stderr
+    other = generate(folder, *flags, "--temperature=0.5", "--p_true_num_fewshot=3", *OFFLINE)
+    assert other.returncode == 2 and "(temperature: 1.0 there, 0.5 now)" in other.stderr
     before = load_pickle(folder / "uncertainty_measures.pkl")
     (folder / "uncertainty_measures.pkl").unlink()
     done = run_script(COMPUTE, "--data_dir", folder, "--entailment_model=exact", "--no-wandb")
