@@ -144,7 +144,7 @@ def chosen_judge(config: Config, items: list[Item], dry_run: bool) -> Judge:
     from utils import make_client
 
     # nli would load, perhaps fetch, its model
-    name = "none" if config.replay or (dry_run and config.judge == "nli") else config.judge
+    name = "none" if config.replay or (dry_run and "nli" in config.judge) else config.judge
     questions = [item.question for item in items]
     cache = Path(config.output_dir) / "judge_cache.sqlite"
     return make_judge(name, questions=questions, client_factory=make_client, cache=cache)

@@ -90,7 +90,7 @@ def the_judge(name: str, folder: Path, answers: list[FirstAnswer]) -> Judge:
     from utils import make_client
 
     return make_judge(
-        name.split(","),
+        name,
         questions=[one.question for one in answers],
         client_factory=make_client,
         cache=folder / "judge_cache.sqlite",

@@ -15,6 +15,7 @@ from spikescore.data.selection import STRATEGIES as SAMPLING_STRATEGIES
 from spikescore.dialogues.prompts import DEFAULT_SYSTEM_PROMPT, STRATEGIES
 from spikescore.errors import UserError, keep_secret, redacted
 from spikescore.files import read_json
+from spikescore.labels.judges import judge_names
 from spikescore.model.placement import Placement
 
 
@@ -88,7 +89,7 @@ class Config:
     # dialogues that wait for the server at one time
     max_in_flight: int = _key(256, within=(1, 100_000, "dialogues"))
     replay: str | None = _key(None)  # dialogues whose states are read: pairs, or a data set
-    judge: str = _key("auto")
+    judge: str | list[str] = _key("auto")  # several: each for what the one before left unread
     dataset_format: str = _key("auto")
     fields: dict[str, str] | None = _key(None)
     filters: dict[str, Any] | None = _key(None)
@@ -207,6 +208,10 @@ def parse_config(raw: dict[str, Any], *, source: str) -> Config:
             f'{source}: "server_url" is "{redacted(config.server_url)}"; '
             "write it as http://HOST:PORT/v1"
         )
+    try:
+        judge_names(config.judge)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
     paths = config.dataset_path
     if not paths or not all(isinstance(path, str) and path for path in paths):
         raise UserError(f'{source}: "dataset_path" must be a path or a list of paths')

@@ -42,6 +42,7 @@ LLM_PREFIX = "llm_"
 DEFAULT_MODEL = "gpt-4o-mini"
 GIVE_UP_AFTER = 50  # failures in a row: the server, or the model, is not fit for the task
 REST = 60.0  # seconds after which a server that was given up is tried again
+CHECK_SECONDS = 5.0  # for a first answer of a server; it may be slow, and is then believed
 BAR_DELAY = 2.0  # seconds before a bar is worth showing
 _SETTINGS = {"temperature": 0}
 _ATTEMPTS = 3  # at a reply that can be used
@@ -90,6 +91,7 @@ class Asker:
         self.model = model
         self.stats = dict.fromkeys(("asked", "from_cache", "deduplicated", "failed"), 0)
         self._concurrency = concurrency
+        self._factory = client_factory
         self._make_client = partial(client_factory, timeout=timeout, max_retries=max_retries)
         # the client's time-out begins anew with every byte; this one ends a reply that only drips
         self._patience = (max_retries + 1) * (timeout + _BACK_OFF_ROOM)
@@ -97,6 +99,35 @@ class Asker:
         self._cache_file: Path | str = cache if cache is not None else ":memory:"
         if cache is not None and Path(cache).exists():
             ReplyCache(cache).close()  # a damaged file shows now, not after hours of generating
+
+    def check(self) -> None:
+        """Ask for the server's list of models, which costs nothing: UserError when it refuses the
+        key, or nobody is there and no reply is known from before. Whatever else it says is no
+        fault: not every server keeps such a list.
+        """
+        with EventLoop() as loop:
+            client = loop.open(self._factory(timeout=CHECK_SECONDS, max_retries=1))
+            loop.run(self._check(client))
+
+    async def _check(self, client: AsyncOpenAI) -> None:
+        import openai
+
+        try:
+            await client.get("/models", cast_to=object)
+        except openai.APITimeoutError:
+            pass
+        except openai.APIConnectionError as error:
+            fault = (
+                f'server "{self._endpoint}" cannot be reached ({brief(error.__cause__ or error)}); '
+                "start it, or set OPENAI_BASE_URL to where it listens"
+            )
+            if not Path(self._cache_file).exists():
+                raise UserError(fault) from error
+            log.warning("%s; what it said before is known", fault)
+        except openai.AuthenticationError as error:
+            raise UserError(self._refusal(error)) from error
+        except (openai.OpenAIError, ValueError):
+            pass
 
     async def __aenter__(self) -> Asker:
         self._opened = AsyncExitStack()
@@ -273,14 +304,16 @@ def make_asker(
     name: str, *, client_factory: Callable[..., AsyncOpenAI] | None, **options: Any
 ) -> Asker:
     """Return the asker of the model in "llm_<model>" ("llm" for the default one); `options` are the
-    Asker's. UserError when no model is named or there is no client.
+    Asker's. UserError when no model is named, there is no client, or its server is not there.
     """
     model = DEFAULT_MODEL if name == "llm" else name.removeprefix(LLM_PREFIX).strip()
     if not model:
         raise UserError(f'"{name}" names no model; give for example llm_{DEFAULT_MODEL}')
     if client_factory is None:
         raise UserError(f'"{name}" needs a client: set it up in utils.py')
-    return Asker(client_factory, model, **options)
+    asker = Asker(client_factory, model, **options)
+    asker.check()
+    return asker
 
 
 def warn_of_failures(what: str, errors: Sequence[str], total: int) -> None:

@@ -93,8 +93,10 @@ class Judge:
 
 
 def judge_names(judge: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the names in "auto" or ["auto", "openai"], checked; UserError for an unknown one."""
-    names = (judge,) if isinstance(judge, str) else tuple(judge)
+    """Return the names in "auto", "auto,openai" or ["auto", "openai"]; UserError for an unknown
+    one.
+    """
+    names = tuple(judge.split(",") if isinstance(judge, str) else judge)
     if not names or len(set(names)) < len(names) or ("none" in names and len(names) > 1):
         raise UserError(f'judge {list(names)}: give one name, or several different ones, no "none"')
     for name in names:

@@ -58,6 +58,9 @@ def test_the_guides_example_is_accepted_and_is_the_default():
         ({"server_url": "localhost:8000"}, ["server_url", "http://"]),
         ({"max_in_flight": 0}, ["max_in_flight", "dialogues"]),
         ({"max_in_flight": "many"}, ["max_in_flight", "int"]),
+        ({"judge": "atuo"}, ['judge "atuo"', "auto"]),
+        ({"judge": ["auto", "opnai"]}, ['judge "opnai"', "openai"]),
+        ({"judge": ["auto", "none"]}, ["judge", "none"]),
         ({"server_modle": "x"}, ["server_modle", "server_model"]),
     ],
 )

@@ -34,10 +34,11 @@ def ab(body) -> tuple[str, str]:
 
 class FaultyServer:
     """Answers chat completions on loopback with what `reply(body, number of the request)` gives:
-    (status, headers, text). Keeps the bodies, times and keys of all requests.
+    (status, headers, text), and a question for its models with `models`. Keeps the bodies, times
+    and keys of all chat requests.
     """
 
-    def __init__(self, reply) -> None:
+    def __init__(self, reply, models=(404, {}, "{}")) -> None:
         self.bodies: list[dict] = []
         self.times: list[float] = []
         self.keys: list[str] = []
@@ -57,9 +58,15 @@ class FaultyServer:
                     number = len(outer.bodies)
                     outer.now += 1
                     outer.most = max(outer.most, outer.now)
-                status, headers, text = reply(body, number)
+                answer = reply(body, number)
                 with lock:
                     outer.now -= 1
+                self.answer(*answer)
+
+            def do_GET(self):
+                self.answer(*models)
+
+            def answer(self, status, headers, text):
                 data = text.encode()
                 try:
                     self.send_response(status)

@@ -18,6 +18,7 @@ import pytest
 from spikescore.errors import UserError
 from spikescore.labels import chat_server
 from spikescore.labels.chat_server import GIVE_UP_AFTER, Asker, Reply
+from spikescore.labels.chat_server import make_asker as make_asker_of
 from spikescore.labels.reply_cache import ReplyCache, request_key
 from tests.helpers.fault_server import FaultyServer, client, completion, failing
 from tests.helpers.running import LIMIT, start_script
@@ -246,6 +247,21 @@ def test_a_refused_key_or_model_ends_the_run_at_once(status: int, tmp_path: Path
             asker.ask_many([talk(str(n)) for n in range(200)])
         assert len(server.bodies) == 4
         assert make_asker(server, tmp_path / "replies.sqlite").ask_many([talk("2")])[0].text
+
+
+def test_a_mistake_in_address_or_key_is_seen_before_anything_is_asked(tmp_path: Path) -> None:
+    with FaultyServer(echo) as gone:
+        url, cache = gone.url, tmp_path / "replies.sqlite"
+        # a server without a list of models is one all the same
+        make_asker_of("llm_m", client_factory=partial(client, url), cache=None)
+    with pytest.raises(UserError, match="cannot be reached.*OPENAI_BASE_URL"):
+        make_asker_of("llm_m", client_factory=partial(client, url), cache=cache)
+    ReplyCache(cache).close()  # replies are known: they can be read again
+    make_asker_of("llm_m", client_factory=partial(client, url), cache=cache)
+    with FaultyServer(echo, models=(401, {}, "{}")) as strict:
+        with pytest.raises(UserError, match="status 401.*check OPENAI_API_KEY"):
+            make_asker_of("llm_m", client_factory=partial(client, strict.url), cache=cache)
+        assert strict.bodies == []
 
 
 def test_a_dead_server_is_given_up(caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
