@@ -10,7 +10,6 @@ experiment: the dialogues make a score book with one scorer, the probe that scor
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -173,11 +172,10 @@ def score_file(path: Path, by: str) -> tuple[Item, tuple, dict[str, Any]] | User
         if not metrics.items() >= found.items():
             try:
                 write_json(path, {**record, "metrics": {**metrics, **found}})
-            except ValueError:  # NaN, which is no JSON, in some field that nothing here reads
-                field = _not_finite(record) or "a field"
-                return UserError(
-                    f'"{path}": {field} is not finite; mend that, or move the file away'
-                )
+            except Refused:
+                raise
+            except UserError as error:  # NaN, which is no JSON, in a field that nothing here reads
+                return error
     made = {key: record.get(key) for key in MADE_BY}
     return item, pairs.copy_key(record, path), made
 
@@ -239,16 +237,6 @@ def _scores(record: dict[str, Any]) -> tuple[tuple[float, ...], str]:
     if len(scores) < len(steps) or turns != list(range(1, len(steps) + 1)):
         return (), "gaps"  # a second difference across a gap would be a made-up one
     return scores, "ready" if len(scores) >= MIN_SCORES else "short"
-
-
-def _not_finite(value: Any, name: str = "") -> str:
-    """Return the dotted name of the first number that is NaN or infinite; empty for none."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return name
-    inner = value.items() if isinstance(value, dict) else ()
-    inner = enumerate(value) if isinstance(value, list) else inner
-    names = (_not_finite(one, f"{name}.{key}".removeprefix(".")) for key, one in inner)
-    return next(filter(None, names), "")
 
 
 def _float(value: float | None) -> float | None:

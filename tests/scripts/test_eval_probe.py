@@ -494,7 +494,7 @@ def test_damaged_files_are_named_with_their_field_and_the_others_evaluated(tmp_p
     assert summary["coverage"]["damaged"] == 7 and view_of(summary, "pooled")["n"] == 40
     assert "7 files are damaged" in done.stderr and "7 damaged" in done.stdout
     for name, field in (("bad0", "probe"), ("bad1", "probe_pred"), ("bad2", "perplexity"),
-                        ("bad3", "cot_steps"), ("bad4", "another program.x.1"),
+                        ("bad3", "cot_steps"), ("bad4", r"another program.x\[1\]"),
                         ("empty", "JSON"), ("nested", "JSON")):  # fmt: skip
         assert re.search(rf'{name}\.json"[^;]*{field}', done.stderr), name
 
