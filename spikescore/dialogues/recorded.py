@@ -7,7 +7,7 @@ assistant says are the answers, and a turn's prompt is all that stands between t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,14 +36,18 @@ class Recorded:
 
 
 def recorded_dialogue(
-    record: dict[str, Any], config: Config, chat: ChatFormat | None = None
+    record: dict[str, Any],
+    config: Config,
+    chat: ChatFormat | None = None,
+    identity: Mapping[str, str] | None = None,
 ) -> tuple[Recorded, list[Exchange]]:
     """Rebuild the conversation of a record, older public form included, as messages.
 
     Prompts and responses are the record's own; the first prompt is made from its question where it
     kept none. System prompt and `history` are those of the record's configuration, else of
     `config`; a record with `messages` has them as they were shipped. With a `chat` the answers get
-    their stored ids where these fit it. Raises UserError when a turn lacks its text.
+    their stored ids where these fit it, and the prompts theirs where the record was made by the
+    same tokenizer and template (`identity`). Raises UserError when a turn lacks its text.
     """
     if record.get("messages") is not None:
         n = len(record["cot_steps"])
@@ -51,9 +55,18 @@ def recorded_dialogue(
     else:
         held, exchanges = _from_steps(record, config)
     if chat is not None:
-        for exchange, ids in zip(exchanges, fitting_ids(record, exchanges, chat), strict=True):
-            exchange.answer_ids = ids
+        _take_fitting_ids(record, exchanges, chat, _same_prompts(record, config, identity))
     return held, exchanges
+
+
+def _same_prompts(
+    record: dict[str, Any], config: Config, identity: Mapping[str, str] | None
+) -> bool:
+    """Whether the record's prompts were rendered as this run would render them."""
+    made_by, settings = record.get("identity") or {}, record.get("config") or {}
+    parts = ("tokenizer", "template")
+    known = identity is not None and all(made_by.get(part) == identity[part] for part in parts)
+    return known and settings.get("enable_thinking") == config.enable_thinking
 
 
 def _from_steps(record: dict[str, Any], config: Config) -> tuple[Recorded, list[Exchange]]:
@@ -139,22 +152,23 @@ def _checked(messages: Any) -> list[Message]:
     return messages
 
 
-def fitting_ids(
-    record: dict[str, Any], exchanges: Sequence[Exchange], chat: ChatFormat
-) -> list[list[int] | None]:
-    """The stored ids of each answer, where they are ids of the local tokenizer; None elsewhere.
+def _take_fitting_ids(
+    record: dict[str, Any], exchanges: Sequence[Exchange], chat: ChatFormat, same_prompts: bool
+) -> None:
+    """Give each exchange the stored ids of its answer, where they are ids of the local tokenizer.
 
-    They are taken when the stored prompt ids are those that the local template renders and the
-    stored response ids read as the stored response. So reading a pair again with the model that
-    made it gives what was generated, which tokenising the text need not.
+    They are taken when the stored prompt ids are those that the local template renders, or once
+    rendered (`same_prompts`), and the stored response ids read as the stored response. So reading a
+    pair again with the model that made it gives what was generated, which tokenising the text need
+    not.
     """
     kept = ("n_kept", "prompt_ids", "response_ids")
     if not all(key in step for step in record["cot_steps"] for key in kept):
-        return [None] * len(exchanges)
-    found = []
+        return
     for exchange, (prompt, answer) in zip(exchanges, token_sequences(record), strict=True):
-        known = all(0 <= token < len(chat.tokenizer) for token in answer)
-        fits = known and prompt == chat.render(exchange.messages)
-        fits = fits and chat.text(answer) == exchange.answer
-        found.append(answer if fits else None)
-    return found
+        known = all(0 <= token < len(chat.tokenizer) for token in (*answer, *prompt))
+        if not known or not (same_prompts or prompt == chat.render(exchange.messages)):
+            continue
+        exchange.prompt_ids = prompt
+        if chat.text(answer) == exchange.answer:
+            exchange.answer_ids = answer

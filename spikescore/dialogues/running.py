@@ -456,7 +456,9 @@ class Run:
         """Yield the dialogues of files as transcripts to be read."""
         for item in self._still_to_do(todo):
             try:
-                kept, dialogue, exchanges = read_dialogue(item, self.config, self.chat)
+                kept, dialogue, exchanges = read_dialogue(
+                    item, self.config, self.chat, self.identity
+                )
             except UserError as error:
                 yield Transcript(Job(item, None, self), [], "error", str(error))
                 continue
@@ -527,7 +529,10 @@ _CARRIED = ("seed", "nil_label", "nil_judge", "finish_reason")
 
 
 def read_dialogue(
-    item: Item, config: Config, chat: ChatFormat | None = None
+    item: Item,
+    config: Config,
+    chat: ChatFormat | None = None,
+    identity: dict[str, str] | None = None,
 ) -> tuple[dict[str, Any], Recorded, list[Exchange]]:
     """Read an item's dialogue, and the fields of its record that are carried over.
 
@@ -540,7 +545,7 @@ def read_dialogue(
         kept = {key: record.get(key) for key in _CARRIED}
         if record.get("messages") is not None:
             kept["messages"] = record["messages"]
-        return kept, *recorded_dialogue(record, config, chat)
+        return kept, *recorded_dialogue(record, config, chat, identity)
     except UserError as error:
         raise UserError(f'"{item.source}", {item.question.id}: {error}') from error
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
+from typing import Any
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
@@ -15,6 +17,23 @@ from spikescore.errors import UserError
 log = logging.getLogger("spikescore")
 
 Message = dict[str, str]
+
+PROMPT_DATE = datetime(2024, 7, 26)
+"""The day that a template which writes today's date is told: the same settings give the same
+prompts on any day. Llama's own templates fall back on this one."""
+
+
+_DIRECTIVES = {
+    f"%{flag}{letter}": PROMPT_DATE.strftime(f"%{flag}{letter}")
+    for flag in ("-", "")
+    for letter in "aAbBcdHIjmMpSUwWxXyY"
+}
+# a macro hides the function of that name by which transformers lets templates ask for the time
+_PINNED_DATE = (
+    "{%- macro strftime_now(format) -%}{{- format"
+    + "".join(f".replace({form!r}, {text!r})" for form, text in _DIRECTIVES.items())
+    + " -}}{%- endmacro %}\n"
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +56,8 @@ class ChatFormat:
         self.tokenizer = tokenizer
         self.enable_thinking = enable_thinking
         self._options = {"enable_thinking": enable_thinking}
+        if "strftime_now" in str(tokenizer.chat_template):
+            self._options["chat_template"] = _PINNED_DATE + tokenizer.get_chat_template()
         self._plain = tokenizer.chat_template is None
         if self._plain:
             log.warning("the tokenizer has no chat template; using plain User:/Assistant: turns")
@@ -73,9 +94,14 @@ class ChatFormat:
         return probe in text
 
     @property
-    def knows_thinking(self) -> bool:
-        """True when the template looks at `enable_thinking`, so that a server must be told too."""
-        return "enable_thinking" in str(self.tokenizer.chat_template)
+    def server_options(self) -> dict[str, Any]:
+        """What the template looks at, so that a server, which renders it too, must be told."""
+        template = str(self.tokenizer.chat_template)
+        known = {
+            "enable_thinking": self.enable_thinking,
+            "date_string": PROMPT_DATE.strftime("%d %b %Y"),
+        }
+        return {name: value for name, value in known.items() if name in template}
 
     def accepted(self, messages: Sequence[Message]) -> list[Message]:
         """The messages as the template takes them: without a system or tool role where it has

@@ -38,13 +38,15 @@ LOGIT_ROWS = 64  # rows of float32 logits measured at once; bounds them to rows 
 class Exchange:
     """One turn as text: all messages before the answer, and the answer.
 
-    `answer_ids` are ids of the answer that are known to be right for the local tokenizer.
+    `answer_ids` and `prompt_ids` are ids of the answer, and of the whole prompt before it, that are
+    known to be right for the local tokenizer.
     """
 
     messages: list[Message]
     answer: str
     finish_reason: str = "stop"
     answer_ids: list[int] | None = None
+    prompt_ids: list[int] | None = None
 
 
 @dataclass
@@ -105,7 +107,7 @@ def encode_transcript(
         answer = exchange.answer_ids
         if answer is None:
             answer = chat.answer_ids(exchange.messages, exchange.answer)
-        prompt = chat.render(exchange.messages)
+        prompt = exchange.prompt_ids or chat.render(exchange.messages)
         if max_context is not None and len(prompt) + max(1, len(answer)) > max_context:
             break
         turn = Turn(len(turns) + 1, prompt, answer_ids=answer)

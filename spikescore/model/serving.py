@@ -4,8 +4,9 @@ The server scales out; here many dialogues wait for it at once, each with one re
 What comes back are transcripts, texts without states: `transcripts` has the local model read them.
 
 A request holds only what such servers know: model, messages, temperature, top_p, max_tokens and
-seed. `chat_template_kwargs` is added where the local chat template looks at `enable_thinking`,
-because a server's default would then decide; other servers, which may refuse it, never get it.
+seed. `chat_template_kwargs` is added where the local chat template looks at `enable_thinking` or at
+a date, because the server's default would then decide; other servers, which may refuse it, never
+get it.
 The seed is a function of (sampling.seed, id, turn); whether equal seeds give equal answers is up to
 the server.
 
@@ -70,10 +71,8 @@ class ServedGenerator:
         self.chat = chat
         self.sampling = sampling
         self.in_flight = 0
-        self._extra: dict[str, Any] = {}
-        if chat.knows_thinking:
-            thinking = {"enable_thinking": chat.enable_thinking}
-            self._extra = {"chat_template_kwargs": thinking}
+        options = chat.server_options
+        self._extra: dict[str, Any] = {"chat_template_kwargs": options} if options else {}
 
     def check(self) -> None:
         """Ask for one token; UserError when the server is not there, or refuses the model or the

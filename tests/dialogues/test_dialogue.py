@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from spikescore.dialogues.config import Config
+from spikescore.dialogues.running import identity_of
+from spikescore.errors import UserError
 from spikescore.model.chat import ChatFormat
 from tests.helpers.running import DEMO
 
@@ -73,3 +78,35 @@ def test_going_on_from_an_earlier_rendering_gives_the_ids_of_the_whole(kind, tem
     if template == TEMPLATE:
         kept, _ = chat._shared(before, chat.rendering(messages).text)
         assert kept > len(before.ids) // 2  # most is not tokenised again
+
+
+DATED = (
+    "{%- if not date_string is defined %}{%- set date_string = strftime_now('%d %b %Y') %}"
+    "{%- endif %}{% macro day() %}{{ strftime_now('%A %H:%M') }}{% endmacro %}"
+    "Today is {{ date_string }}, {{ day() }}." + TEMPLATE
+)
+
+
+@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Etc/GMT+12"])
+def test_a_template_that_writes_the_date_writes_one_that_never_changes(zone, monkeypatch):
+    monkeypatch.setenv("TZ", zone)  # two zones that never have the same date
+    time.tzset()
+    chat = make_chat("first", DATED)
+    text = chat.rendering([{"role": "user", "content": "it"}]).text
+    assert text.startswith("Today is 26 Jul 2024, Friday 00:00.")
+    assert chat.server_options == {"date_string": "26 Jul 2024"}
+
+
+@pytest.mark.parametrize("change", ["{{ range(99999) | random }}", "{{ lipsum() }}"])
+def test_a_template_of_chance_is_refused(change):
+    chat = make_chat("first", change + TEMPLATE)
+    with pytest.raises(UserError, match="another text each time"):
+        identity_of(Config(), chat)
+
+
+def test_the_identity_follows_what_the_model_is_shown():
+    def prompts(template=TEMPLATE, **settings):
+        return identity_of(Config(**settings), make_chat("first", template))["prompts"]
+
+    assert prompts() == prompts(temperature=1.0)
+    assert len({prompts(), prompts(system_prompt="the river"), prompts("<s>" + TEMPLATE)}) == 3
