@@ -108,8 +108,8 @@ def parsed(value: Any, name: str) -> Any:
     if re.fullmatch(r"\[[\d\s.eE+-]+\]", text):  # numpy's numbers
         return text[1:-1].split()
     try:
-        found = _literal(ast.parse(text, mode="eval").body, text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        found = _literal(ast.parse(_with_commas(text), mode="eval").body)
+    except (ValueError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
         if not _QUOTED.match(text):
             return value
         what = "begins as a list or an object and cannot be read as one, write it as JSON"
@@ -118,31 +118,30 @@ def parsed(value: Any, name: str) -> Any:
     return found if isinstance(found, list | dict) and not in_place else value
 
 
-def _literal(node: ast.expr, source: str) -> Any:
+def _with_commas(text: str) -> str:
+    """Put commas between texts beside each other: numpy writes none, and Python would join them."""
+    parts: list[str] = []
+    before = None
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type in (tokenize.STRING, tokenize.NAME, tokenize.NUMBER, tokenize.OP):
+            parts += [","] * (before == token.type == tokenize.STRING) + [token.string]
+            before = token.type
+    return " ".join(parts)
+
+
+def _literal(node: ast.expr) -> Any:
     """Evaluate a literal; unlike `ast.literal_eval` it knows array(...), nan and null."""
     if isinstance(node, ast.List | ast.Tuple | ast.Set):
-        return [part for one in node.elts for part in _entries(one, source)]
+        return [_literal(one) for one in node.elts]
     if isinstance(node, ast.Dict) and all(isinstance(key, ast.Constant) for key in node.keys):
-        values = (_literal(value, source) for value in node.values)
+        values = map(_literal, node.values)
         return {str(key.value): value for key, value in zip(node.keys, values, strict=True)}
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
         if node.func.id == "array":
-            return _literal(node.args[0], source)
+            return _literal(node.args[0])
     if isinstance(node, ast.Name) and node.id in ("nan", "null", "NaN", "true", "false"):
         return {"true": True, "false": False}.get(node.id)
     return ast.literal_eval(node)
-
-
-def _entries(node: ast.expr, source: str) -> list[Any]:
-    """Return the entries that one node of a list stands for.
-
-    numpy writes no commas, and texts beside each other are one to Python: they are taken apart.
-    """
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        written = ast.get_source_segment(source, node) or ""
-        tokens = tokenize.generate_tokens(io.StringIO(f"({written})").readline)
-        return [ast.literal_eval(one.string) for one in tokens if one.type == tokenize.STRING]
-    return [_literal(node, source)]
 
 
 # --- fields -----------------------------------------------------------------------------------
@@ -187,7 +186,7 @@ def as_text(value: Any, name: str) -> str:
 def _number_text(value: Any, name: str) -> str:
     if not isinstance(value, int | float | Decimal) or isinstance(value, bool):
         raise BadRow(name, f"expected text, found {kind(value)}")
-    if not math.isfinite(value):
+    if not isinstance(value, int) and not math.isfinite(value):
         raise BadRow(name, f"{value} is not a number that can be an answer")
     whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
     return str(int(value)) if whole else str(value)

@@ -18,7 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from spikescore.data.fields import BadRow, described, is_withheld, kind, shown
+from spikescore.data.fields import BadRow, described, is_withheld, kind, plain, shown
 from spikescore.data.files import Rows, data_files, ragtruth_rows, read_rows, split_of
 from spikescore.data.formats import Format, check_format, domain_of, find_format, parquet_columns
 from spikescore.data.question import Question
@@ -126,6 +126,7 @@ class QuestionStream:
         self.dataset_format = self._wanted
         self._format: Format | None = None
         self._withholds = False
+        self._domain = ""
         self._seen: dict[str, str] = {}
         self._alike: set[str] | None = None
 
@@ -134,8 +135,8 @@ class QuestionStream:
             self._check_filter_keys()
         self._start()
         n = bare = 0
-        for file, where, row in self._rows():
-            for question in self._questions(file, where, row):
+        for split, where, row in self._rows():
+            for question in self._questions(split, where, row):
                 if not self._passes(question, row):
                     self.filtered += 1
                     continue
@@ -156,27 +157,28 @@ class QuestionStream:
 
     # --- rows ---------------------------------------------------------------------------------
 
-    def _rows(self) -> Iterator[tuple[Path, str, Any]]:
-        """Yield (file, where, row) of all files."""
+    def _rows(self) -> Iterator[tuple[str | None, str, Any]]:
+        """Yield (the publisher's split, where, row) of all files."""
         joined = ragtruth_rows(self._path) if self._wanted in ("auto", "ragtruth") else None
         if joined is not None:
-            yield from ((self._path, where, row) for where, row in joined)
+            yield from ((None, where, row) for where, row in joined)
             return
         for file in data_files(self._path):
-            if self._split is None or split_of(file, self._path) == self._split:
+            split = split_of(file, self._path)
+            if self._split in (None, split):
                 prefix = f'file "{file.relative_to(self._path)}" ' if file != self._path else ""
                 for where, row in self._file_rows(file):
-                    yield file, f"{prefix}{where}", row
+                    yield split, f"{prefix}{where}", row
 
     def _file_rows(self, file: Path) -> Rows:
         if self._fields:
             return read_rows(file)
         return read_rows(file, lambda names: parquet_columns(names, self._wanted, self._filters))
 
-    def _questions(self, file: Path, where: str, row: Any) -> list[Question]:
+    def _questions(self, split: str | None, where: str, row: Any) -> list[Question]:
         """Return the questions of a row that are new, none when it is left out."""
         try:
-            found = [self._finished(one, row, file) for one in self._adapted(row)]
+            found = [self._finished(one, row, split) for one in self._adapted(row)]
             return self._new(found, where)
         except RecursionError:
             bad = BadRow(None, "lists or objects are nested too deeply")
@@ -206,7 +208,7 @@ class QuestionStream:
             self._format, self.dataset_format, self._withholds = found, found.name, withholds
         return questions
 
-    def _finished(self, question: Question, row: Any, file: Path) -> Question:
+    def _finished(self, question: Question, row: Any, split: str | None) -> Question:
         """Add what all adapters leave to us: domain, split, short columns; marks are no answers."""
         known = self._format
         said = {}
@@ -215,15 +217,16 @@ class QuestionStream:
             said = described(
                 {name: row[name] for name in columns if name in row}, _content(question)
             )
-        split = split_of(file, self._path)
+        if not question.domain and not self._domain:
+            self._domain = domain_of(self._path, known.name)
         return replace(
             question,
-            domain=question.domain or domain_of(self._path, known.name),
+            domain=question.domain or self._domain,
             gold_answers=tuple(gold for gold in question.gold_answers if not is_withheld(gold)),
             meta={
                 **({"split": split} if split else {}),
                 **said,
-                **question.meta,
+                **{name: _kept(value) for name, value in question.meta.items()},
             },
         )
 
@@ -293,9 +296,9 @@ class QuestionStream:
         """
         self._start()
         keys = set(FILTERED_FIELDS)
-        for file, _, row in self._rows():
+        for split, _, row in self._rows():
             try:
-                questions = [self._finished(one, row, file) for one in self._adapted(row)]
+                questions = [self._finished(one, row, split) for one in self._adapted(row)]
             except (BadRow, RecursionError):
                 continue
             keys = keys.union(row, *(question.meta for question in questions))
@@ -320,6 +323,11 @@ class QuestionStream:
         if self._split:
             why += f" (of its split {self._split})"
         raise UserError(f'dataset "{self._path}" holds no question{why}; check "dataset_path"')
+
+
+def _kept(value: Any) -> Any:
+    """Return a value of `meta` as JSON can hold it; what adapters made of texts is so already."""
+    return value if isinstance(value, str | tuple | bool) else plain(value)
 
 
 def _content(question: Question) -> list[str]:
