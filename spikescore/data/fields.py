@@ -72,7 +72,7 @@ def kind(value: Any) -> str:
 def is_missing(value: Any) -> bool:
     """True for null, NaN and blank text."""
     if isinstance(value, str):
-        return not value.strip()
+        return not value or value.isspace()
     return value is None or (isinstance(value, float | Decimal) and math.isnan(value))
 
 
@@ -293,30 +293,30 @@ def usable_id(own: str, content: str) -> str:
 def described(row: Row, content: list[str]) -> Row:
     """Return what a row says in short columns (numbers, true/false, short texts), as JSON can.
 
-    Columns that hold the `content` of its question, or a long part of it, are left out.
+    Texts that are the `content` of its question, or a long part of it, are left out.
     """
-    return {name: plain(value) for name, value in row.items() if _describes(value, content)}
-
-
-def _describes(value: Any, content: list[str]) -> bool:
-    if isinstance(value, bool):
-        return True
-    if not isinstance(value, str | int | float | Decimal) or is_missing(value):
-        return False
-    number = isinstance(value, float) and math.isfinite(value) and value.is_integer()
-    said = str(int(value) if number else value).strip()
-    if len(said) > _DESCRIBED or said in content:
-        return False
-    return len(said) <= _SENTENCE or not any(said in text for text in content)
+    found = {}
+    for name, value in row.items():  # of every row of every set: as little as can be done
+        if isinstance(value, str):
+            said = value.strip() if len(value) <= _DESCRIBED else ""
+            if not said or said in content:
+                continue
+            if len(said) <= _SENTENCE or not any(said in text for text in content):
+                found[name] = value
+        elif isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+            found[name] = value
+        elif isinstance(value, float | Decimal) and not math.isnan(value):
+            found[name] = plain(value)
+    return found
 
 
 def plain(value: Any) -> Any:
     """Return a value as JSON can hold it: NaN is null, other things are their text."""
-    if isinstance(value, dict):
-        return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
+    if value is None or isinstance(value, str | int):
+        return value
     if isinstance(value, float | Decimal):
         number = float(value)
         return number if math.isfinite(number) else None if math.isnan(number) else str(number)
-    return value if value is None or isinstance(value, str | bool | int) else str(value)
+    if isinstance(value, dict):
+        return {str(key): plain(part) for key, part in value.items()}
+    return [plain(part) for part in value] if isinstance(value, list | tuple) else str(value)

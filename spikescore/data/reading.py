@@ -211,18 +211,15 @@ class QuestionStream:
     def _finished(self, question: Question, row: Any, split: str | None) -> Question:
         """Add what all adapters leave to us: domain, split, short columns; marks are no answers."""
         known = self._format
-        said = {}
-        if known.is_publishers:
-            columns = known.columns or row
-            said = described(
-                {name: row[name] for name in columns if name in row}, _content(question)
-            )
+        if known.columns:
+            row = {name: row[name] for name in known.columns if name in row}
+        said = described(row, _content(question)) if known.is_publishers else {}
         if not question.domain and not self._domain:
             self._domain = domain_of(self._path, known.name)
         return replace(
             question,
             domain=question.domain or self._domain,
-            gold_answers=tuple(gold for gold in question.gold_answers if not is_withheld(gold)),
+            gold_answers=tuple([gold for gold in question.gold_answers if not is_withheld(gold)]),
             meta={
                 **({"split": split} if split else {}),
                 **said,
@@ -244,7 +241,7 @@ class QuestionStream:
             mark = f"{where} {sha256(asked).hexdigest()[:8]}"
             before = new[item][1] if item in new else self._seen.get(item)
             if before is None:
-                new[item] = replace(one, id=item), mark
+                new[item] = one if one.id == item else replace(one, id=item), mark
             elif before[-8:] == mark[-8:] and self._format.is_publishers:
                 self.repeated += 1
             else:
