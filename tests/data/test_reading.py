@@ -138,7 +138,7 @@ def test_generic_form_with_named_fields(tmp_path: Path) -> None:
     fields = {"question": "q", "gold_answers": "a", "id": "k"}
     question = one(tmp_path, row, fields=fields)
     assert (question.id, question.question, question.gold_answers) == ("7", "Who?", ("X",))
-    assert question.meta == {"secret": "S"} and "S" not in first_message(question)
+    assert question.meta["secret"] == "S" and "S" not in first_message(question)
     with pytest.raises(UserError, match='field "a": missing'):
         one(tmp_path, {"q": "Who?"}, fields=fields)
     with pytest.raises(UserError, match='"fields": "quest" is not a known name'):
