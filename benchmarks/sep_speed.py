@@ -1,24 +1,22 @@
 #!/usr/bin/env python3
 """How fast training data for semantic-entropy probes is made, beside a plain synchronous loop.
 
-    python benchmarks/sep_speed.py                       # 20 questions x 10 samples: 90 s
-    python benchmarks/sep_speed.py --questions 6 --slow 1
+    python benchmarks/sep_speed.py                       # 20 questions x 10 samples: 4 minutes
+    python benchmarks/sep_speed.py --questions 6 --generations 5
 
 Plain loop: as the original pipelines work. One generation at a time, with the hidden states of
 every token of every layer kept; then one blocking judge call at a time: the accuracy of the answer,
-and entailment both ways of every pair of samples. Ours: what generate_answers.py runs. Same model,
-same questions, as many answers; the judge of both is an HTTP server on loopback that replies after
-300 ms, like a hosted model.
-
-The plain loop runs `--slow` questions and is extrapolated to the rest by its time per question;
-such figures are marked "extrapolated".
+and entailment both ways of each sample that opens a set and every later one (greedy clustering); a
+prompt that was asked before is taken from their cache. Ours: what generate_answers.py runs, at its
+default number of calls at a time. Both answer and judge every question, with the same model; the
+judge of both is an HTTP server on loopback that replies after 300 ms, like a hosted model. The
+samples are drawn by each side for itself, so the number of calls differs a little by chance.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import json
 import multiprocessing
 import os
@@ -47,8 +45,6 @@ def parse_arguments() -> Namespace:
     add("--dataset", default=str(ROOT / "datasets" / "demo" / "trivia.json"), help="questions")
     add("--questions", type=int, default=20, help="questions asked (%(default)s)")
     add("--generations", type=int, default=10, help="samples of each (%(default)s)")
-    add("--slow", type=int, default=2, help="questions of the plain loop (%(default)s)")
-    add("--concurrency", type=int, default=256, help="our judge's calls at a time (%(default)s)")
     return parser.parse_args()
 
 
@@ -61,30 +57,21 @@ def main() -> None:
     os.environ["OPENAI_API_KEY"] = "none"
     try:
         ours = run_ours(args)
-        plain = run_plain(args, ours["questions"][: args.slow])
+        plain = run_plain(args, ours["questions"])
     finally:
         server.terminate()
-    scale = args.questions / args.slow
-    mark = "" if scale == 1 else " (extrapolated)"
     print(
         f"{args.questions} questions x {args.generations} samples, model {args.model}, judge "
-        f"replies after {1000 * SECONDS:.0f} ms\nplain loop ran {args.slow} questions{mark}"
+        f"replies after {1000 * SECONDS:.0f} ms, {ours['at_once']} calls at a time\n"
+        "part          plain loop s      ours s     ratio"
     )
-    print("part          plain loop s      ours s     ratio")
-    total = {"plain": 0.0, "ours": 0.0}
-    for part in ("generation", "judging"):
-        slow, fast = plain[part] * scale, ours[part]
-        total["plain"] += slow
-        total["ours"] += fast
-        print(f"{part:12s} {slow:13.1f} {fast:11.2f} {slow / fast:9.0f}{mark}")
-    ratio = total["plain"] / total["ours"]
-    print(f"{'whole':12s} {total['plain']:13.1f} {total['ours']:11.2f} {ratio:9.0f}{mark}")
-    asked, needed = ours["asked"], plain["calls"] * scale
-    at_once = plain["judging"] * scale / ours["judging"] / (needed / asked)
+    rows = {part: (plain[part], ours[part]) for part in ("generation", "judging")}
+    rows["whole"] = tuple(map(sum, zip(*rows.values(), strict=True)))
+    for part, (slow, fast) in rows.items():
+        print(f"{part:12s} {slow:13.1f} {fast:11.2f} {slow / fast:9.1f}")
     print(
-        f"judge calls: {needed:.0f} in the plain loop, {asked} of ours: "
-        f"{needed / asked:.1f} times fewer; the rest of the judging ratio, {at_once:.0f} times, is "
-        f"calls under way at the same time (at most {args.concurrency})"
+        f"judge calls: {plain['calls']} in the plain loop ({plain['cached']} more from its cache), "
+        f"{ours['asked']} of ours"
     )
     print(f"run again with every reply in the cache: judging {ours['again']:.2f} s, 0 calls asked")
 
@@ -148,7 +135,7 @@ def run_ours(args: Namespace) -> dict[str, Any]:
         command = f"--model_name {args.model} --dataset {args.dataset} --num_few_shot 0"
         command += f" --num_samples {args.questions} --num_generations {args.generations}"
         command += f" --no-get_training_set_generations --model_max_new_tokens {NEW_TOKENS}"
-        command += f" --max_workers_for_entailment {args.concurrency} --output_dir {folder}/run"
+        command += f" --no-compute_p_true --output_dir {folder}/run"
         options = script.parse_settings(RunSettings, "", command.split())
         plan = make_plan(options, ROOT / "datasets")
         run = AnswerRun(plan, Path(options.output_dir))
@@ -179,29 +166,48 @@ def run_ours(args: Namespace) -> dict[str, Any]:
         "asked": asked,
         "again": again,
         "questions": questions,
+        "at_once": options.max_workers_for_entailment,
     }
 
 
 def run_plain(args: Namespace, questions: list[Any]) -> dict[str, Any]:
-    """The synchronous loop: nothing batched, nothing reused, nothing left out."""
+    """The synchronous loop of the original pipelines: one generation, one call at a time."""
     import torch
     from openai import OpenAI
 
-    from spikescore.dialogues.config import Config
     from spikescore.labels.entailment import entailment_messages
     from spikescore.labels.judges import judge_messages
     from spikescore.measures.run_plan import BRIEF
     from spikescore.measures.samples import AnswerPrompt
     from spikescore.model.chat import ChatFormat
     from spikescore.model.loading import load_model, load_tokenizer, stop_ids
+    from spikescore.model.placement import Placement
 
-    config = Config(model_path=args.model)
-    model = load_model(config.placement)
-    chat = ChatFormat(load_tokenizer(config.placement), enable_thinking=False)
+    placement = Placement(args.model)
+    model = load_model(placement)
+    chat = ChatFormat(load_tokenizer(placement), enable_thinking=False)
     prompt = AnswerPrompt(chat, BRIEF["default"])
     stops = sorted(stop_ids(model, chat.tokenizer))
     client = OpenAI()
-    generation = judging = calls = 0.0
+    replies: dict[str, str] = {}
+    cached = 0
+
+    def ask(messages: list[dict[str, str]]) -> str:
+        nonlocal cached
+        key = json.dumps(messages)
+        if key in replies:
+            cached += 1
+        else:
+            reply = client.chat.completions.create(model="judge", temperature=0, messages=messages)
+            replies[key] = str(reply.choices[0].message.content)
+        return replies[key]
+
+    def same(question: str, one: str, two: str) -> bool:
+        pairs = ((question, one, two), (question, two, one))
+        verdicts = [ask(entailment_messages(pair)) for pair in pairs]
+        return all("ENTAILMENT" in verdict for verdict in verdicts)
+
+    generation = judging = 0.0
     torch.manual_seed(0)
     for question in questions:
         started = time.monotonic()
@@ -224,14 +230,19 @@ def run_plain(args: Namespace, questions: list[Any]) -> dict[str, Any]:
         generation += time.monotonic() - started
         started = time.monotonic()
         first, *samples = answers
-        pairs = itertools.permutations(samples, 2)
-        requests = [judge_messages(question=question, answer=first)]
-        requests += [entailment_messages((question.question, one, two)) for one, two in pairs]
-        for messages in requests:
-            client.chat.completions.create(model="judge", temperature=0, messages=messages)
-        calls += len(requests)
+        ask(judge_messages(question=question, answer=first))
+        sets: list[int | None] = [None] * len(samples)
+        for opener, one in enumerate(samples):
+            if sets[opener] is not None:
+                continue
+            sets[opener] = opener
+            for place, two in enumerate(samples[opener + 1 :], start=opener + 1):
+                if same(question.question, one, two):
+                    sets[place] = opener
         judging += time.monotonic() - started
-    return {"generation": generation, "judging": judging, "calls": calls}
+    return {
+        "generation": generation, "judging": judging, "calls": len(replies), "cached": cached,
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

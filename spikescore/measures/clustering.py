@@ -2,7 +2,9 @@
 
 Two answers mean the same when each follows from the other (strict), or, loosely, when neither
 contradicts the other and one at least follows. An answer joins the first set whose first member
-means the same, and no other (Kuhn, Gal and Farquhar, "Semantic Uncertainty", ICLR 2023).
+means the same, and no other (Kuhn, Gal and Farquhar, "Semantic Uncertainty", ICLR 2023). Where an
+answer fits two sets the original code overwrites the earlier one, so that it ends in the later, and
+the earlier set may be left with its first member alone; here it stays where it joined first.
 
 That needs no answer to wait for the one before it. The first answer opens a set and all others are
 held against it; the first of those that are left opens the next, and so on. All questions take

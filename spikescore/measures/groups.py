@@ -351,12 +351,14 @@ class Measurer:
             yield self._put(item, "samples", samples=samples, first={"selfcheck_nli": value})
 
     def _as_samples(self, turns: Sequence[Turn]) -> dict[str, Any]:
+        from spikescore.measures.samples import fitting
+
         middle = self._shape.num_hidden_layers // 2
         return {
             "texts": [self._chat.text(turn.answer_ids) for turn in turns],
             "logliks": np.array([sum(turn.logprobs) for turn in turns], dtype=np.float64),
             "n_tokens": [len(turn.answer_ids) for turn in turns],
-            "states": np.stack([turn.states[LAST][middle] for turn in turns]),
+            "states": fitting(np.stack([turn.states[LAST][middle] for turn in turns])),
         }
 
     def _questions(self, items: Sequence[Item]) -> Iterator[Item]:

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from spikescore.data.question import Question, first_message
 from spikescore.model.turns import BEFORE_GENERATION, LAST, Turn
 
@@ -132,6 +134,11 @@ def draw(
             turns = [answers[number] for number in samplings]
             errors = [answer for answer in turns if isinstance(answer, str)]
             yield one.place, errors[0] if errors else turns
+
+
+def fitting(states: np.ndarray) -> np.ndarray:
+    """FP16 states as they are, or NaN where one of them is beyond its range: never infinite."""
+    return states if np.isfinite(states).all() else np.full_like(states, np.nan)
 
 
 def asked_of(question: Question) -> dict[str, Any]:

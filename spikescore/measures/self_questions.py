@@ -21,7 +21,7 @@ from spikescore.dialogues.dialogue import opening
 from spikescore.errors import UserError
 from spikescore.labels.entailment import NLIEntailment, Pair
 from spikescore.labels.statements import plain_answer
-from spikescore.measures.samples import AnswerPrompt, draw
+from spikescore.measures.samples import AnswerPrompt, draw, fitting
 from spikescore.model.architecture import text_config
 from spikescore.model.chat import ChatFormat, Message
 from spikescore.model.engine import Engine
@@ -184,7 +184,7 @@ class SelfQuestions:
         greedily (`parse_confidence`). Higher = LESS hallucinated. Source: Lin, Hilton and Evans
         (2022); Tian et al. (2023), "Just Ask for Calibration".
 
-        What could not be asked or read is NaN.
+        What could not be asked or read is NaN, as are states of which one is beyond FP16.
         """
         confidences = self._confidences(cases)
         asked = [self._prompts(case) for case in cases]
@@ -264,7 +264,7 @@ class SelfQuestions:
 
 
 def _half(end: End) -> np.ndarray:
-    return torch.stack([state.half().cpu() for state in end.states]).numpy()
+    return fitting(torch.stack([state.half().cpu() for state in end.states]).numpy())
 
 
 def confidence_messages(case: Case) -> list[Message]:

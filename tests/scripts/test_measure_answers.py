@@ -18,12 +18,14 @@ from spikescore.data.question import Question
 from spikescore.dialogues.config import Config
 from spikescore.dialogues.dialogue import Dialogue, dialogue_record
 from spikescore.errors import UserError
-from spikescore.files import write_json
+from spikescore.files import locked, write_json
 from spikescore.labels.entailment import make_entailment
 from spikescore.measures.clustering import cluster_many
 from spikescore.measures.file import GROUPS, measures_path, not_computed, read_measures
+from spikescore.measures.samples import fitting
 from spikescore.model.chat import ChatFormat
 from spikescore.model.engine import Engine
+from spikescore.model.loading import model_identity
 from spikescore.model.sampling import Sampling
 from spikescore.model.turns import Limits, token_sequences
 from spikescore.pairs import file_id, read_record, write_pair
@@ -164,7 +166,7 @@ def test_a_killed_run_goes_on_where_it_stopped(whole, pairs, measure, monkeypatc
         true_write(path, content)
 
     monkeypatch.setattr(groups, "write_measures", write)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="items are measured whole.*run the same command"):
         measure(pairs)
     before = files(pairs)
     assert len(before) == min(stop_at, N_ITEMS)
@@ -277,6 +279,34 @@ def test_an_item_that_fails_is_counted_and_the_others_are_measured(pairs, measur
     assert status == 1 and "2 measured, 0 skipped" in out and "2 failed" in out
     assert list(files(pairs)) == ["q0", "q2"]
     assert "another model's" in caplog.text and "keeps no token ids" in caplog.text
+
+
+def test_other_weights_under_the_same_name_are_refused(pairs, measure, tiny_model, tmp_path):
+    copies = [Path(shutil.copytree(tiny_model, tmp_path / n / tiny_model.name)) for n in "ab"]
+    for path in pairs.rglob("q?.json"):
+        write_json(path, {**read_record(path), "identity": model_identity(str(copies[0]))})
+    lens = ("--groups", "lens", "--model_path")
+    other = AutoModelForCausalLM.from_pretrained(copies[1])
+    with torch.no_grad():
+        other.lm_head.weight.mul_(1.5)
+    other.save_pretrained(copies[1])
+    with pytest.raises(UserError, match="made with another model .weights of.*--model_path"):
+        measure(pairs, *lens, str(copies[1]))
+    assert not files(pairs)
+    renamed = copies[0].rename(tmp_path / "of another name")
+    assert measure(pairs, *lens, str(renamed))[0] == 0
+    with pytest.raises(UserError, match="made with another model .weights of"):
+        measure(pairs, *lens[:1], "attention", *lens[2:], str(copies[1]))
+
+
+def test_another_run_on_the_folder_is_told(pairs, measure):
+    with locked(pairs, ".measure-0.lock"), pytest.raises(UserError, match="is in use by process"):
+        measure(pairs, "--groups", "attention")
+
+
+def test_states_beyond_fp16_are_missing_and_counted():
+    states = np.float16([[1, 2], [3, np.inf]])
+    assert np.isnan(fitting(states)).all() and np.array_equal(fitting(states[:1]), states[:1])
 
 
 def test_an_nli_model_clusters_and_finds_contradictions(pairs, measure, tmp_path):
