@@ -79,18 +79,18 @@ def end_with_parent() -> None:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch, BLAS and OpenMP use one thread inside, and as many as before after it.
+def limited_threads(number: int = 1) -> Iterator[None]:
+    """Let torch, BLAS and OpenMP use that many threads inside, and as many as before after it.
 
-    For many small fits: threads wait for each other. At the paper's size (28 layers of width 3072,
-    800 answers) two threads on a busy machine took SAPLMA 534 s, one took 104 s.
+    One for many small fits: threads wait for each other. At the paper's size (28 layers of width
+    3072, 800 answers) two threads on a busy machine took SAPLMA 534 s, one took 104 s.
     """
     import torch  # before the limits, which reach only libraries that are loaded
 
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(number)
     try:
-        with threadpool_limits(1):
+        with threadpool_limits(number):
             yield
     finally:
         torch.set_num_threads(before)

@@ -13,14 +13,14 @@ import torch
 from threadpoolctl import threadpool_info
 
 from spikescore.errors import keep_secret, redacted, run_main
-from spikescore.runtime import EventLoop, one_thread, without_refused
+from spikescore.runtime import EventLoop, limited_threads, without_refused
 from tests.helpers.running import ROOT, ended_after, start_script, wait_until
 
 
 def test_threads_are_limited_inside_alone():
     before = torch.get_num_threads()
     pools = {pool["filepath"]: pool["num_threads"] for pool in threadpool_info()}
-    with pytest.raises(KeyError), one_thread():
+    with pytest.raises(KeyError), limited_threads():
         assert torch.get_num_threads() == 1
         assert {pool["num_threads"] for pool in threadpool_info()} == {1}
         raise KeyError

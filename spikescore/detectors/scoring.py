@@ -38,7 +38,7 @@ from spikescore.pairs import (
     short_meta,
 )
 from spikescore.probes.data import SPLITS, require_fractions, split_by_group
-from spikescore.runtime import one_thread
+from spikescore.runtime import limited_threads
 from spikescore.stats.trajectory import apply
 
 log = logging.getLogger("spikescore")
@@ -158,7 +158,7 @@ class _Scoring:
             return fitted
         if any("states" in REGISTRY[name].needs for name in learning):
             _ = self.items.first_states  # read once: what is selected from the items shares them
-        with one_thread(), tqdm(total=n_fits, desc="fitting", unit="fit") as bar:
+        with limited_threads(), tqdm(total=n_fits, desc="fitting", unit="fit") as bar:
             for domain in self.splits:
                 fitted |= self._fit_domain(domain, learning, bar)
         return fitted
@@ -522,7 +522,7 @@ def score_layer_grid(folder: str | Path, settings: Settings) -> ScoreBook:
                 "items_left_out": items.left_out, "left_out": left_out, "unscored": {},
                 "seconds": {}, "settings": {"probe_seeds": 1},
             }  # fmt: skip
-        with one_thread():
+        with limited_threads():
             readers = dict(_fit(items, splits, token_key))
         for (name, domain, seed), turns in score_turns(items, readers, Counter()).items():
             for what, functional in WHAT.items():

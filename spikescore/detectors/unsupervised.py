@@ -24,7 +24,7 @@ from spikescore.detectors.lesson import (
 from spikescore.detectors.networks import train_network
 from spikescore.errors import UserError
 from spikescore.probes.fit import Fit, Recipe, normaliser
-from spikescore.runtime import derived_seed
+from spikescore.runtime import derived_seed, limited_threads, usable_cores
 from spikescore.stats.roc import auroc
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.01
 CELLS_AT_ONCE = 2**25
 """Float32 numbers of states that are searched together (0.1 GB for each reply)."""
+LARGE = 2**22
+"""Numbers of states from which a step has work for several threads: 600 answers of 2 layers."""
 PAIR = ("truth_state_yes", "truth_state_no")
 
 
@@ -182,10 +184,12 @@ def minimise(
     def losses() -> torch.Tensor:
         return ccs_loss(torch.sigmoid(yes @ w + b), torch.sigmoid(no @ w + b))
 
-    for _ in range(EPOCHS):
-        steps.zero_grad()
-        losses().sum().backward()
-        steps.step()
+    threads = min(usable_cores(), 8) if yes.numel() > LARGE else 1
+    with limited_threads(threads):
+        for _ in range(EPOCHS):
+            steps.zero_grad()
+            losses().sum().backward()
+            steps.step()
     return tuple(found.detach().numpy() for found in (w, b, losses()))
 
 

@@ -43,7 +43,7 @@ from spikescore.probes.layers import (
 from spikescore.probes.linear import best_split, fit_logistic
 from spikescore.probes.measuring import measure, set_threshold, validation_dialogues
 from spikescore.probes.probe import Probe
-from spikescore.runtime import one_thread
+from spikescore.runtime import limited_threads
 from spikescore.stats.roc import auroc
 
 log = logging.getLogger("spikescore")
@@ -143,7 +143,7 @@ def train_probe(
     # logistic regression has one solution, wherever one starts
     n_starts = 1 if settings.probe == "sep-logistic" else settings.seeds
     seeds = [settings.seed + place for place in range(n_starts)]
-    with one_thread():
+    with limited_threads():
         fits = [search_layers(data, task, splits, settings, seed) for seed in seeds]
     chosen = max(range(n_starts), key=lambda place: fits[place].score)
     training = _describe(data, splits, folders, task)
