@@ -478,10 +478,16 @@ def model_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     contents = [side.get("identity") or {} for side in (one, other)]
     known = [part for part in MODEL_PARTS if all(content.get(part) for content in contents)]
     if known:
-        parts = [part for part in known if contents[0][part] != contents[1][part]]
+        parts = [part for part in known if not _same_digest(*(one[part] for one in contents))]
         return f'{", ".join(parts)} of "{names[0]}" and "{names[1]}"' if parts else ""
     differ = all(names) and len(set(map(model_basename, names))) > 1
     return f'"{names[0]}" and "{names[1]}"' if differ else ""
+
+
+def _same_digest(one: object, other: object) -> bool:
+    """Whether two hexadecimal digests are one, of which either may be kept in short."""
+    short = min(len(str(one)), len(str(other)))
+    return one == other or (short >= 12 and str(one)[:short] == str(other)[:short])
 
 
 def require_one_run(found: Iterable[tuple[Path, Mapping[str, Any]]]) -> None:
