@@ -6,8 +6,9 @@
     python reproduce.py --config configs/paper.json --only Qwen3-8B
 
 Each step is a command that could be typed by hand; they are printed as they are run and kept in
-reports/<experiment>/commands.sh. A step that is done, with the same settings, is skipped; a killed
-run goes on where it stopped, inside a step too. What a step prints goes to
+reports/<experiment>/commands.sh. A step is skipped where it is done: with the same settings, data,
+model and code, after the same runs of the steps before it, and with all that it made still there. A
+killed run goes on where it stopped, inside a step too. What a step prints goes to
 reports/<experiment>/logs/<step>.log.
 
 Exit status: 0 all done, 1 a step failed (its log is named), 2 a mistake in the input.
@@ -16,23 +17,16 @@ Exit status: 0 all done, 1 a step failed (its log is named), 2 a mistake in the 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import os
 import signal
-import subprocess
 import sys
-import threading
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 
-from spikescore.errors import STARTER, UserError, run_main
-from spikescore.files import read_json, write_atomic, write_json
-from spikescore.report.experiment import Experiment, Step, load_experiment
-
-ROOT = Path(__file__).resolve().parent
+from spikescore.errors import UserError, run_main
+from spikescore.files import write_atomic
+from spikescore.report.experiment import Experiment, load_experiment
+from spikescore.report.steps import Runner, Step
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -45,7 +39,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--dry_run", action="store_true", help="print the commands and run nothing")
     add("--only", metavar="NAME", help="run only the steps whose name holds this text")
     add(
-        "--redo", metavar="NAME", help="run the steps whose name holds this text again, done or not"
+        "--redo",
+        metavar="NAME",
+        help="run the steps whose name holds this text again, and those that need them",
     )
     add(
         "--jobs",
@@ -74,7 +70,7 @@ def main() -> int:
     require_data(experiment)
     experiment.write_configs()
     write_commands(experiment, steps, args.config)
-    runner = Runner(experiment, steps, args.redo)
+    runner = Runner(experiment.report_dir, args.redo)
     chosen = [step for step in steps if not args.only or args.only in step.name]
     for _, phase in groupby(sorted(chosen, key=lambda step: step.phase), lambda step: step.phase):
         if not runner.run(list(phase), args.jobs or experiment.jobs):
@@ -104,95 +100,6 @@ def write_commands(experiment: Experiment, steps: Sequence[Step], config: str) -
     )
     body = "".join(f"\n# {step.name}\n{step}\n" for step in steps)
     write_atomic(experiment.report_dir / "commands.sh", (head + body).encode())
-
-
-class Runner:
-    """Runs steps, skipping those done before with the same settings; remembers what is done."""
-
-    def __init__(self, experiment: Experiment, steps: Sequence[Step], redo: str | None) -> None:
-        self._logs = experiment.report_dir / "logs"
-        self._done = experiment.report_dir / "done"
-        for folder in (self._logs, self._done):
-            folder.mkdir(parents=True, exist_ok=True)
-        self._redo = redo
-        self._digests = digests(steps)
-        self._processes: set[subprocess.Popen] = set()
-        self._lock = threading.Lock()
-
-    def run(self, steps: Sequence[Step], jobs: int) -> bool:
-        """Run the steps of one phase, `jobs` at a time; False when one failed."""
-        todo = [step for step in steps if not self._is_done(step)]
-        for step in steps:
-            if step not in todo:
-                print(f"done before: {step.name}")
-        jobs = min(jobs, max(len(todo), 1))
-        threads = max(1, (os.cpu_count() or 1) // jobs)
-        with ThreadPoolExecutor(jobs) as pool:
-            try:
-                results = list(pool.map(lambda step: self._run(step, threads, jobs), todo))
-            except BaseException:  # Ctrl-C and SIGTERM too
-                self._stop()
-                raise
-        return all(results)
-
-    def _run(self, step: Step, threads: int, jobs: int) -> bool:
-        log = self._logs / f"{step.name}.log"
-        print(f"{step.name}: {step}", flush=True)
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", STARTER: str(os.getpid())}
-        if jobs > 1:
-            environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        started = time.monotonic()
-        with open(log, "w", encoding="utf-8") as file:
-            words = [sys.executable, *step.command[1:]]
-            process = subprocess.Popen(
-                words, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
-            )
-            with self._lock:
-                self._processes.add(process)
-            status = process.wait()
-        seconds = time.monotonic() - started
-        text = log.read_text(encoding="utf-8", errors="replace")
-        if status == 1 and step.counts_failures and "Traceback (most recent call last)" not in text:
-            print(f"{step.name}: some items failed, see {log}; run again to retry them", flush=True)
-            return True  # the others are there; not marked as done
-        if status:
-            tail = "\n".join(f"    {line}" for line in text.splitlines()[-8:])
-            print(f"{step.name}: failed with status {status}; {log} ends:\n{tail}", flush=True)
-            return False
-        print(f"{step.name}: done in {seconds:.0f} s", flush=True)
-        entry = {"command": str(step), "digest": self._digests[step.name], "seconds": seconds}
-        write_json(self._done / f"{step.name}.json", entry)
-        return True
-
-    def _is_done(self, step: Step) -> bool:
-        marker = self._done / f"{step.name}.json"
-        if not marker.exists() or (self._redo and self._redo in step.name):
-            return False
-        return read_json(marker).get("digest") == self._digests[step.name]
-
-    def _stop(self) -> None:
-        """End the steps that are running; what they have finished is on disk."""
-        for process in self._processes:
-            process.terminate()
-        for process in self._processes:
-            process.wait()
-
-
-def digests(steps: Sequence[Step]) -> dict[str, str]:
-    """Return what each step's result depends on: its command, its configuration file, and all of
-    that for the steps of earlier phases.
-    """
-    found: dict[str, str] = {}
-    before = ""
-    for _, phase in groupby(sorted(steps, key=lambda step: step.phase), lambda step: step.phase):
-        members = list(phase)
-        for step in members:
-            files = [Path(word) for word in step.command if word.endswith(".json")]
-            texts = [file.read_text(encoding="utf-8") for file in files if file.exists()]
-            whole = "\n".join([before, str(step), *texts])
-            found[step.name] = hashlib.sha256(whole.encode()).hexdigest()[:12]
-        before += "".join(found[step.name] for step in members)
-    return found
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ beside the report.
 from __future__ import annotations
 
 import difflib
-import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from spikescore.errors import UserError
 from spikescore.files import read_json, write_json
 from spikescore.pairs import TOKEN_KEYS
 from spikescore.report.paper import BASE_SCORER, MODELS
+from spikescore.report.steps import Step
 
 MAIN = "main"
 
@@ -74,24 +74,6 @@ class Variant:
     table: str
     settings: dict[str, Any] = field(default_factory=dict)
     judge: str | None = None
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command and what it is called. Steps of a phase need nothing of each other."""
-
-    name: str
-    command: tuple[str, ...]
-    phase: int
-
-    @property
-    def counts_failures(self) -> bool:
-        """Whether exit status 1 means that some items failed and the others are there."""
-        scripts = ("scripts/measure_answers.py", "scripts/label_answers.py")
-        return self.command[1] in ("reasoning_lite.py", *scripts)
-
-    def __str__(self) -> str:
-        return shlex.join(self.command)
 
 
 @dataclass(frozen=True)
@@ -194,62 +176,84 @@ class Experiment:
                 if variant is None or not variant.judge:
                     name = variant.name if variant else MAIN
                     path = self.config_file(model, name)
-                    path.parent.mkdir(parents=True, exist_ok=True)
                     write_json(path, self.stage_config(model, variant))
 
-    def steps(self, config: Path) -> Iterator[Step]:
+    def steps(self, config: str | Path) -> Iterator[Step]:
         """Yield every command, phase by phase; those of one phase do not depend on each other."""
-        for model in self.models:
-            yield from self._generate(model)
-        for model in self.models:
-            yield from self._measure_and_score(model)
+        found = [step for model in self.models for step in self._steps_of(model)]
+        yield from sorted(found, key=lambda step: step.phase)
         tables = ("python", "scripts/make_tables.py", "--config", str(config))
-        yield Step("tables", tables, phase=6)
+        made = ((str(self.report_dir / "tables"), ""), (str(self.report_dir / "report.html"), ""))
+        needs = tuple(step.name for step in found)
+        yield Step("tables", tables, 6, needs, makes=made)
 
-    def _generate(self, model: Model) -> Iterator[Step]:
-        stage_1 = ("python", "reasoning_lite.py", "--config")
-        yield Step(f"{model.name}.{MAIN}", (*stage_1, str(self.config_file(model))), phase=1)
-        for variant in self.variants():
-            if not variant.judge:
-                command = (*stage_1, str(self.config_file(model, variant.name)))
-                yield Step(f"{model.name}.{variant.name}", command, phase=2)
-
-    def _measure_and_score(self, model: Model) -> Iterator[Step]:
-        main = self.data_dir(model)
-        for variant in self.variants():
-            if variant.judge:
-                again = ("python", "scripts/label_answers.py", "--relabel", str(main))
-                copies = ("--to", str(self.data_dir(model, variant.name)))
-                command = (*again, "--judge", variant.judge, *copies)
-                yield Step(f"{model.name}.{variant.name}", command, phase=2)
+    def _steps_of(self, model: Model) -> Iterator[Step]:
+        main, variants = f"{model.name}.{MAIN}", self.variants()
+        generated = [variant for variant in variants if not variant.judge]
+        yield self._generate(model, MAIN, 1)
+        for variant in variants:
+            yield (
+                self._relabel(model, variant)
+                if variant.judge
+                else self._generate(model, variant.name, 2)
+            )
+        asked = (f"{model.name}.measures",) if self.measures else ()
         if self.measures:
-            command = ["python", "scripts/measure_answers.py", "--data_dir", str(main)]
+            command = ["python", "scripts/measure_answers.py", "--data_dir"]
+            command += [str(self.data_dir(model))]
             for key in ("groups", "n_samples", "temperature", "entailment"):
                 command += [f"--{key}", str(getattr(self.measures, key))]
-            yield Step(f"{model.name}.measures", tuple(command), phase=3)
-        score = ["python", "scripts/score_methods.py", "--data_dir", str(main)]
-        for key in ("token_key", "val_fraction", "test_fraction", "seed", "probe_seeds"):
-            score += [f"--{key}", str(getattr(self, key))]
-        full = ["--methods", self.methods, "--turn_scorers", self.turn_scorers]
-        full += ["--save_path", str(self.book(model))]
-        yield Step(f"{model.name}.scores", (*score, *full), phase=4)
-        brief = ["--methods", "saplma,perplexity,answer_length", "--turn_scorers", "saplma"]
-        generated = [variant for variant in self.variants() if not variant.judge]
+            made = (str(self.data_dir(model)), ".measures.pkl")
+            yield Step(asked[0], tuple(command), 3, (main,), makes=(made,))
+        full = ("--methods", self.methods, "--turn_scorers", self.turn_scorers)
+        yield self._score(model, "scores", MAIN, full, (main, *asked), 4)
+        brief = ("--methods", "saplma,perplexity,answer_length", "--turn_scorers", "saplma")
         if generated:  # scored by what was learnt from the main run
             folders = ",".join(str(self.data_dir(model, one.name)) for one in generated)
-            path = self.report_dir / "scores" / f"{model.name}.pkl"
-            books = ["--score_dirs", folders, "--save_path", str(path)]
-            yield Step(f"{model.name}.variant_scores", (*score, *brief, *books), phase=5)
-        for variant in self.variants():
+            runs = [f"{model.name}.{one.name}" for one in generated]
+            books = (*brief, "--score_dirs", folders)
+            yield self._score(model, "variant_scores", None, books, (main, *asked, *runs), 5)
+        for variant in variants:
             if variant.judge:
-                again = list(score)
-                again[3] = str(self.data_dir(model, variant.name))
-                book = ["--save_path", str(self.book(model, variant.name))]
-                name = f"{model.name}.{variant.name}_scores"
-                yield Step(name, (*again, *brief, *book), phase=5)
+                needs = (f"{model.name}.{variant.name}",)
+                yield self._score(model, f"{variant.name}_scores", variant.name, brief, needs, 5)
         if self.ablations.layers:
-            book = ["--save_path", str(self.book(model, "layers"))]
-            yield Step(f"{model.name}.layers", (*score, "--layer_grid", *book), phase=5)
+            yield self._score(model, "layers", "layers", ("--layer_grid",), (main,), 5)
+
+    def _generate(self, model: Model, variant: str, phase: int) -> Step:
+        command = ("python", "reasoning_lite.py", "--config", str(self.config_file(model, variant)))
+        paths = self.dialogues.get("dataset_path", ())
+        reads = (*paths, model.model_path) if isinstance(paths, list) else (model.model_path,)
+        made = tuple((str(self.data_dir(model, variant)), ending) for ending in (".json", ".pkl"))
+        return Step(f"{model.name}.{variant}", command, phase, reads=reads, makes=made)
+
+    def _relabel(self, model: Model, variant: Variant) -> Step:
+        main, copy = str(self.data_dir(model)), str(self.data_dir(model, variant.name))
+        command = ("python", "scripts/label_answers.py", "--relabel", main)
+        command += ("--judge", str(variant.judge), "--to", copy)
+        name, needs = f"{model.name}.{variant.name}", (f"{model.name}.{MAIN}",)
+        return Step(name, command, 2, needs, makes=((copy, ".json"),))
+
+    def _score(
+        self, model: Model, name: str, book: str | None, what: Sequence[str],
+        needs: tuple[str, ...], phase: int,
+    ) -> Step:  # fmt: skip
+        """Scores of one run in its own book, or (no book) of several runs, a book each."""
+        judged = book if book and book.startswith("judge_") else MAIN
+        command = ["python", "scripts/score_methods.py", "--data_dir"]
+        command += [str(self.data_dir(model, judged))]
+        for key in ("token_key", "val_fraction", "test_fraction", "seed", "probe_seeds"):
+            command += [f"--{key}", str(getattr(self, key))]
+        folder = self.report_dir / "scores"
+        path = self.book(model, book) if book else folder / f"{model.name}.pkl"
+        books = [book] if book else [one.name for one in self.variants() if not one.judge]
+        made = tuple(
+            (str(self.book(model, one).with_suffix(ending)), "")
+            for one in books
+            for ending in (".pkl", ".json")
+        )
+        command += [*what, "--save_path", str(path)]
+        return Step(f"{model.name}.{name}", tuple(command), phase, needs, makes=made)
 
 
 # --- reading ----------------------------------------------------------------------------------

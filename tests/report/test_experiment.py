@@ -9,15 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from reproduce import Runner, digests
 from spikescore.dialogues.config import load_config, parse_config
 from spikescore.errors import UserError
-from spikescore.report.experiment import (
-    Step,
-    load_experiment,
-)
+from spikescore.report.experiment import load_experiment
 from spikescore.report.paper import MODELS, published, published_base_scorer
-from tests.helpers.running import LIMIT, ROOT, run_script, start_script, wait_until
+from spikescore.report.steps import (
+    ROOT,
+    Runner,
+    Step,
+    _code,
+    _imported,
+    _tree,
+    source_digest,
+)
+from tests.helpers.running import LIMIT, run_script, start_script, wait_until
 
 SMALL = {
     "models": [{"name": "tiny", "model_path": "./models/demo"}],
@@ -159,40 +164,119 @@ def test_an_unknown_step_is_refused(tmp_path):
 # --- running ----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def experiment(tmp_path):
-    return load_experiment(write(tmp_path, reports_dir=str(tmp_path / "reports")))
-
-
-def python_step(tmp_path, name: str, code: str, phase: int = 1) -> Step:
-    script = tmp_path / f"{name}.py"
+def python_step(folder, name: str, code: str, phase: int = 1, **more) -> Step:
+    script = folder / f"{name}.py"
     script.write_text(code)
-    return Step(name, ("python", str(script)), phase)
+    return Step(name, ("python", str(script)), phase, **more)
 
 
-def test_a_done_step_is_skipped_until_its_settings_change(tmp_path, experiment, capsys):
-    counter = tmp_path / "counter.txt"
-    code = f"open({str(counter)!r}, 'a').write('x')"
-    settings = tmp_path / "settings.json"
-    settings.write_text("1")
-    step = python_step(tmp_path, "count", code)
-    step = Step(step.name, (*step.command, str(settings)), 1)
-    for _ in range(2):
-        assert Runner(experiment, [step], None).run([step], 1)
-    assert counter.read_text() == "x" and "done before: count" in capsys.readouterr().out
-    settings.write_text("2")
-    assert Runner(experiment, [step], None).run([step], 1)
-    assert counter.read_text() == "xx"
-    assert Runner(experiment, [step], "coun").run([step], 1)  # --redo
-    assert counter.read_text() == "xxx"
+class Chain:
+    """Pairs, scores of them, something of its own, and a table; each step notes that it ran."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.log = folder, folder / "ran.txt"
+        (folder / "pairs").mkdir()
+        (folder / "data.json").write_text("1")
+        (folder / "helper.py").write_text("def value():\n    return 1\n")
+        self.code = (
+            f"import helper\nopen({str(self.log)!r}, 'a').write(NAME + ' ')\n"
+            "open(OUT, 'w').write(str(helper.value() // 10))\n"
+        )
+
+    def step(self, name: str, out: str, phase: int, **more) -> Step:
+        code = f"NAME, OUT = {name!r}, {str(self.folder / out)!r}\n{self.code}"
+        return python_step(self.folder, name, code, phase, **more)
+
+    def run(self, redo: str | None = None) -> str:
+        """Return which steps were run."""
+        pairs, book = str(self.folder / "pairs"), str(self.folder / "book")
+        data = str(self.folder / "data.json")
+        steps = [
+            self.step("main", "pairs/a.json", 1, reads=(data,), makes=((pairs, ".json"),)),
+            self.step("scores", "book", 2, needs=("main",), makes=((book, ""),)),
+            self.step("other", "other", 2),
+            self.step("tables", "tables", 3, needs=("scores",)),
+        ]
+        self.log.write_text("")
+        runner = Runner(self.folder / "reports", redo)
+        assert all(runner.run([step], 1) for step in steps)
+        return self.log.read_text().strip()
 
 
-def test_a_failed_step_stops_the_run_and_shows_the_end_of_its_log(tmp_path, experiment, capsys):
+def test_only_what_depends_on_a_change_is_made_again(tmp_path, capsys):
+    chain = Chain(tmp_path)
+    everything = "main scores other tables"
+    assert chain.run() == everything and "done before" not in capsys.readouterr().out
+    assert chain.run() == ""
+    assert capsys.readouterr().out.count("done before: ") == 4
+    assert chain.run(redo="scores") == "scores tables"
+    (tmp_path / "data.json").write_text("2")  # the same pairs come out
+    assert chain.run() == "main"
+    assert chain.run() == ""
+    helper = tmp_path / "helper.py"
+    helper.write_text('"""Other words."""\n# and a comment\ndef value():\n    return 1\n')
+    _tree.cache_clear(), _code.cache_clear(), _imported.cache_clear()
+    assert chain.run() == ""
+    helper.write_text("def value():\n    return 20\n")
+    _tree.cache_clear(), _code.cache_clear(), _imported.cache_clear()
+    assert chain.run() == everything
+    (tmp_path / "pairs" / "a.measures.pkl").write_text("another step's")
+    assert chain.run() == ""
+    (tmp_path / "pairs" / "a.json").write_text("labelled by hand")
+    assert chain.run() == "main"  # which makes it as it was
+    (tmp_path / "pairs" / "b.json").write_text("one more")
+    assert chain.run() == "main scores"  # whose book is the same
+    (tmp_path / "book").unlink()
+    assert chain.run() == "scores"
+    (tmp_path / "reports" / "done" / "scores.json").write_text('{"digest": "an older form"}')
+    assert chain.run() == "scores tables"
+
+
+def test_the_source_of_a_step_is_all_that_its_script_imports():
+    files, todo = set(), [ROOT / "scripts" / "score_methods.py"]
+    while todo:
+        path = todo.pop()
+        if path not in files:
+            files.add(path)
+            todo += _imported(path, path.parent)
+    found = {path.relative_to(ROOT).as_posix() for path in files}
+    assert {"spikescore/detectors/tokens.py", "spikescore/stats/roc.py"} <= found
+    assert not {"spikescore/report/page/writing.py", "reproduce.py"} & found
+    assert source_digest(ROOT / "reasoning_lite.py") != source_digest(ROOT / "eval_probe.py")
+
+
+class Partly(Step):
+    counts_failures = True
+
+
+def test_failed_items_are_tried_again_and_what_needs_them_follows(tmp_path, capsys):
+    pair, note = tmp_path / "pair.json", tmp_path / "note"
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        f"found = Path({str(tmp_path / 'mended')!r}).exists()\n"
+        f"Path({str(pair)!r}).write_text(str(found))\nsys.exit(not found)"
+    )
+    first = python_step(tmp_path, "first", code)
+    first = Partly(first.name, first.command, 1, makes=((str(pair), ""),))
+    code = f"open({str(note)!r}, 'a').write('x')"
+    after = python_step(tmp_path, "after", code, 2, needs=("first",))
+
+    def run() -> tuple[str, int]:
+        runner = Runner(tmp_path / "reports")
+        assert runner.run([first], 1) and runner.run([after], 1)
+        return note.read_text(), capsys.readouterr().out.count("some items failed")
+
+    assert [run(), run()] == [("x", 1), ("x", 1)]  # tried again, and nothing came of it
+    (tmp_path / "mended").touch()
+    assert [run(), run()] == [("xx", 0), ("xx", 0)]
+
+
+def test_a_failed_step_stops_the_run_and_shows_the_end_of_its_log(tmp_path, capsys):
     step = python_step(tmp_path, "bad", "import sys; print('the reason'); sys.exit(2)")
-    assert not Runner(experiment, [step], None).run([step], 1)
+    assert not Runner(tmp_path / "reports").run([step], 1)
     out = capsys.readouterr().out
     assert "failed with status 2" in out and "the reason" in out
-    assert not Runner(experiment, [step], None).run([step], 1)  # not taken for done
+    assert not Runner(tmp_path / "reports").run([step], 1)  # not taken for done
 
 
 def running_commands() -> str:
@@ -216,12 +300,17 @@ def test_a_terminated_run_ends_the_step_that_is_running(tmp_path):
     assert step not in running_commands()
 
 
-def test_what_comes_before_a_step_belongs_to_its_digest():
-    first, second = Step("a", ("python", "x"), 1), Step("b", ("python", "y"), 2)
-    other = Step("a", ("python", "z"), 1)
-    assert digests([first, second])["b"] != digests([other, second])["b"]
-    beside = Step("c", ("python", "w"), 2)
-    assert digests([first, second])["b"] == digests([first, second, beside])["b"]
+def test_each_step_needs_what_its_figures_come_from(tmp_path):
+    ablations = {"schedules": ["continue"], "judges": ["exact"], "layers": True}
+    models = [{"name": name, "model_path": "./models/demo"} for name in ("a", "b")]
+    experiment = load_experiment(write(tmp_path, models=models, ablations=ablations))
+    needs = {step.name: set(step.needs) for step in experiment.steps("x.json")}
+    assert needs["a.main"] == needs["a.schedule_continue"] == set()
+    assert needs["a.judge_exact"] == needs["a.measures"] == needs["a.layers"] == {"a.main"}
+    assert needs["a.scores"] == {"a.main", "a.measures"}
+    assert needs["a.variant_scores"] == {"a.main", "a.measures", "a.schedule_continue"}
+    assert needs["b.judge_exact_scores"] == {"b.judge_exact"}
+    assert needs["tables"] == needs.keys() - {"tables"}
 
 
 def test_published_figures_are_those_of_the_contract():

@@ -1,0 +1,251 @@
+"""The steps of an experiment, run so that nothing is made twice and no table outlives its code.
+
+A step is a command that could be typed by hand. It is done when a run of it is on record with the
+same key and the same runs of the steps that it needs, and what it made is still there as it was.
+The key holds its command, the settings files that the command names, what it reads from outside
+(data sets, models), and the source of its script with all that this imports from the project.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import secrets
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+from spikescore.errors import STARTER
+from spikescore.files import make_folder, read_json, walk, write_json
+
+ROOT = Path(__file__).resolve().parents[2]
+_READ_WHOLE = 2**20  # a larger file is known by its size and time
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command and what it is called; those of a phase need nothing of each other.
+
+    `needs` names steps of earlier phases. `reads` lists files and folders that no step makes.
+    `makes` lists what the step makes, as (file or folder, how the names of its files end).
+    """
+
+    name: str
+    command: tuple[str, ...]
+    phase: int
+    needs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    makes: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def counts_failures(self) -> bool:
+        """Whether exit status 1 means that some items failed and the others are there."""
+        scripts = ("scripts/measure_answers.py", "scripts/label_answers.py")
+        return self.command[1] in ("reasoning_lite.py", *scripts)
+
+    def __str__(self) -> str:
+        return shlex.join(self.command)
+
+    def key(self) -> str:
+        """Return what the result depends on, beside the steps that it needs, as a digest."""
+        settings = [word for word in self.command if word.endswith(".json")]
+        parts = [str(self), _content((path, "") for path in (*settings, *self.reads))]
+        return _digest([*parts, source_digest(ROOT / self.command[1])])
+
+
+class Runner:
+    """Runs steps, skipping those that are done, and keeps the record in `<report_dir>/done`.
+
+    `redo`: steps whose name holds this text are run again, and with them all that need them.
+    """
+
+    def __init__(self, report_dir: Path, redo: str | None = None) -> None:
+        self._logs = make_folder(report_dir / "logs")
+        self._done = make_folder(report_dir / "done")
+        self._redo = redo
+        self._processes: set[subprocess.Popen] = set()
+        self._lock = threading.Lock()
+
+    def run(self, steps: Sequence[Step], jobs: int) -> bool:
+        """Run the steps of one phase, `jobs` at a time; False when one failed."""
+        todo = [step for step in steps if not self._is_done(step)]
+        for step in steps:
+            if step not in todo:
+                print(f"done before: {step.name}")
+        jobs = min(jobs, max(len(todo), 1))
+        with ThreadPoolExecutor(jobs) as pool:
+            try:
+                results = list(pool.map(lambda step: self._run(step, jobs), todo))
+            except BaseException:  # Ctrl-C and SIGTERM too
+                self._stop()
+                raise
+        return all(results)
+
+    def _run(self, step: Step, jobs: int) -> bool:
+        log = self._logs / f"{step.name}.log"
+        print(f"{step.name}: {step}", flush=True)
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", STARTER: str(os.getpid())}
+        if jobs > 1:
+            threads = str(max(1, (os.cpu_count() or 1) // jobs))
+            environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        key, needed, started = step.key(), self._runs(step.needs), time.monotonic()
+        with open(log, "w", encoding="utf-8") as file:
+            words = [sys.executable, *step.command[1:]]
+            process = subprocess.Popen(
+                words, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
+            )
+            with self._lock:
+                self._processes.add(process)
+            status = process.wait()
+        seconds = time.monotonic() - started
+        text = log.read_text(encoding="utf-8", errors="replace")
+        some = status == 1 and step.counts_failures and "Traceback (most recent" not in text
+        if status and not some:
+            tail = "\n".join(f"    {line}" for line in text.splitlines()[-8:])
+            print(f"{step.name}: failed with status {status}; {log} ends:\n{tail}", flush=True)
+            return False
+        if some:  # the others are there
+            print(f"{step.name}: some items failed, see {log}; run again to retry them", flush=True)
+        else:
+            print(f"{step.name}: done in {seconds:.0f} s", flush=True)
+        made, before = _content(step.makes), self._record(step.name)
+        same = made == before.get("made") and not self._is_redone(step)
+        write_json(
+            self._marker(step.name),
+            {
+                "command": str(step), "key": key, "needed": needed, "made": made,
+                "seconds": seconds, "whole": not some,
+                # what came out as it was needs nothing after it to be made again
+                "run": before["run"] if same and step.makes else secrets.token_hex(8),
+            },
+        )  # fmt: skip
+        return True
+
+    def _is_done(self, step: Step) -> bool:
+        record = self._record(step.name)
+        return bool(
+            not self._is_redone(step)
+            and record.get("whole")
+            and record.get("needed") == self._runs(step.needs)
+            and record.get("made") == _content(step.makes)
+            and record.get("key") == step.key()
+        )
+
+    def _is_redone(self, step: Step) -> bool:
+        return bool(self._redo) and self._redo in step.name
+
+    def _runs(self, names: Iterable[str]) -> dict[str, str | None]:
+        return {name: self._record(name).get("run") for name in names}
+
+    def _marker(self, name: str) -> Path:
+        return self._done / f"{name}.json"
+
+    def _record(self, name: str) -> dict:
+        record = read_json(self._marker(name)) if self._marker(name).exists() else {}
+        return record if isinstance(record, dict) and "run" in record else {}
+
+    def _stop(self) -> None:
+        """End the steps that are running; what they have finished is on disk."""
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.wait()
+
+
+# --- digests ------------------------------------------------------------------------------------
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _content(places: Iterable[tuple[str, str]]) -> str:
+    """Return a digest of files, and of those in folders whose names end so ("": all).
+
+    ".pkl" leaves out measures, which another step puts beside the pairs.
+    """
+
+    def told() -> Iterator[str]:
+        for place, ending in places:
+            path = Path(place)
+            for file in walk(path) if path.is_dir() else [path]:
+                measures = file.name.endswith(".measures.pkl") and ending != ".measures.pkl"
+                if path.is_file() or file.name.endswith(ending) and not measures:
+                    yield f"{file} {_file_content(file)}"
+
+    return _digest(told())
+
+
+def _file_content(path: Path) -> str:
+    try:
+        status = path.stat()
+        if status.st_size > _READ_WHOLE:
+            return f"{status.st_size} {status.st_mtime_ns}"
+        return sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return "missing"
+
+
+def source_digest(script: Path) -> str:
+    """Return a digest of a script and of all that it imports from the project, in functions too.
+
+    Comments, docstrings and layout are no part of it; what lies beside a package's `__init__` and
+    is no Python (a page's style) is.
+    """
+    found: set[Path] = set()
+    todo = [script]
+    while todo:
+        path = todo.pop()
+        if path not in found:
+            found.add(path)
+            todo += _imported(path, path.parent)
+    parts = []
+    for path in sorted(found):
+        parts += [path.name, _code(path)]
+        if path.name == "__init__.py":
+            others = sorted(other for other in path.parent.glob("*.*") if other.suffix != ".py")
+            parts += [_file_content(other) for other in others]
+    return _digest(parts)
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def _code(path: Path) -> str:
+    tree = _tree(path)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:] or [ast.Pass()]
+    return ast.dump(tree)
+
+
+@cache
+def _imported(path: Path, beside: Path) -> list[Path]:
+    """Return the project's files that a file imports, with the packages that they lie in."""
+    names: set[str] = set()
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    parts = [name.split(".") for name in names]
+    prefixes = {tuple(one[: end + 1]) for one in parts for end in range(len(one))}
+    candidates = [
+        base.joinpath(*prefix[:-1], last)
+        for prefix in sorted(prefixes)
+        for base in (ROOT, beside)
+        for last in (f"{prefix[-1]}.py", f"{prefix[-1]}/__init__.py")
+    ]
+    return [path for path in candidates if path.is_file() and ".venv" not in path.parts]
