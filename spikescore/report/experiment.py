@@ -8,8 +8,9 @@ beside the report.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -267,7 +268,11 @@ def load_experiment(path: str | Path) -> Experiment:
     raw = read_json(Path(path))
     if not isinstance(raw, dict):
         raise UserError(f'"{path}" must hold a JSON object')
+    if "\\u0000" in json.dumps(raw):
+        raise UserError(f'"{path}" holds a character of code 0, which no path may hold')
     content = {"name": Path(path).stem, **raw}
+    if content.get("ablations", ()) is None:  # as measures: none
+        del content["ablations"]
     for key, kind in (("measures", Measures), ("ablations", Ablations)):
         if content.get(key) is not None:
             content[key] = _build(kind, content[key], f'{path}: "{key}"')
@@ -291,7 +296,7 @@ def _build(kind: type, raw: Any, where: str) -> Any:
             raise UserError(f'{where}: unknown key "{key}"{hint} Known keys: {", ".join(known)}')
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in raw.items()}
     for entry in fields(kind):
-        usual = type(entry.default)
+        usual = str if entry.default is MISSING and entry.type == "str" else type(entry.default)
         fits = (int, float) if usual is float else usual
         given = values.get(entry.name, entry.default)
         wrong_bool = isinstance(given, bool) and usual is not bool
@@ -323,6 +328,8 @@ def _check(experiment: Experiment, where: str) -> None:
     names = [model.name for model in experiment.models]
     if len(set(names)) < len(names):
         raise UserError(f'{where}: two of the "models" have one name')
+    if any("/" in name or not name.strip(". ") for name in names):
+        raise UserError(f'{where}: a name of "models" must be fit for a folder, without "/"')
     for model in experiment.models:
         if model.published not in (None, *MODELS):
             raise UserError(

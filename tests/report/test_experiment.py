@@ -86,6 +86,11 @@ def test_the_demos_main_run_is_make_demos_run():
         ({"ablations": {"shuffled": "5"}}, ["ablations", '"shuffled" must be a whole number']),
         ({"ablations": {"judges": "exact"}}, ['"judges" must be a list']),
         ({"wandb": 1}, ['"wandb" must be true or false']),
+        ({"models": [{"name": 3, "model_path": "m"}]}, ['"name" must be a text']),
+        ({"models": [{"name": "a/b", "model_path": "m"}]}, ['without "/"']),
+        ({"models": [{"name": "a", "model_path": None}]}, ['"model_path" must be a text']),
+        ({"note": "\0"}, ["a character of code 0"]),
+        ({"dialogues": {"sampling": [1]}}, ["sampling"]),
     ],
 )
 def test_a_mistake_is_named(tmp_path, change, words):
