@@ -49,9 +49,9 @@ from spikescore.report.variant_tables import (
     layer_grid,
     layer_table,
     measure_variant,
+    on_same_questions,
     order_spread,
     release_results,
-    same_questions,
     variant_entries,
     variant_table,
 )
@@ -246,11 +246,11 @@ class ModelReport:
     def _variant_chapter(self, kind: str, variants: list[Variant]) -> Chapter:
         books = [load_score_book(self.experiment.book(self.model, one.name)) for one in variants]
         draws = self.experiment.draws
-        asked = self.book.subset(same_questions(self.book, books[0]))
-        reference = Comparison(asked, draws=draws)
+        main, *others = on_same_questions([self.book, *books])
+        reference = Comparison(main, draws=draws)
         runs = [
             measure_variant(variant.title, Comparison(book, draws=draws))
-            for variant, book in zip(variants, books, strict=True)
+            for variant, book in zip(variants, others, strict=True)
         ]
         title, note = self._reference_title(kind), ""
         if kind == "release":

@@ -1,7 +1,8 @@
 """Tables about runs beside the main one: prompts, temperature, the release's choices, judges.
 
 A generated variant has fewer questions than the main run, a part of the same ones, and is scored by
-what was learnt from the main run. So its reference is the main run on the same questions.
+what was learnt from the main run. All rows of a table, the main run's as well, are of the questions
+that each of its runs has.
 """
 
 from __future__ import annotations
@@ -69,10 +70,14 @@ def variant_entries(book: ScoreBook) -> dict[str, Entry]:
     return {entry.name: entry for entry in (spike, first, perplexity) if entry}
 
 
-def same_questions(main: ScoreBook, variant: ScoreBook) -> np.ndarray:
-    """Return the mask [n] of the main run's items that the variant asked too."""
-    asked = {(item.domain, item.id) for item in variant.items}
-    return np.array([(item.domain, item.id) in asked for item in main.items], dtype=bool)
+def on_same_questions(books: Sequence[ScoreBook]) -> list[ScoreBook]:
+    """Return the books of runs, each with the items alone that all of them have."""
+    asked = [[(item.domain, item.id) for item in book.items] for book in books]
+    common = set.intersection(*map(set, asked))
+    return [
+        book.subset(np.array([one in common for one in own], dtype=bool))
+        for book, own in zip(books, asked, strict=True)
+    ]
 
 
 def variant_table(kind: str, results: Sequence[VariantResult], note: str = "") -> Table:

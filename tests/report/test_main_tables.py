@@ -45,9 +45,9 @@ from spikescore.report.trajectory_tables import (
 from spikescore.report.variant_tables import (
     judge_note,
     measure_variant,
+    on_same_questions,
     order_spread,
     release_results,
-    same_questions,
     variant_table,
 )
 from spikescore.stats.trajectory import spike_score
@@ -292,16 +292,20 @@ def test_paired_tests_of_scores_that_never_err_have_no_p_value():
 # --- variants ---------------------------------------------------------------------------------
 
 
-def test_a_variants_reference_is_the_main_run_on_the_same_questions(comparison):
+def test_the_main_run_and_its_variants_are_compared_on_the_same_questions(comparison):
+    """One variant asked 40 questions of each domain, another failed at two of them."""
     main, part = comparison.book, make_book(n=40, seed=5)
-    only = same_questions(main, part)
-    assert only.sum() == 120 and all(int(item.id[1:]) < 40 for item, keep in
-                                     zip(main.items, only, strict=True) if keep)  # fmt: skip
-    reference = Comparison(main.subset(only), draws=40)
-    runs = [measure_variant("another", Comparison(part, draws=40))]
-    table = variant_table("schedules", [measure_variant("main", reference), *runs])
-    assert [row[0] for row in table.rows] == ["main", "another"]
-    assert table.rows[0][1] == f"120, {main.y[only].mean():.0%}"
+    kept = np.array([item.id not in ("q3", "q7") for item in part.items])
+    books = on_same_questions([main, part, part.subset(kept)])
+    asked = [[(item.domain, item.id) for item in book.items] for book in books]
+    wanted = [(f"d{d}", f"q{q}") for d in range(3) for q in range(40) if q not in (3, 7)]
+    assert asked == [wanted] * 3
+    results = [measure_variant(name, Comparison(book, draws=40))
+               for name, book in zip(("main", "another", "third"), books, strict=True)]  # fmt: skip
+    table = variant_table("schedules", results)
+    assert [row[0] for row in table.rows] == ["main", "another", "third"]
+    only = np.array([int(item.id[1:]) < 40 and item.id not in ("q3", "q7") for item in main.items])
+    assert table.rows[0][1] == f"114, {main.y[only].mean():.0%}"
 
 
 def test_the_releases_score_and_sign_are_rows_of_their_own(comparison):
