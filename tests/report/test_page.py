@@ -166,14 +166,15 @@ def test_links_and_labels_point_at_elements(tmp_path):
 
 def test_numbers_are_aligned_right(tmp_path):
     cells = ("0.75", "0.747 [0.71, 0.78]", "+0.012", "45%", "5000 (41%)", "[-0.1, 0.2]", "1,234",
-             "\u22120.5", "<0.001", "0.9 (n=74)", "1e-05", "2 \u00b1 0.3", "n/c")  # fmt: skip
+             "\u22120.5", "<0.001", "0.9 (n=74)", "1e-05", "2 \u00b1 0.3", "n/c",
+             "0.4 [0.2, 0.5] (1 of 2) (n=60)", "not computable")  # fmt: skip
     words = ("none of them", "Llama-3.2", "", "3 of 5 domains", "a [0.1, 0.2]", "+")
-    table = Table("t", ("name", *map(str, range(19))), (("row", *cells, *words),))
+    table = Table("t", ("name", *map(str, range(21))), (("row", *cells, *words),))
     reader = Reader(write(tmp_path / "page.html", sections=[Section("s", tables=(table,))]))
     aligned = [text for own, text in reader.all("td") if own.get("class") == "number"]
     assert aligned == list(cells)
     heads = [own.get("class") for own, _ in reader.all("th", scope="col")]
-    assert heads == [None] + ["number"] * 13 + [None] * 6
+    assert heads == [None] + ["number"] * 15 + [None] * 6
 
 
 def test_a_row_of_another_length_is_refused():

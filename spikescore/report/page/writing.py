@@ -37,8 +37,8 @@ LONGEST_DIALOGUE = 400_000
 MOST_TURNS = 500
 _FIELDS = ("id", "domain", "split", "y", "spike", "turn", "scores", "question")
 _DIALOGUES_HERE = "<!-- dialogues -->"
-_NUMBER = re.compile(r"(?=.*\d)(?:[\d\s.,:+\-\u2212\u2013\u00b1%\[\]()<>=/*]|n=|\de[+-])+")
-_NO_NUMBER = {"n/c", "n/a", "-", "\u2013", "\u2014", "undefined"}
+_NUMBER = re.compile(r"(?=.*\d)(?:[\d\s.,:+\-\u2212\u2013\u00b1%\[\]()<>=/*]|n=| of |\de[+-])+")
+_NO_NUMBER = {"n/c", "not computable", "n/a", "-", "\u2013", "\u2014", "undefined"}
 _UNSAFE_IN_SCRIPT = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 
 
