@@ -290,13 +290,12 @@ def measure_auroc(
     scores: np.ndarray,
     *,
     groups: np.ndarray | None = None,
-    draws: int = DRAWS,
     seed: int = 0,
 ) -> Area:
     """Return the AUROC of one score [n] of items [n], each its own group unless given."""
     y = np.asarray(y)
     groups = np.arange(y.size) if groups is None else groups
-    resampler = Resampler(y, np.zeros(y.size, int), groups, draws=draws, seed=seed)
+    resampler = Resampler(y, np.zeros(y.size, int), groups, seed=seed)
     return resampler.area(np.asarray(scores, dtype=np.float64), np.ones(y.size, bool))
 
 

@@ -141,9 +141,11 @@ def test_a_domains_draws_do_not_depend_on_the_other_domains():
 
 def test_same_seed_same_interval():
     y, _, _, scores = make(n=600)
-    first = measure_auroc(y, scores[0], draws=200, seed=7)
-    assert first.interval == measure_auroc(y, scores[0], draws=200, seed=7).interval
-    assert first.interval != measure_auroc(y, scores[0], draws=200, seed=8).interval
+    first = measure_auroc(y, scores[0], seed=7)
+    assert first.interval == measure_auroc(y, scores[0], seed=7).interval
+    assert first.interval != measure_auroc(y, scores[0], seed=8).interval
+    (alone,), _ = areas_of(y, scores[:1], domains=np.zeros(600, int), draws=2000)
+    assert measure_auroc(y, scores[0], groups=np.arange(600)).interval == alone.interval
 
 
 def test_perfect_mirrored_and_constant_scores():
@@ -162,7 +164,8 @@ def test_bootstrap_interval_covers_the_truth():
     hits = 0
     for seed in range(500):
         y = np.repeat([0, 1], 120)
-        low, high = measure_auroc(y, rng.normal(size=240) + y, draws=400, seed=seed).interval
+        resampler = Resampler(y, np.zeros(240), np.arange(240), draws=400, seed=seed)
+        low, high = resampler.area(rng.normal(size=240) + y, everything(y)).interval
         hits += low <= truth <= high
     assert 0.93 <= hits / 500 <= 0.97
 
