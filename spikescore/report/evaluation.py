@@ -49,7 +49,7 @@ PROBE = "probe"
 """The book's one scorer, and its one training domain, which stands for all that the probe saw."""
 MOST_NAMED = 50
 """Files that are named one by one among the warnings."""
-MADE_BY = ("model", "identity", "config", "config_hash", "meta")
+MADE_BY = ("model", "identity", "config", "config_hash")
 AT_ONCE = 8
 """Files in work at a time: a disk takes milliseconds to confirm a write, but confirms several at
 once."""
@@ -134,7 +134,7 @@ def read_and_score(data_dir: Path, *, by: str = "") -> Found:
                     continue
                 found.items.append(item)
                 made_by.append((path, made))
-                known.update(f"meta.{name}" for name in made["meta"] or ())
+                known.update(f"meta.{name}" for name in made["meta"])
     finally:
         pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C no further file is begun
     if not found.items:
@@ -159,24 +159,19 @@ def score_file(path: Path, by: str) -> tuple[Item, tuple, dict[str, Any]] | User
     """
     try:
         record = pairs.as_record(read_json(path, ids_as_text=True), path)
+        if record is None:
+            return None
+        item = read_item(record, path, by=by)
+        found = {"spike_score": item.spike_score, "spike_turn": item.spike_turn}
+        metrics = record.get("metrics") or {}
+        known = metrics.items() >= found.items() or record.get("legacy")
+        if item.spike_score is not None and not known:
+            write_json(path, {**record, "metrics": {**metrics, **found}})
     except Refused:
         raise
     except UserError as error:
         return error
-    if record is None:
-        return None
-    item = read_item(record, path, by=by)
-    found = {"spike_score": item.spike_score, "spike_turn": item.spike_turn}
-    metrics = record.get("metrics") or {}
-    if item.spike_score is not None and not record.get("legacy"):
-        if not metrics.items() >= found.items():
-            try:
-                write_json(path, {**record, "metrics": {**metrics, **found}})
-            except Refused:
-                raise
-            except UserError as error:  # NaN, which is no JSON, in a field that nothing here reads
-                return error
-    made = {key: record.get(key) for key in MADE_BY}
+    made = {key: record.get(key) for key in MADE_BY} | {"meta": list(record.get("meta") or ())}
     return item, pairs.copy_key(record, path), made
 
 
