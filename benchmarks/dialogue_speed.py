@@ -198,7 +198,7 @@ def run_sequential(args: argparse.Namespace) -> dict[str, Any]:
     from spikescore.model.turns import Turn
 
     config, model, chat = load(args)
-    stops = [] if args.shape else sorted(stop_ids(model, chat.tokenizer))
+    stops = [] if args.shape else sorted(stop_ids(model, chat))
     dialogues = [Dialogue(question, config, chat) for question in pick_questions(args.dialogues)]
     memory, tokens, texts = Memory(model.device), 0, {}
     model.generate(torch.tensor([[1, 5, 6]], device=model.device), max_new_tokens=8, min_length=8)
@@ -244,7 +244,7 @@ def run_engine(args: argparse.Namespace) -> dict[str, Any]:
     from spikescore.model.turns import Limits
 
     config, model, chat = load(args)
-    stops = () if args.shape else stop_ids(model, chat.tokenizer)
+    stops = () if args.shape else stop_ids(model, chat)
     engine = Engine(
         model,
         stop_ids=stops,

@@ -187,7 +187,7 @@ def run_plain(args: Namespace, questions: list[Any]) -> dict[str, Any]:
     model = load_model(placement)
     chat = ChatFormat(load_tokenizer(placement), enable_thinking=False)
     prompt = AnswerPrompt(chat, BRIEF["default"])
-    stops = sorted(stop_ids(model, chat.tokenizer))
+    stops = sorted(stop_ids(model, chat))
     client = OpenAI()
     replies: dict[str, str] = {}
     cached = 0

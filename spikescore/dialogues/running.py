@@ -41,6 +41,7 @@ from spikescore.labels.judges import (
     coverage_line,
     describe_judge,
 )
+from spikescore.model.architecture import longest_context
 from spikescore.model.chat import ChatFormat, Message
 from spikescore.model.engine import Engine
 from spikescore.model.loading import (
@@ -129,7 +130,7 @@ def make_engine(config: Config, chat: ChatFormat, model: Any, n_items: int) -> E
         batch_size = auto_batch_size(model, tokens_per_dialogue=tokens, n_items=n_items)
     return Engine(
         model,
-        stop_ids=stop_ids(model, chat.tokenizer),
+        stop_ids=stop_ids(model, chat),
         sampling=Sampling(
             config.temperature,
             config.top_p,
@@ -142,7 +143,7 @@ def make_engine(config: Config, chat: ChatFormat, model: Any, n_items: int) -> E
 
 
 def limits_of(config: Config, model: Any) -> Limits:
-    context = min(config.model_max_tokens, model.config.max_position_embeddings)
+    context = min(config.model_max_tokens, longest_context(model.config))
     # clocks differ between processes that must stay in step
     seconds = None if config.tp_plan else config.generation_timeout
     return Limits(config.max_new_tokens, context, seconds)

@@ -100,7 +100,7 @@ class AnswerRun:
             size = auto_batch_size(self.model, tokens_per_dialogue=tokens, n_items=n_answers)
         return Engine(
             self.model,
-            stop_ids=stop_ids(self.model, self.prompt.chat.tokenizer) | self.prompt.stop_ids(),
+            stop_ids=stop_ids(self.model, self.prompt.chat) | self.prompt.stop_ids(),
             sampling=self._sampling(args.temperature),
             limits=Limits(args.model_max_new_tokens, self._max_context),
             batch_size=size,
@@ -114,9 +114,9 @@ class AnswerRun:
 
     @property
     def _max_context(self) -> int:
-        from spikescore.model.architecture import text_config
+        from spikescore.model.architecture import longest_context
 
-        return text_config(self.model.config).max_position_embeddings
+        return longest_context(self.model.config)
 
     def _sampling(self, temperature: float) -> Sampling:
         from spikescore.model.sampling import Sampling

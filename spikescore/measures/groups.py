@@ -212,7 +212,7 @@ class Measurer:
         settings: dict[str, dict[str, Any]],
         entailment: Entailment | None,
     ) -> None:
-        from spikescore.model.architecture import text_config
+        from spikescore.model.architecture import longest_context, text_config
 
         self._model = model
         self._chat = chat
@@ -220,7 +220,7 @@ class Measurer:
         self._settings = settings
         self._entailment = entailment
         self._shape = text_config(model.config)
-        self._max_context = min(config.model_max_tokens, self._shape.max_position_embeddings)
+        self._max_context = min(config.model_max_tokens, longest_context(model.config))
         self._reader: dict[str, Any] = {}
 
     def run(self, work: Work, todo: Sequence[Path], told: Callable[[str], None]) -> Iterator[Item]:
@@ -326,7 +326,7 @@ class Measurer:
         if fresh:
             engine = Engine(
                 self._model,
-                stop_ids=stop_ids(self._model, self._chat.tokenizer),
+                stop_ids=stop_ids(self._model, self._chat),
                 sampling=sampling,
                 limits=limits,
                 batch_size=self._batch_size(limits.max_new_tokens, n_draws),
@@ -369,7 +369,7 @@ class Measurer:
         asks = SelfQuestions(
             self._model,
             self._chat,
-            stop_ids=stop_ids(self._model, self._chat.tokenizer),
+            stop_ids=stop_ids(self._model, self._chat),
             max_context=self._max_context,
             batch_size=self._batch_size((2 + n_samples) * TYPICAL_TOKENS, len(items)),
         )

@@ -56,11 +56,7 @@ class AnswerPrompt:
         """Ids of plain text that the model is to continue: they end with its last word, whatever
         the tokenizer puts after a text.
         """
-        encoded = self.chat.tokenizer(text, return_special_tokens_mask=True)
-        ids, added = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
-        while ids and added.pop():
-            ids.pop()
-        return ids
+        return self.chat.plain_ids(text)
 
     def messages(self, question: Question) -> list[Message]:
         """The prompt as chat messages."""

@@ -1,9 +1,14 @@
-"""Messages to token ids by the model's chat template, and an answer's ids back to text."""
+"""Messages to token ids by the model's chat template, and an answer's ids back to text.
+
+Texts of messages stay texts: where one spells a control token of the model, such as the one that
+opens a turn, it is encoded by its letters, so that no question, passage or answer says who speaks.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -17,6 +22,8 @@ from spikescore.errors import UserError
 log = logging.getLogger("spikescore")
 
 Message = dict[str, str]
+
+_MARK = "\ue0f0{}\ue0f1"  # stands for a control token's spelling while the template is at work
 
 PROMPT_DATE = datetime(2024, 7, 26)
 """The day that a template which writes today's date is told: the same settings give the same
@@ -61,10 +68,42 @@ class ChatFormat:
         self._plain = tokenizer.chat_template is None
         if self._plain:
             log.warning("the tokenizer has no chat template; using plain User:/Assistant: turns")
-        self._fold_system = not self._plain and not self._accepts_system()
-        # special tokens part the text before anything else is done to it
         added = tokenizer.added_tokens_decoder if tokenizer.is_fast else {}
+        # special tokens part the text before anything else is done to it
         self._dividers = {n: token.content for n, token in added.items() if token.special}
+        self._fold_system = not self._plain and not self._accepts_system()
+        longest_first = sorted(self._control_tokens(added), key=len, reverse=True)
+        self._controls = re.compile("|".join(map(re.escape, longest_first)))
+
+    def _control_tokens(self, added: dict[int, Any]) -> set[str]:
+        """Spellings that make a token of their own: all special ones, and those added ones with
+        which the template says who speaks.
+        """
+        controls = {*self.tokenizer.all_special_tokens, *self._dividers.values(), _MARK[0]} - {""}
+        if self._plain:
+            return controls
+        asked = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
+        try:
+            shown = self.tokenizer.apply_chat_template(asked, tokenize=False, **self._options)
+        except (jinja2.TemplateError, ValueError):
+            shown = ""
+        return controls | {token.content for token in added.values() if token.content in shown}
+
+    @cached_property
+    def turn_end_ids(self) -> set[int]:
+        """The control token with which the template closes an answer; empty where it has none."""
+        probe = "zq"
+        ends = [{"role": "user", "content": "x"}, {"role": "assistant", "content": probe}]
+        for messages in (ends, [*ends, ends[0]]):  # some close a turn only where another follows
+            try:
+                text = self.rendering(messages, closed=True).text
+            except UserError:
+                continue
+            before, _, rest = text.rpartition(probe)
+            for token in self.tokenizer(rest.lstrip(), add_special_tokens=False)["input_ids"][:1]:
+                if before and self._controls.fullmatch(self.tokenizer.decode([token])):
+                    return {token}
+        return set()
 
     def _accepts_system(self) -> bool:
         probe = "system role probe"
@@ -137,19 +176,68 @@ class ChatFormat:
         last special token that both hold is tokenised: a special token parts the text first of
         all, so the ids are the same.
         """
-        messages = self.accepted(messages)
+        messages, spelled = self._marked(self.accepted(messages))
         if self._plain:
             text = _plain_text(messages, closed)
-            return Rendering(text, self.tokenizer(text)["input_ids"])
+            return Rendering(_unmarked(text, spelled), self._encode(text, spelled, plain=True))
         try:
             text = self.tokenizer.apply_chat_template(
                 messages, add_generation_prompt=not closed, tokenize=False, **self._options
             )
         except jinja2.TemplateError as error:
             raise UserError(f"the chat template refuses these messages: {error}") from error
+        if spelled:
+            return Rendering(_unmarked(text, spelled), self._encode(text, spelled))
         kept, start = self._shared(before, text) if before else (0, 0)
-        rest = self.tokenizer(text[start:], add_special_tokens=False)["input_ids"]
+        rest = self._encode(text[start:])
         return Rendering(text, [*before.ids[:kept], *rest] if before else rest)
+
+    def plain_ids(self, text: str) -> list[int]:
+        """The ids of a plain text that the model is to go on with: one BOS, no end of text."""
+        (message,), spelled = self._marked([{"content": text}])
+        return self._encode(message["content"], spelled, plain=True)
+
+    def _marked(self, messages: Iterable[Message]) -> tuple[list[Message], list[str]]:
+        """The messages with a mark for each control token that their texts spell, and what those
+        marks stand for.
+        """
+        messages, spelled = list(messages), []
+
+        def mark(hit: re.Match) -> str:
+            if hit[0] not in spelled:
+                spelled.append(hit[0])
+            return _MARK.format(spelled.index(hit[0]))
+
+        for number, message in enumerate(messages):
+            text = message.get("content")
+            if isinstance(text, str) and self._controls.search(text):
+                messages[number] = {**message, "content": self._controls.sub(mark, text)}
+        return messages, spelled
+
+    def _encode(self, text: str, spelled: Sequence[str] = (), *, plain: bool = False) -> list[int]:
+        """Ids of a text as it stands; marked spellings letter by letter.
+
+        `plain`: with the tokens that the tokenizer puts before a text, but not those after one: a
+        prompt that ends with the end of text has nothing to go on with.
+        """
+        ids: list[int] = []
+        for place, piece in enumerate(re.split(_MARK.format("(\\d+)"), text)):
+            if place % 2:
+                token = spelled[int(piece)]
+                ids += self.tokenizer(token, add_special_tokens=False, split_special_tokens=True)[
+                    "input_ids"
+                ]
+            elif piece or not place:
+                ids += self.tokenizer(piece, add_special_tokens=False)["input_ids"]
+        return [*self._opening_ids, *ids] if plain else ids
+
+    @cached_property
+    def _opening_ids(self) -> list[int]:
+        """What the tokenizer puts before a text: BOS, or nothing."""
+        whole = list(self.tokenizer("x")["input_ids"])
+        bare = list(self.tokenizer("x", add_special_tokens=False)["input_ids"])
+        places = (n for n in range(len(whole)) if whole[n : n + len(bare)] == bare)
+        return whole[: next(places, 0)]
 
     def _shared(self, before: Rendering, text: str) -> tuple[int, int]:
         """How many ids of `before` stand for the start of the text, and how much of it that is: up
@@ -180,11 +268,16 @@ class ChatFormat:
                 found.pop()
             if wanted == answer.strip():
                 return found
-        return list(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
+        (message,), spelled = self._marked([{"content": answer}])
+        return self._encode(message["content"], spelled)
 
     def text(self, answer_ids: Sequence[int]) -> str:
         """The answer as text, special tokens left out."""
         return self.tokenizer.decode(list(answer_ids), skip_special_tokens=True).strip()
+
+
+def _unmarked(text: str, spelled: Sequence[str]) -> str:
+    return re.sub(_MARK.format("(\\d+)"), lambda hit: spelled[int(hit[1])], text)
 
 
 def _plain_text(messages: Sequence[Message], closed: bool) -> str:

@@ -35,7 +35,7 @@ from transformers import PreTrainedModel
 
 from spikescore.errors import UserError
 from spikescore.model.attention import Part
-from spikescore.model.hidden_states import to_half
+from spikescore.model.hidden_states import beyond_half, to_half
 from spikescore.model.sampling import (
     DraftTable,
     Sampling,
@@ -51,6 +51,7 @@ from spikescore.model.turns import (
     Conversation,
     Finished,
     Limits,
+    Stopwatch,
     Turn,
     common_prefix,
 )
@@ -67,9 +68,8 @@ class Row:
     """A dialogue in a slot, and the turn it is at."""
 
     conversation: Conversation
-    started: float
     sampling: Sampling
-    turns: list[Turn] = field(default_factory=list)
+    turns: list[Turn]
     turn: Turn | None = None
     ids: array = field(default_factory=lambda: array("i"))  # prompt and answer so far
     cached: int = 0  # how many of them have keys and values in the slot
@@ -132,12 +132,12 @@ class Engine:
         Takes about two seconds at most, or 8 steps where processes must stay in step (no time
         limit of ours then).
         """
-        timed = self.limits.item_seconds is not None
+        seconds = 2.0 / self.batch_size if self.limits.item_seconds is not None else None
         trial = Engine(
             self.model,
             stop_ids=(),
             sampling=Sampling(temperature=0, top_p=1, seed=0),
-            limits=Limits(32 if timed else 8, self.limits.max_context, 2.0 if timed else None),
+            limits=Limits(32 if seconds else 8, self.limits.max_context, seconds),
             batch_size=self.batch_size,
             draft_tokens=0,  # a trial about nothing would be guessed too well
         )
@@ -221,8 +221,7 @@ class Engine:
             return self._unfinished.popleft()
         for conversation in self._waiting:
             sampling = getattr(conversation, "sampling", None) or self.sampling
-            row = Row(conversation, time.monotonic(), sampling)
-            row.turns.extend(getattr(conversation, "turns", ()))  # those of an earlier run
+            row = Row(conversation, sampling, list(getattr(conversation, "turns", ())))
             if self._ask(row):
                 return row
         return None
@@ -238,14 +237,16 @@ class Engine:
             return self._end(row, "error", str(error))
         if prompt is None:
             return self._end(row, "complete")
-        most = self.limits.max_context
-        if len(prompt) + 1 > most:
-            if not row.turns:
-                text = f"the first prompt has {len(prompt)} tokens, more than the context of "
-                return self._end(row, "error", f"{text}{most} allows")
-            return self._end(row, "context")
+        if len(prompt) + 1 > self.limits.max_context:
+            return self._end_by_context(row, f"the first prompt has {len(prompt)} tokens")
         self._begin(row, prompt)
         return True
+
+    def _end_by_context(self, row: Row, first: str) -> bool:
+        """End a dialogue whose next turn does not fit: what it has is kept, if it has something."""
+        if row.turns:
+            return self._end(row, "context")
+        return self._end(row, "error", f"{first}; the context allows {self.limits.max_context}")
 
     def _begin(self, row: Row, prompt: Sequence[int]) -> None:
         """Set the row to the start of its next turn, keeping what the cache holds of its prompt."""
@@ -307,6 +308,7 @@ class Engine:
     @torch.inference_mode()
     def _advance(self) -> None:
         """Feed every row what is new and guesses of what follows, and draw the tokens after it."""
+        clock = Stopwatch(self._slots.device)
         parts, fed = self._next_parts()
         logits, states = self._slots.feed(
             parts,
@@ -317,6 +319,10 @@ class Engine:
         self.stats["passes"] += 1
         self.stats["advances"] += len(fed)
         self._draw(fed, logits)
+        share = clock.seconds() / sum(len(part.ids) for part in parts)
+        for part in parts:
+            if row := self._rows[part.slot]:
+                row.turn.seconds += share * len(part.ids)
         for slot, one in fed.items():
             if self._rows[slot]:
                 one.row.closing = one.row.closing and one.draws > 0
@@ -327,11 +333,20 @@ class Engine:
             row = one.row
             if self._rows[slot] and row.turn.finish_reason and not row.closing:
                 ids = row.ids[: row.cached]
-                row.turns.append(row.turn)
-                self.stats["turns"] += 1
-                self.stats["new_tokens"] += len(row.turn.answer_ids)
-                if not self._ask(row):
+                if not self._finish_turn(row):
                     self._rows[slot], self._left[slot] = None, ids
+
+    def _finish_turn(self, row: Row) -> bool:
+        """Keep the turn and get the next prompt; False when the dialogue ends."""
+        turn = row.turn
+        self.stats["turns"] += 1
+        self.stats["new_tokens"] += len(turn.answer_ids)
+        if turn.finish_reason == "length" and len(turn.answer_ids) < self.limits.max_new_tokens:
+            # a stump: the context left less room than an answer may have
+            first = f"the first prompt and answer have {len(row.ids)} tokens and no end yet"
+            return self._end_by_context(row, first)
+        row.turns.append(turn)
+        return self._ask(row)
 
     def _next_parts(self) -> tuple[list[Part], dict[int, Fed]]:
         """What the next pass encodes, and by slot what it feeds to rows up to their last known
@@ -344,9 +359,10 @@ class Engine:
         for slot, row in enumerate(self._rows):
             if row is None or slot in waiting:
                 continue
-            answered = len(row.turn.answer_ids)
+            answered, length = len(row.turn.answer_ids), len(row.ids)
+            row.cached = self._slots.reusable(slot, row.cached, length)
             new = row.ids[row.cached :]
-            if not answered:
+            if not answered or len(new) > 1:
                 new = new[:room]  # the rest waits for the next pass
                 room -= len(new)
             if not new:
@@ -355,7 +371,8 @@ class Engine:
             row.cached += len(new)
             if row.cached == len(row.ids):
                 draws = 0 if row.closing else row.budget - answered
-                guesses = self._drafts.guess(row.ids, min(self.draft_tokens, draws))
+                most = self._slots.most_more(length)
+                guesses = self._drafts.guess(row.ids, min(self.draft_tokens, draws, most))
                 first = total + len(new) - 1
                 fed[slot] = Fed(row, first, guesses, min(draws, 1 + len(guesses)))
                 part.ids.extend(guesses)
@@ -426,7 +443,7 @@ class Engine:
         seconds = self.limits.item_seconds
         if len(turn.answer_ids) == row.budget:
             turn.finish_reason = "length"
-        elif seconds is not None and time.monotonic() - row.started > seconds:
+        elif seconds is not None and sum(one.seconds for one in (*row.turns, turn)) > seconds:
             turn.finish_reason, turn.ends_dialogue = "timeout", True
         # unless it was guessed, the last token has not been fed
         unfed = one.guesses[n_new - 1 : n_new] != one.tokens[-1:]
@@ -441,23 +458,27 @@ class Engine:
         if not self._newest:
             self._newest = [state.new_zeros(n_slots, state.shape[-1]) for state in states]
         both = [torch.cat(pair) for pair in zip(self._newest, states, strict=True)]
-        wanted: list[tuple[Turn, Sequence[str], int]] = []  # which states, and their place in both
+        wanted: list[tuple[int, Sequence[str], int]] = []  # slot, keys, and place in both
         newest, at = list(range(n_slots)), n_slots
         for slot, one in fed.items():
             if row := self._rows[slot]:
                 turn, place = row.turn, at + one.confirmed
                 if not turn.states:  # all there is, should the answer be empty
-                    wanted.append((turn, TOKEN_KEYS, at))
+                    wanted.append((slot, TOKEN_KEYS, at))
                 if turn.finish_reason and turn.answer_ids and not row.closing:
-                    wanted.append((turn, (LAST, SECOND_LAST), place))
+                    wanted.append((slot, (LAST, SECOND_LAST), place))
                     if len(turn.answer_ids) > 1:
-                        wanted.append((turn, (SECOND_LAST,), place - 1 if place > at else slot))
+                        wanted.append((slot, (SECOND_LAST,), place - 1 if place > at else slot))
                 newest[slot] = place
             at += 1 + len(one.guesses)
         if wanted:
             halves = to_half(both, torch.tensor([place for _, _, place in wanted]))
-            for (turn, keys, _), state in zip(wanted, halves, strict=True):
-                turn.states |= dict.fromkeys(keys, state)
+            for (slot, keys, _), state in zip(wanted, halves, strict=True):
+                if row := self._rows[slot]:
+                    row.turn.states |= dict.fromkeys(keys, state)
+                    if problem := beyond_half(state):
+                        self._rows[slot] = None
+                        self._end(row, "error", f"turn {row.turn.number}: {problem}")
         index = torch.tensor(newest)
         self._newest = [state[index.to(state.device)] for state in both]
 

@@ -58,7 +58,19 @@ def to_half(states: Sequence[torch.Tensor], rows: torch.Tensor) -> np.ndarray:
     """Stack the chosen rows of L + 1 states `[batch, hidden]` into FP16 `[rows, L + 1, hidden]` on
     the CPU.
 
-    A value beyond FP16's range becomes infinite here and is refused where the pair is written.
+    A value beyond FP16's range becomes infinite: `beyond_half` says so.
     """
     picked = [state[rows.to(state.device)].to(torch.float16).cpu() for state in states]
     return torch.stack(picked, dim=1).numpy()
+
+
+def beyond_half(layers: np.ndarray) -> str | None:
+    """Say which of the states `[L + 1, H]` has a value that no file can hold; None if none has."""
+    bad = np.flatnonzero(~np.isfinite(layers).all(axis=1))
+    if not bad.size:
+        return None
+    return (
+        f"the state of layer {bad[0]} has values beyond 65504, the most that FP16, the type of the "
+        "files, can hold; they are the model's own in any dtype, so take another model, for "
+        "example a smaller one of its family"
+    )

@@ -7,7 +7,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,10 @@ from transformers.utils import (
 from transformers.utils.logging import disable_progress_bar
 
 from spikescore.errors import UserError
-from spikescore.model.architecture import cache_bytes_per_token
+from spikescore.model.architecture import cache_bytes_per_token, text_config
+from spikescore.model.chat import ChatFormat
 from spikescore.model.placement import Placement, checked_path
+from spikescore.model.slots import require_packable
 from spikescore.runtime import this_process
 
 log = logging.getLogger("spikescore")
@@ -86,38 +90,84 @@ def load_model(placement: Placement) -> PreTrainedModel:
         options["max_memory"] = {int(k) if k.isdigit() else k: v for k, v in limits}
     if placement.attn_implementation is not None:
         options["attn_implementation"] = placement.attn_implementation
-    try:
-        return AutoModelForCausalLM.from_pretrained(path, **options).eval()
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(
-            f'model_path "{placement.model_path}" could not be loaded: {_first_line(error)}'
-        ) from error
+    for file in weight_files(path):
+        _require_whole(file)
+    with _loading(placement, "the model"):
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    _require_all_tensors(placement, found)
+    require_packable(model.eval())
+    return model
 
 
 def load_architecture(placement: Placement) -> PreTrainedConfig:
     """Load what the model's config.json says of its layers and widths; no weights."""
-    try:
+    with _loading(placement, "config.json"):
         return AutoConfig.from_pretrained(checked_path(placement.model_path))
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(
-            f'model_path "{placement.model_path}" could not be loaded: {_first_line(error)}'
-        ) from error
 
 
 def load_tokenizer(placement: Placement) -> PreTrainedTokenizerBase:
     """Load the model's tokenizer."""
-    try:
+    with _loading(placement, "its tokenizer"):
         return AutoTokenizer.from_pretrained(checked_path(placement.model_path))
-    except (OSError, ValueError, ImportError) as error:
+
+
+@contextmanager
+def _loading(placement: Placement, what: str) -> Iterator[None]:
+    """Say in one line why a part of a model cannot be loaded, whatever a library made of it."""
+    where = f'model_path "{placement.model_path}"'
+    try:
+        yield
+    except UserError:
+        raise
+    except torch.OutOfMemoryError as error:
         raise UserError(
-            f'no tokenizer could be loaded from model_path "{placement.model_path}": '
-            f"{_first_line(error)}"
+            f"{where} does not fit in memory; set device_map and max_memory so that part of the "
+            "model is offloaded"
         ) from error
+    except Exception as error:  # damaged files meet every kind
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{where}: {what} could not be loaded: {said}") from error
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _require_whole(file: Path) -> None:
+    """UserError where a file of weights is a pointer to them, or a part of them."""
+    size = file.stat().st_size
+    with open(file, "rb") as opened:
+        head = opened.read(64)
+        if head.startswith(b"version https://git-lfs"):
+            raise UserError(
+                f'"{file}" is a Git LFS pointer, not the weights; fetch them with "git lfs pull"'
+            )
+        if file.suffix != ".safetensors":
+            return
+        length = int.from_bytes(head[:8], "little")
+        try:
+            if not 0 < length <= size - 8:
+                raise ValueError("its header is longer than the file")
+            opened.seek(8)
+            tensors = json.loads(opened.read(length))
+            ends = [one["data_offsets"][1] for name, one in tensors.items() if name[:2] != "__"]
+            needed = 8 + length + max(ends, default=0)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise UserError(f'"{file}" is no safetensors file ({error}); fetch it again') from error
+    if size < needed:
+        raise UserError(f'"{file}" is cut off: {size} of {needed} bytes; fetch it again')
+
+
+def _require_all_tensors(placement: Placement, found: dict[str, Any]) -> None:
+    """UserError where the files lack tensors of the model, or hold them in other shapes."""
+    shapes = [
+        f"{name} {[*there]}, not {[*asked]}" for name, there, asked in found["mismatched_keys"]
+    ]
+    for problem, names in (("are missing", found["missing_keys"]), ("have other shapes", shapes)):
+        if names:
+            shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+            raise UserError(
+                f'model_path "{placement.model_path}" is not whole: {len(names)} tensors that '
+                f"config.json asks for {problem} ({shown}); fetch the model again"
+            )
 
 
 # --- which model it is, by content --------------------------------------------------------------
@@ -237,11 +287,25 @@ def _digest_of_files(paths: list[Path]) -> str:
 # --- what it asks for ---------------------------------------------------------------------------
 
 
-def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Token ids that end an answer: the generation config's and the tokenizer's end of sequence."""
-    named = model.generation_config.eos_token_id
-    ids = set(named if isinstance(named, list) else [named]) | {tokenizer.eos_token_id}
-    return {token for token in ids if token is not None}
+def stop_ids(model: PreTrainedModel, chat: ChatFormat) -> set[int]:
+    """Token ids that end an answer: what the generation config, the model's configuration and the
+    tokenizer call the end of a sequence, and what the chat template closes a turn with.
+    """
+    named = (model.generation_config.eos_token_id, text_config(model.config).eos_token_id)
+    known = {chat.tokenizer.eos_token_id}
+    for one in named:
+        known |= set(one if isinstance(one, list) else [one])
+    known -= {None}
+    if added := chat.turn_end_ids - known:
+        tokens = chat.tokenizer.convert_ids_to_tokens(sorted(added))
+        log.warning("answers also end at %s, with which the chat template closes a turn", tokens)
+    elif chat.tokenizer.chat_template and not chat.turn_end_ids:
+        tokens = chat.tokenizer.convert_ids_to_tokens(sorted(known))
+        log.warning(
+            "the chat template closes a turn with no token of its own: answers end at %s alone, or "
+            "at max_new_tokens", tokens or "no token"
+        )  # fmt: skip
+    return known | chat.turn_end_ids
 
 
 def generation_processors(model: PreTrainedModel, *, apply: bool) -> LogitsProcessorList | None:

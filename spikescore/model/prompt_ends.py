@@ -81,6 +81,7 @@ class _Reader:
             if line is None or total == self._passes.room:
                 continue
             ids = list(line.prompts[line.number])
+            line.cached = self._passes.reusable(slot, line.cached, len(ids))
             part = ids[line.cached : line.cached + self._passes.room - total]
             parts.append(Part(slot, part, line.cached))
             total += len(part)

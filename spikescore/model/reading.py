@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from spikescore.errors import UserError
 from spikescore.model.attention import Part
 from spikescore.model.chat import ChatFormat, Message
-from spikescore.model.hidden_states import TEACHER_CHUNK, to_half
+from spikescore.model.hidden_states import TEACHER_CHUNK, beyond_half, to_half
 from spikescore.model.sampling import measure_tokens
 from spikescore.model.slots import SlotModel
 from spikescore.model.turns import (
@@ -93,14 +93,12 @@ def encode_transcript(
     chat: ChatFormat,
     exchanges: Sequence[Exchange],
     max_context: int | None = None,
-    *,
-    chunk: int = TEACHER_CHUNK,
 ) -> list[Turn]:
     """Return a `Turn` for every exchange that fits into `max_context` tokens, all fields filled.
 
-    `chunk` tokens are encoded at a time and only the states and logits that are asked for are
-    kept. While each prompt begins with the turn before it, the whole dialogue is one pass; where a
-    template rewrote earlier turns, only what differs is encoded again.
+    Only the states and logits that are asked for are kept. While each prompt begins with the turn
+    before it, the whole dialogue is one pass; where a template rewrote earlier turns, only what
+    differs is encoded again.
     """
     turns: list[Turn] = []
     for exchange in exchanges:
@@ -113,12 +111,15 @@ def encode_transcript(
         turn = Turn(len(turns) + 1, prompt, answer_ids=answer)
         turn.finish_reason = exchange.finish_reason
         turns.append(turn)
-    _read_all(_Reader(model, chunk), turns)
+    read_turns(model, turns)
     return turns
 
 
-def _read_all(reader: _Reader, turns: Sequence[Turn]) -> None:
-    """Read turns in as few passes as their prompts allow."""
+def read_turns(model: PreTrainedModel, turns: Sequence[Turn]) -> None:
+    """Fill in what is measured of turns of one dialogue, in order, whose ids are known: states,
+    and log-probabilities and entropies where they have none.
+    """
+    reader = _Reader(model)
     start = 0
     while start < len(turns):
         end = start + 1
@@ -135,7 +136,9 @@ def reread(model: PreTrainedModel, finished: Finished) -> None:
     known = [turn for turn in finished.turns if not turn.states]
     try:
         if known and finished.error is None:
-            _read_all(_Reader(model, TEACHER_CHUNK, measures=False), known)
+            read_turns(model, known)
+    except UserError as error:
+        finished.error = str(error)
     except torch.OutOfMemoryError:
         finished.error = "out of memory while reading the states; lower model_max_tokens"
 
@@ -146,13 +149,9 @@ def _continues(before: Turn, turn: Turn) -> bool:
 
 
 class _Reader:
-    """A teacher-forced pass over one dialogue, in the one slot of a cache; without `measures` for
-    the states alone.
-    """
+    """A teacher-forced pass over one dialogue, in the one slot of a cache."""
 
-    def __init__(self, model: PreTrainedModel, chunk: int, measures: bool = True) -> None:
-        self.chunk = chunk
-        self.measures = measures
+    def __init__(self, model: PreTrainedModel) -> None:
         self.passes = SlotModel(model, slots=1)
         self.cached: list[int] = []
 
@@ -172,30 +171,50 @@ class _Reader:
                 (last_of_prompt, BEFORE_GENERATION),
             ):
                 states_of.setdefault(position, []).append((turn, key))
-            predicting = range(last_of_prompt, max(last, last_of_prompt + 1))
-            logits_of.update(dict.fromkeys(predicting if self.measures else (), turn))
-        reused = min(common_prefix(self.cached, ids), len(turns[0].prompt_ids) - 1)
-        self.cached = self.cached[:reused]
-        turns[0].reused = reused
-        for start in range(reused, len(ids), self.chunk):
-            part = ids[start : start + self.chunk]
-            inside = range(start, start + len(part))
-            wanted = sorted(position for position in states_of if position in inside)
-            predicting = [position for position in inside if position in logits_of]
-            logits, layers = self.passes.feed(
-                [Part(0, part, start)],
-                states_of=[position - start for position in wanted],
-                logits_of=[position - start for position in predicting],
-            )
-            self.cached.extend(part)
-            states = to_half(layers, torch.arange(len(wanted)))
-            for place, position in enumerate(wanted):
-                for turn, key in states_of[position]:
-                    turn.states[key] = states[place]
-            for rows, positions in zip(
-                logits.split(LOGIT_ROWS), _batches(predicting, LOGIT_ROWS), strict=False
-            ):
-                _measure(rows.float(), [(position, logits_of[position]) for position in positions])
+            if not turn.logprobs:
+                for position in range(last_of_prompt, max(last, last_of_prompt + 1)):
+                    logits_of[position] = turn
+        turns[0].reused = min(common_prefix(self.cached, ids), len(turns[0].prompt_ids) - 1)
+        self.cached = self.cached[: turns[0].reused]
+        # up to where positions are turned otherwise (LongRoPE), and what is beyond
+        switch = self.passes.switch or len(ids)
+        for end in sorted({min(switch, len(ids)), len(ids)}):
+            if not any(position < end for position in states_of):
+                continue
+            held = self.passes.reusable(0, len(self.cached), end)
+            self.cached = self.cached[:held]
+            for start in range(held, end, TEACHER_CHUNK):
+                part = ids[start : min(start + TEACHER_CHUNK, end)]
+                self._read_part(part, start, states_of, logits_of)
+
+    def _read_part(
+        self,
+        part: list[int],
+        start: int,
+        states_of: dict[int, list[tuple[Turn, str]]],
+        logits_of: dict[int, Turn],
+    ) -> None:
+        """Encode tokens from a position on, and keep what is wanted there for the first time."""
+        inside = range(start, start + len(part))
+        wanted = sorted(position for position in states_of if position in inside)
+        predicting = [position for position in inside if position in logits_of]
+        logits, layers = self.passes.feed(
+            [Part(0, part, start)],
+            states_of=[position - start for position in wanted],
+            logits_of=[position - start for position in predicting],
+        )
+        self.cached.extend(part)
+        states = to_half(layers, torch.arange(len(wanted)))
+        for position, state in zip(wanted, states, strict=True):
+            for turn, key in states_of.pop(position):
+                if problem := beyond_half(state):
+                    raise UserError(f"turn {turn.number}: {problem}")
+                turn.states[key] = state
+        for rows, positions in zip(
+            logits.split(LOGIT_ROWS), _batches(predicting, LOGIT_ROWS), strict=False
+        ):
+            predicted = [(position, logits_of.pop(position)) for position in positions]
+            _measure(rows.float(), predicted)
 
 
 def _batches(values: list[int], size: int) -> Iterator[list[int]]:

@@ -7,19 +7,25 @@ out. Its key/value cache has one slot per dialogue, written in place and kept fr
 Slot b holds the tokens of one dialogue at indices 0 .. n_b - 1, so a token's index is its position
 and there are no holes. Forgetting a rewritten tail is setting n_b lower: what lies beyond is
 overwritten before it can be attended.
+
+With LongRoPE a token's state depends on how long the sequence is that it ends: up to a length all
+positions are turned in one way, beyond it in another. A slot holds keys of one of the two ways, and
+is filled anew when its dialogue grows beyond that length (`SlotModel.reusable`).
 """
 
 from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from spikescore.model.architecture import text_config
+from spikescore.errors import UserError
+from spikescore.model.architecture import decoder_of, rotation_switch, size_of
 from spikescore.model.attention import (
     Part,
     attending,
@@ -44,6 +50,7 @@ class SlotCache(Cache):
         super().__init__(layers=[])
         self.slots = slots
         self.capacity = 0
+        self.late = [False] * slots  # whose keys are turned as beyond the model's switch
         self._keys: list[torch.Tensor | None] = [None] * n_layers
         self._values: list[torch.Tensor | None] = [None] * n_layers
         self._of = self._at = torch.empty(0, dtype=torch.long)
@@ -95,6 +102,7 @@ class SlotCache(Cache):
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Give one slot the first keys and values of another."""
+        self.late[target] = self.late[source]
         if source != target:
             for whole in (*self._keys, *self._values):
                 whole[target, :, :tokens] = whole[source, :, :tokens]
@@ -102,6 +110,7 @@ class SlotCache(Cache):
     def keep(self, slots: list[int]) -> None:
         """Shrink to these slots, in this order."""
         self.slots = len(slots)
+        self.late = [self.late[slot] for slot in slots]
         for kept in (self._keys, self._values):
             for layer, old in enumerate(kept):
                 if old is not None:
@@ -123,9 +132,26 @@ class SlotModel:
     def __init__(self, model: PreTrainedModel, slots: int) -> None:
         self.model = model
         self.device = model.get_input_embeddings().weight.device
-        self.cache = SlotCache(slots, text_config(model.config).num_hidden_layers)
+        self.cache = SlotCache(slots, size_of(model.config, "num_hidden_layers"))
         self.room = PASS_TOKENS[self.device.type]
+        self.switch = rotation_switch(model.config)
         self._kind = mask_argument(model)
+
+    def reusable(self, slot: int, cached: int, length: int) -> int:
+        """How many of a slot's `cached` tokens serve a sequence of `length` tokens: all, or none.
+
+        To be asked before tokens of such a sequence are fed. No part may begin at or before the
+        switch and end beyond it, unless it is part of a sequence beyond it.
+        """
+        late = self.switch is not None and length > self.switch
+        if cached and self.cache.late[slot] != late:
+            cached = 0
+        self.cache.late[slot] = late
+        return cached
+
+    def most_more(self, length: int) -> int:
+        """How many more tokens may be fed with the last ones of a sequence of `length` tokens."""
+        return self.switch - length if self.switch and length <= self.switch else length
 
     def feed(
         self,
@@ -148,8 +174,10 @@ class SlotModel:
         self.cache.aim(
             slots=self._tensor([part.slot for part in parts for _ in part.ids]), positions=at
         )
+        late = [self.cache.late[part.slot] for part in parts for _ in part.ids]
         with (
             packed_attention(self.model),
+            self._turned(torch.tensor(late)),
             attending(plan_attention(self.model, parts, narrow, self.cache.capacity)),
             StateTap(self.model, states_of) as tap,
         ):
@@ -163,5 +191,77 @@ class SlotModel:
             )
         return output.logits[0], tap.states
 
+    @contextmanager
+    def _turned(self, late: torch.Tensor) -> Iterator[None]:
+        """Have each token of the pass, `[tokens]`, turned as its slot's sequence asks.
+
+        transformers would turn all as the pass's furthest position asks.
+        """
+        rotations = []
+        if self.switch is not None:
+            modules = decoder_of(self.model).modules()
+            rotations = [one for one in modules if type(one).__name__.endswith("RotaryEmbedding")]
+
+        def both_ways(rotation: torch.nn.Module):
+            def forward(x: torch.Tensor, position_ids: torch.Tensor, *args, **kwargs):
+                whole = type(rotation).forward
+                last = position_ids.new_full((1, 1), self.switch)  # asks for the late way
+                after = whole(rotation, x, torch.cat([position_ids, last], dim=1), *args, **kwargs)
+                early = position_ids.clamp(max=self.switch - 1)
+                before = whole(rotation, x, early, *args, **kwargs)
+                chosen = late.to(x.device)[None, :, None]
+                return tuple(
+                    torch.where(chosen, one[:, :-1], two)
+                    for one, two in zip(after, before, strict=True)
+                )
+
+            return forward
+
+        try:
+            for rotation in rotations:
+                rotation.forward = both_ways(rotation)
+            yield
+        finally:
+            for rotation in rotations:
+                del rotation.forward
+
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
+
+
+@torch.inference_mode()
+def require_packable(model: PreTrainedModel) -> None:
+    """Hold two short dialogues, packed and in two parts, against plain passes over their ids.
+
+    UserError where that fails or the states differ: so a model that needs more than to know whose
+    tokens they are and where they stand is refused, and never read wrongly.
+    """
+    vocabulary = size_of(model.config, "vocab_size")
+    dialogues = [[(7 * n + seed) % vocabulary for n in range(12)] for seed in (3, 5)]
+    try:
+        passes = SlotModel(model, slots=2)
+        for start, stop in ((0, 5), (5, 12)):
+            parts = [Part(slot, ids[start:stop], start) for slot, ids in enumerate(dialogues)]
+            last = [stop - start - 1, 2 * (stop - start) - 1]
+            _, packed = passes.feed(parts, states_of=last, logits_of=last, narrow=stop)
+        if len({state.shape[-1] for state in packed}) > 1:
+            raise ValueError("its layers' states differ in width")
+        for slot, ids in enumerate(dialogues):
+            plain = decoder_of(model)(
+                input_ids=passes._tensor([ids]), use_cache=False, output_hidden_states=True
+            ).hidden_states
+            apart = [
+                float((one[slot] - two[0, -1]).float().norm() / two[0, -1].float().norm())
+                for one, two in zip(packed, plain, strict=True)
+            ]
+            # half types round, and may send a token to another expert
+            if sum(apart) / len(apart) > (1e-3 if model.dtype == torch.float32 else 0.1):
+                raise ValueError("its states are not those of a plain pass")
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever an unknown architecture does
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f'models of type "{model.config.model_type}" ({type(model).__name__}) cannot be run '
+            f"here ({said}); use a decoder-only model such as Llama, Qwen, Mistral or Gemma"
+        ) from error

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from spikescore.pairs import TOKEN_KEYS
 
@@ -35,6 +37,7 @@ class Turn:
     finish_reason: str = ""
     states: dict[str, np.ndarray] = field(default_factory=dict)
     ends_dialogue: bool = False
+    seconds: float = 0.0  # the dialogue's share of the passes that made it (`Limits`)
 
     def __post_init__(self) -> None:
         self.prompt = array("i", self.prompt)
@@ -57,7 +60,8 @@ class Turn:
 class Conversation(Protocol):
     """What the engine runs: it asks for the whole prompt of each turn, and is told each answer.
 
-    One that has a `sampling` is sampled so; the others as the engine says.
+    One that has a `sampling` is sampled so; the others as the engine says. One that has `turns`, of
+    an earlier run, goes on after them; their states stay as they are.
     """
 
     item_id: str
@@ -80,13 +84,29 @@ class Finished:
 
 @dataclass(frozen=True)
 class Limits:
-    """max_context: tokens of prompt and answer together. item_seconds: wall-clock time per
-    dialogue.
+    """max_context: tokens of prompt and answer together. item_seconds: time per dialogue.
+
+    A dialogue is charged its share of the time of each pass, or of the time that its requests share
+    with others at a server, so that the limit means the same whatever runs beside it.
     """
 
     max_new_tokens: int
     max_context: int
     item_seconds: float | None = None
+
+
+class Stopwatch:
+    """Seconds since it was made: on CPU at most the processor time of this process, so that other
+    programs' work is not counted.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_cpu = device.type == "cpu"
+        self._started = time.monotonic(), time.process_time()
+
+    def seconds(self) -> float:
+        wall, own = time.monotonic() - self._started[0], time.process_time() - self._started[1]
+        return min(wall, own) if self._on_cpu else wall
 
 
 def token_sequences(record: dict[str, Any]) -> list[tuple[list[int], list[int]]]:

@@ -190,7 +190,7 @@ def test_samples_carry_the_models_own_probabilities_and_depend_on_names_alone():
 def test_a_prompt_that_cannot_be_asked_is_an_error_of_its_item():
     prompts = [("x", [5] * 500), *make_prompts(make_chat())[:1]]
     found = drawn_by(small_model(), 2, prompts, dict.fromkeys((1, 2), Sampling(1.0, 1.0, 7)))
-    assert "more than the context of 400" in found[0] and len(found[1]) == 2
+    assert "the context allows 400" in found[0] and len(found[1]) == 2
 
 
 class Contradictor:

@@ -5,6 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MambaConfig,
+    OPTConfig,
+    Phi3Config,
+    Phi3ForCausalLM,
+)
 from transformers.generation.logits_process import (
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
@@ -14,12 +25,14 @@ from transformers.generation.logits_process import (
 )
 
 from spikescore.errors import UserError
+from spikescore.model.architecture import longest_context
 from spikescore.model.engine import Engine
+from spikescore.model.reading import read_turns
 from spikescore.model.sampling import DraftTable, Sampling, choose_tokens, turn_uniforms
-from spikescore.model.slots import PASS_TOKENS
+from spikescore.model.slots import PASS_TOKENS, require_packable
 from spikescore.model.turns import Limits, Turn, common_prefix
 from spikescore.pairs import TOKEN_KEYS
-from tests.helpers.models import make_model
+from tests.helpers.models import SHAPE, make_model
 from tests.helpers.oracles import states_at
 
 STOP_IDS = [2, 3, 4]
@@ -198,6 +211,7 @@ def test_context_budget_ends_the_dialogue():
     assert 1 <= len(dialogue.turns) < Script(1).n_turns
     for turn in dialogue.turns:
         assert len(turn.prompt_ids) + len(turn.answer_ids) <= 60
+        assert turn.finish_reason == "stop" or len(turn.answer_ids) == 12  # no stump is kept
 
 
 def test_a_prompt_beyond_the_context_is_an_error_of_that_item_alone():
@@ -212,8 +226,30 @@ def test_a_prompt_beyond_the_context_is_an_error_of_that_item_alone():
     finished = {f.conversation.item_id: f for f in engine.run(Script(n) for n in range(12))}
     assert len(finished) == 12
     for number in range(12):
-        too_long = len(Script(number).first) + 1 > 30
-        assert bool(finished[f"q{number}"].error) == too_long
+        dialogue, first = finished[f"q{number}"], len(Script(number).first)
+        if first + 1 > 30:
+            assert f"has {first} tokens; the context allows 30" in dialogue.error
+        elif first + 4 <= 30:  # all that an answer may have fits
+            assert dialogue.error is None
+        else:
+            assert dialogue.error is None or "no end yet" in dialogue.error
+
+
+@pytest.mark.parametrize(("batch_size", "ends"), [(1, True), (8, False)])
+def test_a_dialogue_is_charged_its_share_of_each_pass(batch_size, ends, monkeypatch):
+    """Passes of one second each: alone, two tokens in turn one end it; beside others, none."""
+    monkeypatch.setattr("spikescore.model.turns.Stopwatch.seconds", lambda self: 1.0)
+    prompt = [7, 8, 9, 10, 11]
+    monkeypatch.setattr(Script, "next_prompt", lambda self, last: None if last else prompt)
+    limits = Limits(max_new_tokens=9, max_context=600, item_seconds=1.5)
+    finished, _ = run(make_model("llama"), batch_size, range(8), limits=limits)
+    answers = [dialogue.turns[0] for dialogue in finished.values()]
+    assert {dialogue.reason for dialogue in finished.values()} == {
+        "timeout" if ends else "complete"
+    }
+    assert all(len(turn.answer_ids) < 9 for turn in answers) or not ends
+    total = sum(turn.seconds for turn in answers)
+    assert total == pytest.approx(round(total)) and total > 1  # each pass was paid for, once
 
 
 def test_timeout_keeps_what_was_generated_and_its_states():
@@ -381,3 +417,137 @@ def test_a_common_beginning_is_encoded_once_and_changes_nothing(batch_size, monk
         assert_same(one.turns[0], results[10**9][item_id].turns[0])
     texts = {tuple(results[64][f"q0#{number}"].turns[0].answer_ids) for number in range(6)}
     assert len(texts) > 1
+
+
+def plain_state(model, ids) -> np.ndarray:
+    """The state of the last of these ids in a pass over them alone: `[L + 1, H]`."""
+    with torch.no_grad():
+        passed = model.get_decoder()(torch.tensor([ids]), output_hidden_states=True)
+    return torch.stack([state[0, -1] for state in passed.hidden_states]).numpy()
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_rotations_that_ask_for_a_length_are_those_of_each_dialogue(batch_size):
+    """LongRoPE: each state is that of a pass over the ids up to it, before the length at which
+    positions are turned otherwise, across it and beyond, whatever runs beside it.
+    """
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 50}
+    rope |= {"short_factor": [1.0] * 8, "long_factor": [2.0 + n for n in range(8)]}
+    shape = {key: value for key, value in SHAPE.items() if key != "head_dim"}
+    torch.manual_seed(0)
+    model = Phi3ForCausalLM(
+        Phi3Config(
+            **shape, pad_token_id=0, rope_parameters=rope, original_max_position_embeddings=50
+        )
+    ).eval()
+    finished, _ = run(model, batch_size, range(8))
+    crossed = set()
+    for dialogue in finished.values():
+        again = [
+            Turn(turn.number, turn.prompt, answer_ids=turn.answer_ids) for turn in dialogue.turns
+        ]
+        read_turns(model, again)
+        for turn, read in zip(dialogue.turns, again, strict=True):
+            prompt, whole = turn.prompt_ids, turn.prompt_ids + turn.answer_ids
+            crossed.add((len(prompt) > 50, len(whole) > 50))
+            second = whole[:-1] if len(turn.answer_ids) > 1 else whole
+            for key, ids in zip(TOKEN_KEYS, (whole, second, prompt), strict=True):
+                expected = plain_state(model, ids)
+                for states in (turn.states, read.states):
+                    np.testing.assert_allclose(states[key], expected, rtol=4e-3, atol=4e-3)
+            assert read.logprobs == pytest.approx(turn.logprobs, abs=1e-4)
+    assert crossed == {(False, False), (False, True), (True, True)}
+
+
+def test_a_dynamic_rotation_is_held_to_its_own_length():
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    assert longest_context(LlamaConfig(max_position_embeddings=700, rope_parameters=rope)) == 700
+    rope["original_max_position_embeddings"] = 300
+    assert longest_context(LlamaConfig(max_position_embeddings=700, rope_parameters=rope)) == 300
+    assert longest_context(GPT2Config(n_positions=90)) == 90
+
+
+def test_a_state_that_no_file_can_hold_ends_the_dialogue_at_once():
+    model = make_model("llama")
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(1e9)
+    engine = Engine(
+        model,
+        stop_ids=STOP_IDS,
+        sampling=Sampling(0, 1, 0),
+        limits=Limits(max_new_tokens=12, max_context=600),
+        batch_size=3,
+    )
+    finished = list(engine.run(map(Script, range(3))))
+    assert engine.stats["passes"] == 1 and len(finished) == 3
+    for dialogue in finished:
+        assert "turn 1: the state of layer 0 has values beyond 65504" in dialogue.error
+        assert "float32" not in dialogue.error
+
+
+def test_a_run_goes_on_after_turns_of_an_earlier_one():
+    model = make_model("llama")
+    reference, _ = run(model, 4, range(6))
+    conversations = []
+    for number in range(6):
+        script, turns = Script(number), reference[f"q{number}"].turns
+        script.turns = [
+            Turn(turn.number, turn.prompt, answer_ids=turn.answer_ids) for turn in turns[:2]
+        ]
+        conversations.append(script)
+    engine = Engine(
+        model,
+        stop_ids=STOP_IDS,
+        sampling=Sampling(temperature=1.0, top_p=0.9, seed=7),
+        limits=Limits(max_new_tokens=12, max_context=600),
+        batch_size=3,
+    )
+    for dialogue in engine.run(conversations):
+        turns = reference[dialogue.conversation.item_id].turns
+        read_turns(model, dialogue.turns[:2])
+        for one, two in zip(dialogue.turns, turns, strict=True):
+            assert one.answer_ids == two.answer_ids
+            assert one.logprobs == pytest.approx(two.logprobs, abs=1e-4)
+            for key in TOKEN_KEYS:
+                np.testing.assert_allclose(one.states[key], two.states[key], rtol=4e-3, atol=4e-3)
+
+
+TINY = {"vocab_size": 120, "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (GPT2Config(vocab_size=120, n_embd=32, n_layer=2, n_head=4), ""),
+        (OPTConfig(**TINY, ffn_dim=48, word_embed_proj_dim=32), ""),
+        (GPTNeoXConfig(**TINY, intermediate_size=48), ""),
+        (BloomConfig(vocab_size=120, hidden_size=32, n_layer=2, n_head=4), "bloom"),
+        (MambaConfig(vocab_size=120, hidden_size=32, num_hidden_layers=2), "mamba"),
+        (OPTConfig(**TINY, ffn_dim=48, word_embed_proj_dim=16), "opt"),
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_any_architecture_runs_or_is_refused_by_name(config, says):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).float().eval()
+    if says:
+        with pytest.raises(UserError, match=says):
+            require_packable(model)
+        return
+    require_packable(model)
+    finished, _ = run(model, 3, range(4))
+    for dialogue in finished.values():
+        for turn in dialogue.turns:
+            expected = plain_state(model, turn.prompt_ids)
+            np.testing.assert_allclose(turn.states[TOKEN_KEYS[2]], expected, rtol=4e-3, atol=4e-3)
+
+
+def test_a_mask_of_its_own_is_found_by_the_trial(monkeypatch):
+    """A model that pays attention otherwise than by position is not read wrongly."""
+    model = make_model("llama")
+    monkeypatch.setattr(
+        "spikescore.model.attention._mask",
+        lambda positions, view, window, dtype: torch.zeros(*positions.shape, view)[:, None],
+    )
+    with pytest.raises(UserError, match="not those of a plain pass"):
+        require_packable(model)

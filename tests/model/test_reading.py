@@ -11,6 +11,7 @@ from spikescore.dialogues.config import Config
 from spikescore.dialogues.dialogue import Dialogue, dialogue_record, stop_late
 from spikescore.dialogues.recorded import recorded_dialogue, shipped_dialogue
 from spikescore.errors import UserError
+from spikescore.model import reading
 from spikescore.model.chat import ChatFormat
 from spikescore.model.engine import Engine
 from spikescore.model.reading import Exchange, Transcript, encode_transcript, read_transcripts
@@ -70,9 +71,10 @@ def assert_equal_to_a_plain_pass(model, turn: Turn) -> None:
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral", "gemma2"])
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, REWRITING])
 @pytest.mark.parametrize("chunk", [7, 512])
-def test_what_is_read_equals_a_plain_forward_pass(kind, template, chunk):
+def test_what_is_read_equals_a_plain_forward_pass(kind, template, chunk, monkeypatch):
+    monkeypatch.setattr(reading, "TEACHER_CHUNK", chunk)
     model, chat, exchanges = make_model(kind), make_chat(template), make_exchanges()
-    turns = encode_transcript(model, chat, exchanges, chunk=chunk)
+    turns = encode_transcript(model, chat, exchanges)
     assert [turn.number for turn in turns] == [1, 2, 3, 4, 5]
     for turn, exchange in zip(turns, exchanges, strict=True):
         shown = chat.tokenizer.apply_chat_template(
@@ -94,7 +96,8 @@ def test_passes_are_bounded_and_nothing_is_encoded_twice(monkeypatch, template):
         return output
 
     monkeypatch.setattr(model, "forward", watching)
-    turns = encode_transcript(model, chat, make_exchanges(), chunk=32)
+    monkeypatch.setattr(reading, "TEACHER_CHUNK", 32)
+    turns = encode_transcript(model, chat, make_exchanges())
     assert all(width <= 32 and logits <= 32 for width, logits in passes)
     encoded = sum(width for width, _ in passes)
     whole = len(turns[-1].prompt_ids + turns[-1].answer_ids)
