@@ -54,6 +54,14 @@ def _unread(statement: Statement) -> Reading | None:
     return (None, "") if says_nothing(statement.text) else None
 
 
+def _names_another(statement: Statement) -> bool:
+    """True where what is marked as the answer is a few words ("The answer is wine."): it can be
+    read, and is of another kind than the gold answer.
+    """
+    few = len(statement.text.split()) <= 6 and folded(statement.text) not in ("n a", "na", "tbd")
+    return bool(statement.mark) and few and not says_nothing(statement.text)
+
+
 # --- exact ------------------------------------------------------------------------------------
 
 _ARTICLES = {"a", "an", "the"}
@@ -387,8 +395,10 @@ def numeric(question: Question, answer: str) -> Reading:
     read, text, sure = _stated_number(statement)
     if read is None and folded(statement.text) in ("none", "nothing", "nil"):
         return (None if any(gold.value == 0 for gold in golds) else 0), statement.text
+    if read is None and abstains(statement.whole):
+        return 0, "says that it does not know"
     if read is None:
-        return (0, "says that it does not know") if abstains(statement.whole) else (None, "")
+        return (0 if _names_another(statement) else None), statement.text
     said = text[read.start : read.end].strip()
     before, after = text[: read.start].casefold(), text[read.end :]
     if re.search(r"(?:\bnot|n['’]t)(?: (?:be|equal|equal to|in))?\s*$", before):
@@ -548,7 +558,7 @@ def choice(question: Question, answer: str) -> Reading:
     refused = [one for one in choices if _find(_needle(one)[0], _words(statement.whole))]
     if gold in denied or any(choices[gold] == one for one in refused):
         return 0, "not that option"
-    return None, "no option"
+    return (0 if _names_another(statement) else None), "no option"
 
 
 def _pick(letters: set[int], texts: set[int]) -> int | None:

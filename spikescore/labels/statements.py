@@ -136,7 +136,9 @@ def _value(content: Any) -> str | None:
                     text = _value(inner)
                     return f"{_all_values(inner) if text is None else text} {unit}".strip()
         if len(content) == 1:
-            inner = next(iter(content.values()))
+            name, inner = next(iter(content.items()))
+            if _ASIDE.search(_key(str(name))):
+                return ""
             return _all_values(inner) if isinstance(inner, dict) else _value(inner)
         return None
     if isinstance(content, list):
