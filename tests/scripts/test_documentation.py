@@ -15,7 +15,6 @@ import re
 import runpy
 import shlex
 import shutil
-import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -103,9 +102,7 @@ def verdict(body: dict, _: int) -> tuple:
 def sandbox(tmp_path_factory):
     """A copy of the project, its experiment small; a judge on loopback that says yes."""
     folder = tmp_path_factory.mktemp("clone") / "project"
-    tracked = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
+    tracked = run(["git", "ls-files"]).stdout.splitlines()
     for name in tracked:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
