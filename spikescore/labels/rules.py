@@ -381,6 +381,9 @@ _CONCLUDES = re.compile(
 _RANGE = re.compile(r"\bbetween\b[^.;\n]{0,15}$", re.IGNORECASE)
 
 
+_ENUMERATION = re.compile(r"^\s*(?:step\s*)?\d{1,2}[.):]\s+(?=\S)", re.IGNORECASE | re.MULTILINE)
+
+
 def numeric(question: Question, answer: str) -> Reading:
     """Return (label, number read): the statement's number equals a gold number to 1e-6.
 
@@ -432,7 +435,8 @@ def _stated_number(statement: Statement) -> tuple[Number | None, str, bool]:
             return number, text, True
         if statement.mark == "marked":
             return None, "", True
-    lines = sentences(statement.whole)
+    whole, numbered = _ENUMERATION.subn("", statement.whole)
+    lines = sentences(whole if numbered > 1 else statement.whole)
     if lines and len(lines) > 1 and len(lines[0].split()) <= 3:  # the number first, then why
         number, text = _number_of(lines[0])
         if (
@@ -723,8 +727,10 @@ def _stated_expressions(statement: Statement) -> list[str]:
         stated.append(spans[0] if clause and len(spans) == 1 else spans[-1])
     else:
         lines = [line for line in text.strip().split("\n") if line.strip()]
-        cut = re.split(r",\s+(?:and|so|which|where|as|since)\b|\.\s", lines[-1])[0] if lines else ""
-        stated.append(re.split(r"\bis\b|\bare\b|=", cut)[-1])
+        line = lines[-1] if lines else ""
+        line = re.split(r"\b(?:so|thus|hence|therefore)\b", line, flags=re.IGNORECASE)[-1]
+        cut = re.split(r",\s+(?:and|which|where|as|since)\b|\.\s", line)[0]
+        stated.append(re.split(r"\bis\b|\bare\b|\bequals\b|=", cut)[-1])
     last = stated[-1].rsplit("=", 1)
     if re.search(r"\bor\b|\band\b|,", stated[-1]):
         last = last[:1]
