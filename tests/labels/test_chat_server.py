@@ -164,15 +164,15 @@ def test_what_is_no_completion_is_an_error_costs_no_other_item_and_is_not_kept(
 
 
 def test_no_more_calls_at_a_time_than_allowed_and_no_fewer() -> None:
+    together = threading.Barrier(7)  # broken unless seven are there at the same time
+
     def slow(body, _):
-        time.sleep(0.05)
+        together.wait(LIMIT)
         return echo(body)
 
     with FaultyServer(slow) as server:
-        begin = time.monotonic()
         make_asker(server, concurrency=7).ask_many([talk(str(n)) for n in range(28)])
         assert server.most == 7
-        assert time.monotonic() - begin < 28 * 0.05  # one at a time would take this at least
 
 
 def test_more_calls_at_a_time_than_one_client_makes() -> None:
@@ -218,7 +218,7 @@ def test_a_reply_that_only_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
         stop.set()
         thread.join()
     assert reply.text is None and "no whole reply" in reply.error
-    assert 0.5 <= took < 3
+    assert took >= 0.5
 
 
 def test_a_setting_that_the_server_refuses_is_left_out_from_then_on(tmp_path: Path) -> None:
