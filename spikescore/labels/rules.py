@@ -498,6 +498,7 @@ def _number_of(text: str) -> tuple[Number | None, str]:
 
 # --- choice -----------------------------------------------------------------------------------
 
+_PROSE = 20  # words, from which on options may be named without being chosen
 _LOOK_ALIKES = str.maketrans("АВСЕНКМОРТХавсеΑΒΕΖΗΙΚΜ", "ABCEHKMOPTXabceABEZHIKM")
 _NO_LETTER = re.compile(
     r"\b(?:vitamin|hepatitis|plan|class|type|grade|group|team|number|point|section|part|figure"
@@ -551,6 +552,8 @@ def choice(question: Question, answer: str) -> Reading:
             if not marked and len(letters | texts) == len(set(first)) > 2:
                 return None, "all options"
             picked = _pick(letters, texts)
+            if picked is None and not marked and not letters and len(text.split()) > _PROSE:
+                return None, "several options, in prose"
             if picked is None or picked >= len(choices):
                 return 0, "no single option"
             return int(picked == first[gold]), f"{chr(ord('A') + picked)}. {choices[picked]}"
