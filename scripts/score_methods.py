@@ -17,8 +17,8 @@ layers need.
 Writes a score book, <save_path>.pkl with the scores and <save_path>.json with items, splits,
 methods and what was chosen; tables are made from it alone. A method whose measures are missing, or
 a domain with too few items of a class, is left out and named at the end; a method whose results
-are not what a detector must return is named at once, and the exit status is 1. Nothing is written
-to the data folder.
+are not what a detector must return is named at once, as are measures that cannot be read, and the
+exit status is 1. Nothing is written to the data folder.
 """
 
 from __future__ import annotations
@@ -130,7 +130,8 @@ def main() -> int:
         print(summary(book))
         print("wrote " + " and ".join(map(str, written)))
     print(f"{time.perf_counter() - started:.0f} s in all")
-    return 1 if any(book.about.get("misbehaved") for book in books.values()) else 0
+    about = [book.about for book in books.values()]
+    return 1 if any(one.get("misbehaved") or one.get("unread") for one in about) else 0
 
 
 def book_path(save_path: Path, folder: str) -> Path:

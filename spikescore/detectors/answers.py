@@ -51,6 +51,8 @@ class Answers:
     left_out: dict[str, int]
     identity: dict[str, str] = field(default_factory=dict)
     """What the model is by content, where the dialogues say it."""
+    unread: list[str] = field(default_factory=list)
+    """One message for each file of measures that could not be read, once they were asked for."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -95,13 +97,18 @@ class Answers:
 
     @cached_property
     def measures(self) -> list[dict[str, Any]]:
-        """What measure_answers.py found for each item; {} where it was not run.
-
-        UserError when a file is something else, or speaks of another number of turns.
+        """What measure_answers.py found for each item; {} where it was not run, and where its file
+        is damaged or of another dialogue, which is told and kept in `unread`.
         """
-        return [
-            measures_of(path, record) for path, record in zip(self.paths, self.records, strict=True)
-        ]
+        found = []
+        for path, record in zip(self.paths, self.records, strict=True):
+            try:
+                found.append(measures_of(path, record))
+            except UserError as error:
+                log.error("error: %s", error)
+                self.unread.append(str(error))
+                found.append({})
+        return found
 
     def per_turn(self, name: str) -> np.ndarray:
         """Return a number that every step of the JSON has: float64 [n, K], NaN where it lacks it.

@@ -279,6 +279,7 @@ class _Scoring:
             "items_left_out": target.left_out,
             "left_out": self.left_out,
             "misbehaved": self.misbehaved,
+            "unread": target.unread,
             "unscored": {name: count for name, count in unscored.items() if count},
             "seconds": {name: round(spent, 3) for name, spent in self.seconds.items()},
         }

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from spikescore.detectors.answers import Answers, read_answers
 from spikescore.detectors.base import FAMILIES, TurnDetector
 from spikescore.detectors.consistency import eigen_score
 from spikescore.detectors.scoring import learns
-from spikescore.errors import UserError
 from spikescore.measures.file import texts_digest
 from tests.helpers.factories import MODEL, make_pairs, make_record
 
@@ -307,7 +307,9 @@ def test_measures_are_read_from_beside_the_pair(tmp_path):
         ([1], "holds no measures"),
     ],
 )
-def test_measures_of_something_else_are_refused(tmp_path, content, message):
+def test_measures_of_something_else_are_named_and_not_read(tmp_path, caplog, content, message):
     items = measure(tmp_path, content)
-    with pytest.raises(UserError, match=f"toy-0001.*{message}"):
-        REGISTRY["sharpness"]().score(items)
+    scores = REGISTRY["sharpness"]().score(items)
+    assert np.isnan(scores).all() and scores.shape == (2,)
+    assert len(items.unread) == 1 and re.search(f"toy-0001.*{message}", items.unread[0])
+    assert items.unread[0] in caplog.text

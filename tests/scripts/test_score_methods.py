@@ -331,6 +331,22 @@ def test_wrong_settings_are_refused(items, settings, message):
         score_methods(items, Settings(**settings))
 
 
+def test_one_damaged_file_of_measures_leaves_the_others_scored(folder, items, caplog):
+    paths = [items.paths[place].with_suffix(".measures.pkl") for place in (0, 1)]
+    content = {"format": 1, "model": "m", "settings": {}, "first": {"p_true": 0.25}}
+    paths[0].write_bytes(pickle.dumps({**content, "texts": texts_digest(items.records[0])}))
+    paths[1].write_bytes(b"")
+    try:
+        book = scored(read_answers(folder, token_key=TOKEN), "p_true", "answer_length")
+    finally:
+        for path in paths:
+            path.unlink()
+    scores = book.scores["p_true", "", 0]
+    assert scores[0] == -0.25 and np.isnan(scores[1:]).all()
+    assert len(book.about["unread"]) == 1 and paths[1].name in book.about["unread"][0]
+    assert paths[1].name in caplog.text
+
+
 def test_the_script_writes_a_book_that_reads_back(folder, tmp_path):
     done = run_script(
         "scripts/score_methods.py", "--data_dir", folder,
