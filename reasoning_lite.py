@@ -103,8 +103,9 @@ def run(config: Config, items: list[Item], judge: Judge, dry: bool) -> int:
     process = this_process()
     in_step = config.tp_plan is not None  # all processes hold slices of one model
     chat = ChatFormat(load_tokenizer(config.placement), enable_thinking=config.enable_thinking)
-    identity = running.identity_of(config, chat)
-    plan.refuse_other_run(config, items, identity)
+    if not dry:  # which reads no weights, and may fetch none
+        identity = running.identity_of(config, chat)
+        plan.refuse_other_run(config, items, identity)
     mine = items if in_step else process.share(items)
     todo = plan.unfinished(mine, config)
     done = len(mine) - len(todo)

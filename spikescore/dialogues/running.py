@@ -94,7 +94,7 @@ def summary(tally: Tally, config: Config, seconds: float) -> Iterator[str]:
         yield tally.guard
     if tally.failed:
         yield "each failed item left an <id>.error.json that says why; run again to retry them"
-    if tally.labels["unlabelled"]:
+    if tally.labels["unlabelled"] or tally.labels["unread"]:
         yield "label the rest with: python scripts/label_answers.py --relabel DIR --judge NAME"
 
 
@@ -352,6 +352,7 @@ class Job:
                 entropies=[round(value, 9) for value in last.entropies],
                 confidence=last.first_token_confidence,
                 finish=last.finish_reason,
+                seconds=last.seconds,
             )
             self._turn_ended(len(last.answer_ids))
         prompt = self.dialogue.next_prompt(last)
@@ -388,6 +389,7 @@ class Job:
             entropies=[float(value) for value in entry["entropies"]],
             first_token_confidence=entry["confidence"],
             finish_reason=entry["finish"],
+            seconds=float(entry["seconds"]),
         )
         self.turns.append(turn)
         try:
@@ -501,12 +503,14 @@ class Run:
         if self.server:
             record["backend"] = self.config.backend
             record["server_model"] = self.server.server.model
+        unread = False
         if job.label is not None:
             judgement = job.label.result()
+            unread = judgement.unread
             self.tally.judgements.append(judgement)
             record["nil_label"], record["nil_judge"] = judgement.label, judgement.as_dict()
         if job.label is not None or job.item.source:
-            label = label_name(record["nil_label"])
+            label = "unread" if unread else label_name(record["nil_label"])
             self.tally.labels[label] += 1
             self.tally.cut_off[label] += record["first_answer_cut_off"]
         return record

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from spikescore.data.question import Question
+from spikescore.data.question import Question, question_from_record, record_fields
 from spikescore.data.reading import load_questions
 from spikescore.errors import UserError
 from tests.helpers.native_rows import SHAPES
@@ -230,3 +232,23 @@ def test_short_columns_are_kept_beside_the_question(tmp_path: Path, shape: str) 
         assert "HIDDEN" in told or not same
         kept = {key: value for key, value in question.meta.items() if key != "shipped"}
         json.dumps(kept, allow_nan=False)  # a pair can keep it
+
+
+def test_what_a_data_set_says_of_an_item_is_kept_in_the_pair_and_comes_back():
+    said = {
+        "scope": "europe",
+        "tier": 2,
+        "share": math.nan,
+        "tags": ("a", 1.5),
+        "of": {1: date.min},
+    }
+    question = Question(
+        "x", "d", "Q?", "C", ("a", "b"), ("a", "A"), "g", (("q", "a"),), "choice",
+        {**said, "incorrect_answers": ["b"], "shipped": {"messages": []}},
+    )  # fmt: skip
+    record = json.loads(json.dumps(record_fields(question), allow_nan=False))
+    plain = {"share": None, "tags": ["a", 1.5], "of": {"1": "0001-01-01"}}
+    assert record["meta"] == {**said, **plain} and record["incorrect_answers"] == ["b"]
+    back = question_from_record(record)
+    assert back.meta == {**said, **plain, "incorrect_answers": ("b",)}
+    assert record_fields(back) == record

@@ -17,7 +17,13 @@ import pytest
 from spikescore.data.question import Question
 from spikescore.dialogues.config import load_config
 from spikescore.dialogues.dialogue import Dialogue
-from spikescore.dialogues.plan import load_items, load_recorded, unfinished
+from spikescore.dialogues.plan import (
+    content_digest,
+    load_items,
+    load_recorded,
+    refuse_other_run,
+    unfinished,
+)
 from spikescore.dialogues.preview import preview
 from spikescore.errors import UserError
 from spikescore.model.chat import ChatFormat
@@ -25,6 +31,7 @@ from spikescore.model.turns import Turn, token_sequences
 from spikescore.pairs import TOKEN_KEYS, find_records, iter_records, read_states
 from tests.helpers.fault_server import FaultyServer, completion
 from tests.helpers.oracles import assert_same_pairs, states_at
+from tests.helpers.real_server import closed_port
 from tests.helpers.running import DEMO, make_tokenizer, run_script, start_script, wait_until
 
 STEP_KEYS = {
@@ -233,6 +240,63 @@ def test_a_second_run_does_nothing_and_another_config_is_refused(finished_run, c
     assert before == {path: path.stat().st_mtime_ns for path in folder.glob("sum-*")}
 
 
+def test_what_does_not_belong_to_a_folder_is_refused_by_its_name(
+    finished_run, config_file, questions_file
+):
+    folder, _ = finished_run
+    config = load_config(config_file)
+    identity = json.loads((folder / "run.json").read_text())["identity"]
+    assert json.loads((folder / "sum-41.json").read_text())["identity"] == identity
+    rows = json.loads(questions_file.read_text())
+
+    def check(rows=rows, config=config, **changes):
+        questions_file.write_text(json.dumps(rows))
+        content_digest.cache_clear()
+        items = load_items(config)
+        refuse_other_run(config, items)
+        refuse_other_run(config, items, {**identity, **changes})
+        return [item.question.id for item in unfinished(items, config)]
+
+    assert check() == []
+    for part in identity:
+        with pytest.raises(UserError, match=rf"{re.escape(str(folder))}.*other: {part}\)"):
+            check(**{part: "another"})
+    more = [*rows, {**rows[0], "id": "more", "question": "What is 1 plus 1?"}]
+    assert check(more) == ["more"]
+    with pytest.raises(UserError, match="another data set.*sum-40"):
+        check(more[1:])
+    for key in ("question", "context", "gold_answers"):
+        changed = [{**rows[0], key: ["7"] if key == "gold_answers" else "another"}, *rows[1:]]
+        with pytest.raises(UserError, match=f"other: {key}"):
+            check(changed)
+    # a folder of before, without an identity, goes on; one without any dialogue is anybody's
+    for path in (folder / "run.json", *find_records(folder)):
+        record = json.loads(path.read_text())
+        path.write_text(
+            json.dumps({k: v for k, v in record.items() if k not in ("identity", "data")})
+        )
+    assert check(weights="another") == []
+    other = load_config(config_file, ["temperature=0.5"])
+    (folder / "run.json").unlink()
+    with pytest.raises(UserError, match="temperature"):
+        check(config=other)
+    for path in find_records(folder):
+        path.unlink()
+    assert len(check(config=other)) == 12
+
+
+@pytest.mark.parametrize("damage", [b"", b"half", b"\x80\x05."])
+def test_a_damaged_pair_is_named_and_made_again(finished_run, config_file, damage, caplog):
+    folder, _ = finished_run
+    config = load_config(config_file)
+    pkl, text = folder / "sum-44.pkl", folder / "sum-47.json"
+    pkl.write_bytes(pkl.read_bytes()[:-2000] if damage == b"half" else damage)
+    text.write_bytes(text.read_bytes()[:-200] if damage == b"half" else damage)
+    todo = unfinished(load_items(config), config)
+    assert sorted(item.question.id for item in todo) == ["sum-44", "sum-47"]
+    assert "sum-44.pkl" in caplog.text and "sum-47.json" in caplog.text
+
+
 def test_an_unfinished_pair_is_redone(finished_run, config_file):
     folder, _ = finished_run
     (folder / "sum-41.json").unlink()
@@ -281,9 +345,19 @@ def bad_inputs(folder: Path):
     yield "broken row", [f"dataset_path={folder}/broken.jsonl"], ["broken.jsonl", "line 2"]
     yield "judge", ["judge=wise"], ["wise", "exact"]
     yield "prompts", ["prompts_file=none.json"], ["none.json"]
+    yield "device", ["device_map=cuda:99"], ["device_map", "cuda:99"]
+    yield "device in a map", ['device_map={"": "gpu"}'], ["device_map", '"gpu" is no device']
+    yield "memory", ['max_memory={"77": "1GiB"}'], ["max_memory", '"77"']
+    yield (
+        "output below a file",
+        [f"output_dir={folder}/empty.json/out"],
+        ["empty.json", "is a file"],
+    )
+    nobody = f"http://u:secret@127.0.0.1:{closed_port()}/v1"
+    yield "server", ["backend=openai", f"server_url={nobody}"], ["cannot be reached", "127.0.0.1"]
 
 
-@pytest.mark.parametrize("case", range(9))
+@pytest.mark.parametrize("case", range(14))
 def test_bad_input_is_one_clear_message(config_file, tmp_path, case):
     name, changes, words = list(bad_inputs(tmp_path))[case]
     flags = [part for change in changes for part in ("--set", change)]
@@ -303,6 +377,13 @@ def test_a_broken_row_can_be_skipped_and_is_counted(config_file, tmp_path):
     result = run_script("reasoning_lite.py", "--config", config_file, *flags)
     assert result.returncode == 0, result.stderr
     assert "1 bad rows" in result.stderr and "wrote 1 pairs" in result.stdout
+
+
+def test_what_is_checked_first_loads_no_torch():
+    """Reading settings and questions, and checking paths, devices and servers."""
+    heavy = "{'torch', 'transformers'} & set(sys.modules)"
+    code = f"import sys, spikescore.dialogues.plan; sys.exit(bool({heavy}))"
+    assert run_script("-c", code).returncode == 0
 
 
 def test_help_needs_no_heavy_import():
