@@ -10,7 +10,9 @@
 
 Each question becomes a pair in `output_dir`: <id>.json (the dialogue, its label) and <id>.pkl
 (FP16 hidden states of all layers at three tokens of every turn). A finished pair is skipped when
-the command is run again, so a killed run goes on where it stopped.
+the command is run again, and a run that was killed or interrupted goes on from the last finished
+turn of every dialogue. A folder takes one run at a time, and pairs of one run only: other settings,
+another model (by content) or another data set are refused with what differs.
 
 With "backend": "openai" any server with the OpenAI interface holds the dialogues, and the model in
 `model_path` reads the hidden states from the transcripts. Keys stand in the environment:
