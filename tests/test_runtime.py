@@ -152,10 +152,11 @@ def test_a_script_ends_with_the_one_that_started_it(tmp_path):
         "run_main(main)\n"
     )
     (tmp_path / "parent.py").write_text(
-        "import os, subprocess, sys\n"
+        "import os, sys\n"
+        "from subprocess import call\n"
         "from spikescore.errors import STARTER\n"
         "environment = {**os.environ, STARTER: str(os.getpid())}\n"
-        f"subprocess.run([sys.executable, {str(tmp_path / 'child.py')!r}], env=environment)\n"
+        f"call([sys.executable, {str(tmp_path / 'child.py')!r}], env=environment)\n"
     )
     with ended_after():
         parent = start_script(tmp_path / "parent.py", env={"PYTHONPATH": str(ROOT)})
