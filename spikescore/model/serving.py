@@ -19,8 +19,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import queue
-from collections.abc import Callable, Iterable, Iterator
+import re
+import time
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,16 +32,37 @@ from spikescore.model.chat import ChatFormat, Message
 from spikescore.model.reading import Exchange, Transcript
 from spikescore.model.sampling import Sampling
 from spikescore.model.turns import Limits
-from spikescore.runtime import EventLoop, brief, derived_seed
+from spikescore.runtime import EventLoop, brief, derived_seed, without_refused
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 
+log = logging.getLogger("spikescore")
+
 MAX_RETRIES = 8  # of the client: 429, 5xx and time-outs, with back-off or the server's Retry-After
 PROBE_SECONDS = 300  # a server may load its model at the first request
-DEFAULT_SECONDS = 3600.0  # for one request when generation_timeout is null
-_ENDINGS = {"stop": "stop", "length": "length", "eos_token": "stop", "stop_sequence": "stop"}
+STUCK_SECONDS = 3600.0  # without an answer to any request, or to one: something hangs
+COUNTED = 2  # tokens by which servers' counts of an answer may differ
+_ENDS = (
+    "", "none", "null", "stop", "eos", "eos_token", "end", "end_turn", "end_of_text", "stop_token",
+    "stop_sequence", "complete", "completed", "finished", "done",
+)  # fmt: skip
+_CUTS = (
+    "length", "max_tokens", "max_length", "max_new_tokens", "max_output_tokens", "model_length",
+    "max_completion_tokens", "token_limit",
+)  # fmt: skip
+_FAULTS = (
+    "content_filter", "safety", "recitation", "blocklist", "prohibited_content", "spii", "error",
+    "abort", "aborted", "cancelled", "tool_calls", "function_call",
+)  # fmt: skip
+_ENDINGS = dict.fromkeys(_ENDS, "stop") | dict.fromkeys(_CUTS, "length")
+_FULL = re.compile(
+    r"context|too (?:long|large|many tokens)|(?:token|length).*(?:exceed|maximum|limit|<=)"
+    r"|(?:exceed|maximum|max_\w+|reduce|longer).*(?:token|length)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""How servers say that prompt and answer are more than they hold."""
 
 
 class Spoken(Protocol):
@@ -71,6 +95,9 @@ class ServedGenerator:
         self.chat = chat
         self.sampling = sampling
         self.in_flight = 0
+        self._time = _SharedTime()
+        self._refused: dict[str, str | None] = {}  # parameters, and their other names
+        self._cap = 0  # most tokens of an answer, where the server allows fewer than asked for
         options = chat.server_options
         self._extra: dict[str, Any] = {"chat_template_kwargs": options} if options else {}
 
@@ -116,16 +143,15 @@ class ServedGenerator:
 
         A conversation whose request finally fails is yielded with its error and the others go on.
         One that runs out of time keeps its finished turns (`timeout`), as does one that meets the
-        context's end (`context`). Time counts from its first request, waiting inside the server
-        included. No more than `max_in_flight` are under way or wait to be taken.
+        context's end (`context`). Time is that of its requests, shared with those that are under
+        way beside them; a server that answers nobody for STUCK_SECONDS ends all. No more than
+        `max_in_flight` are under way or wait to be taken.
         """
         waiting = iter(conversations)
         done: queue.SimpleQueue[Transcript | BaseException] = queue.SimpleQueue()
         with EventLoop() as loop:
             client = loop.open(
-                self.server.client_factory(
-                    timeout=limits.item_seconds or DEFAULT_SECONDS, max_retries=MAX_RETRIES
-                )
+                self.server.client_factory(timeout=STUCK_SECONDS, max_retries=MAX_RETRIES)
             )
 
             def fill() -> None:
@@ -148,15 +174,12 @@ class ServedGenerator:
         exchanges = getattr(conversation, "exchanges", [])
         transcript = Transcript(conversation, exchanges, "complete")
         try:
-            async with asyncio.timeout(limits.item_seconds):
-                await self._talk(client, conversation, limits, transcript)
-        except TimeoutError:
+            await self._talk(client, conversation, limits, transcript)
+        except TimeoutError as error:
             # the answer on its way is lost: without it nothing half-said is stored
             transcript.reason = "timeout"
             if not transcript.exchanges:
-                transcript.error = (
-                    f"no answer within generation_timeout = {limits.item_seconds:g} s"
-                )
+                transcript.error = str(error)
         except Refused:
             raise
         except UserError as error:
@@ -168,51 +191,97 @@ class ServedGenerator:
     ) -> None:
         import openai
 
-        more = not getattr(conversation, "is_over", False)
+        more, spent = not getattr(conversation, "is_over", False), 0.0
         while more:
             number = len(transcript.exchanges) + 1
             messages = list(conversation.messages)
             room = limits.max_context - len(self.chat.render(messages))
             if room < 1:
-                transcript.reason = "context"
-                if number == 1:
-                    raise UserError(
-                        "the first prompt has more tokens than the context of "
-                        f"{limits.max_context} allows"
-                    )
-                return
+                return self._end_by_context(transcript, f"{limits.max_context} (model_max_tokens)")
+            asked = min(limits.max_new_tokens, room)
             seed = derived_seed(self.sampling.seed, conversation.item_id, number) & 0x7FFFFFFF
             try:
-                response = await self._request(
-                    client,
-                    self.chat.accepted(messages),
-                    max_tokens=min(limits.max_new_tokens, room),
-                    seed=seed,
-                )
+                accepted = self.chat.accepted(messages)
+                request = self._request(client, accepted, max_tokens=asked, seed=seed)
+                response, seconds = await self._time.share(request, limits.item_seconds, spent)
+                spent += seconds
                 answer, ending = _read(response)
-            except openai.BadRequestError as error:
-                if number > 1 and "context" in brief(error).lower():
-                    transcript.reason = "context"  # the server's context is smaller than ours
-                    return
-                raise UserError(f"turn {number}: the server refused it: {brief(error)}") from error
+            except openai.APIStatusError as error:
+                if number > 1 and _is_full(error):
+                    return self._end_by_context(transcript, "the server")
+                said = "the server refused it: " if error.status_code in (400, 422) else ""
+                raise UserError(f"turn {number}: {said}{brief(error)}") from error
             except (openai.OpenAIError, ValueError) as error:
                 raise UserError(f"turn {number}: {brief(error)}") from error
+            if ending == "length" and asked < limits.max_new_tokens:
+                return self._end_by_context(transcript, f"{limits.max_context} (model_max_tokens)")
+            if ending == "length" and self._is_stump(response, answer, number, asked):
+                return self._end_by_context(transcript, "the server")
             transcript.exchanges.append(Exchange(messages, answer, ending))
             tokens = self.chat.tokenizer(answer, add_special_tokens=False)["input_ids"]
             more = conversation.answered(answer, len(tokens))
 
+    def _end_by_context(self, transcript: Transcript, whose: str) -> None:
+        """End a dialogue whose next turn does not fit; UserError when it has none yet."""
+        transcript.reason = "context"
+        if not transcript.exchanges:
+            raise UserError(f"the first turn has more tokens than the context of {whose} allows")
+
+    def _is_stump(self, response: Any, answer: str, number: int, asked: int) -> bool:
+        """Whether the server's context cut an answer that could have had `asked` tokens.
+
+        An answer cut as short at the first turn, whose prompt is the shortest, was cut by the most
+        that the server lets any answer have.
+        """
+        written = getattr(getattr(response, "usage", None), "completion_tokens", None)
+        if not isinstance(written, int) or "max_tokens" in self._refused:
+            return False
+        if written == 0 and not answer:
+            return True
+        if number == 1 and written + COUNTED < asked:
+            self._cap = max(self._cap, written)
+        return number > 1 and written + COUNTED < (self._cap or asked)
+
     async def _request(
         self, client: AsyncOpenAI, messages: list[Message], *, max_tokens: int, seed: int
     ) -> Any:
-        return await client.chat.completions.create(
-            model=self.server.model,
-            messages=messages,
-            temperature=self.sampling.temperature,
-            top_p=self.sampling.top_p,
-            max_tokens=max_tokens,
-            seed=seed,
-            extra_body=self._extra or None,
-        )
+        """Ask for a completion, without the parameters that the server has refused by name."""
+        import openai
+        from openai.types.chat import ChatCompletion
+
+        request = {
+            "model": self.server.model,
+            "messages": messages,
+            "temperature": self.sampling.temperature,
+            "top_p": self.sampling.top_p,
+            "max_tokens": max_tokens,
+            "seed": seed,
+            **self._extra,
+        }
+        while True:
+            sent = {}
+            for name, value in request.items():
+                while name in self._refused:
+                    name = self._refused[name]
+                if name is not None:
+                    sent[name] = value
+            try:
+                return await client.post("/chat/completions", body=sent, cast_to=ChatCompletion)
+            except openai.APIStatusError as error:
+                accepted = without_refused(sent, error)
+                if accepted is None:
+                    raise
+                self._refuse(sent, accepted)
+
+    def _refuse(self, sent: dict[str, Any], accepted: dict[str, Any]) -> None:
+        """Remember for all further requests what a server does not take."""
+        other = next(iter(accepted.keys() - sent.keys() - self._refused.keys()), None)
+        for name in sent.keys() - accepted.keys() - self._refused.keys():
+            self._refused[name] = other
+            log.warning(
+                "the server refuses %s=%s: %s", name, sent[name],
+                f"sent as {other}" if other else "left out, its own setting counts",
+            )  # fmt: skip
 
 
 def _read(response: Any) -> tuple[str, str]:
@@ -222,9 +291,54 @@ def _read(response: Any) -> tuple[str, str]:
         answer, ending = choice.message.content, choice.finish_reason
     except (AttributeError, IndexError, TypeError) as error:
         raise ValueError(f"no chat completion: {str(response)[:200]}") from error
-    if ending is not None and ending not in _ENDINGS:
+    plain = re.sub(r"[^a-z]+", "_", str(ending or "").lower()).strip("_")
+    plain = re.sub(r"^finish_?reason_", "", plain)
+    if plain in _FAULTS:
         raise ValueError(f"the server ended the answer with {ending}")
     # null: all its tokens were thoughts that the server took out, or it had none
     if not isinstance(answer, str | None):
         raise ValueError(f"the answer is {type(answer).__name__}, not text")
-    return (answer or "").strip(), _ENDINGS.get(ending, "stop")
+    return (answer or "").strip(), _ENDINGS.get(plain, str(ending))
+
+
+def _is_full(error: Any) -> bool:
+    """Whether a refusal says that the context is full."""
+    return error.status_code in (400, 413, 422) and bool(_FULL.search(error.response.text))
+
+
+class _SharedTime:
+    """Time that requests under way share: each is charged what goes by divided by their number."""
+
+    def __init__(self) -> None:
+        self._active, self._charged = 0, 0.0  # charged: to a request that was always under way
+        self._at = self._heard = time.monotonic()
+
+    def _now(self, more: int = 0) -> float:
+        now = time.monotonic()
+        self._charged += (now - self._at) / max(1, self._active)
+        self._at, self._active = now, self._active + more
+        return self._charged
+
+    async def share(
+        self, work: Coroutine[Any, Any, Any], limit: float | None, spent: float
+    ) -> tuple[Any, float]:
+        """Return what a request gives, and its seconds; TimeoutError where they and those spent
+        before are beyond the limit, or when nobody has been answered for too long.
+        """
+        if not self._active:
+            self._heard = time.monotonic()
+        began, task = self._now(+1), asyncio.ensure_future(work)
+        try:
+            while True:
+                await asyncio.wait({task}, timeout=min(1.0, 0.05 + (limit or 1.0) / 10))
+                seconds = self._now() - began
+                if task.done():
+                    self._heard = time.monotonic()
+                    return task.result(), seconds
+                if limit is not None and spent + seconds > limit:
+                    raise TimeoutError(f"no answer within generation_timeout = {limit:g} s")
+                if time.monotonic() - self._heard > STUCK_SECONDS:
+                    raise TimeoutError(f"the server has answered nobody for {STUCK_SECONDS:g} s")
+        finally:
+            self._now(-1)
+            task.cancel()

@@ -23,7 +23,7 @@ from spikescore.pairs import TOKEN_KEYS, iter_records, read_states
 from spikescore.runtime import derived_seed
 from tests.helpers.fault_server import FaultyServer, completion
 from tests.helpers.real_server import closed_port, serve
-from tests.helpers.running import CHAT_TEMPLATE, DEMO, make_tokenizer, run_script
+from tests.helpers.running import CHAT_TEMPLATE, DEMO, LIMIT, make_tokenizer, run_script
 
 REQUEST_KEYS = {"model", "messages", "temperature", "top_p", "max_tokens", "seed"}
 
@@ -218,7 +218,18 @@ def test_an_empty_answer_is_an_answer(start_server, content):
 
 @pytest.mark.parametrize(
     ("ending", "kept"),
-    [("stop", "stop"), ("length", "length"), ("eos_token", "stop"), (None, "stop")],
+    [
+        ("stop", "stop"),
+        ("length", "length"),
+        ("eos_token", "stop"),
+        (None, "stop"),
+        ("", "stop"),
+        ("eos", "stop"),
+        ("STOP", "stop"),
+        ("FinishReason.MAX_TOKENS", "length"),
+        ("end_turn", "stop"),
+        ("repetition", "repetition"),
+    ],  # fmt: skip
 )
 def test_how_an_answer_ended_is_kept(start_server, ending, kept):
     server = start_server(lambda body, _: completion("yes", ending))
@@ -226,13 +237,16 @@ def test_how_an_answer_ended_is_kept(start_server, ending, kept):
 
 
 def test_a_dialogue_over_its_time_keeps_its_finished_turns(start_server):
+    over = threading.Event()
+
     def reply(body, number):
         if last_message(body) in ("a 3", "b 1"):
-            time.sleep(1.5)
+            over.wait(LIMIT)
         return completion("yes")
 
     server = start_server(reply)
-    ended = hold(server.url, [Talk("a"), Talk("b"), Talk("c")], seconds=0.6)
+    ended = hold(server.url, [Talk("a"), Talk("b"), Talk("c")], seconds=1.5)
+    over.set()
     assert ended["a"].reason == "timeout" and ended["a"].error is None
     assert [x.answer for x in ended["a"].exchanges] == ["yes", "yes"]
     assert "generation_timeout" in ended["b"].error
@@ -251,7 +265,93 @@ def test_the_context_ends_a_dialogue_here_and_on_the_server(start_server):
     here = hold(server.url, [Talk("b")], context=lengths[1] + 2)["b"]
     assert (here.reason, here.error, len(here.exchanges)) == ("context", None, 2)
     assert server.bodies[-1]["max_tokens"] == 2  # what the context leaves, not 9
+    cut = start_server(
+        lambda body, _: completion("ye", "stop" if body["max_tokens"] == 9 else "length")
+    )
+    stump = hold(cut.url, [Talk("b")], context=lengths[1] + 2)["b"]
+    assert (stump.reason, stump.error, len(stump.exchanges)) == ("context", None, 1)
     assert "context" in hold(server.url, [Talk("c")], context=lengths[0])["c"].error
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (422, '{"error": "`inputs` tokens + `max_new_tokens` must be <= 2048. Given: 1900"}'),
+        (400, '{"message": "The sum of prompt length (2040) should not exceed max_num_tokens"}'),
+        (400, '{"error": {"code": "context_length_exceeded", "message": "Reduce the messages"}}'),
+        (413, '{"error": "prompt is too long: 9001 tokens"}'),
+        (200, '{"completion_tokens": 0}'),
+        (200, '{"completion_tokens": 4}'),
+    ],
+)
+def test_the_ways_in_which_servers_say_that_the_context_is_full(start_server, status, said):
+    def reply(body, _):
+        if last_message(body) != "a 3":
+            return completion("yes")
+        if status != 200:
+            return status, {}, said
+        usage = json.loads(said)
+        status_code, headers, text = completion(
+            "" if not usage["completion_tokens"] else "ye", "length"
+        )
+        return status_code, headers, json.dumps({**json.loads(text), "usage": usage})
+
+    ended = hold(start_server(reply).url, [Talk("a")])["a"]
+    assert (ended.reason, ended.error, len(ended.exchanges)) == ("context", None, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "refusal", "renamed"),
+    [
+        ("temperature", "Unsupported value: 'temperature' does not support 0.2", None),
+        ("seed", "[{'loc': ['body', 'seed'], 'msg': 'Extra inputs are not permitted'}]", None),
+        ("max_tokens", "'max_tokens' is not supported. Use 'max_completion_tokens' instead.",
+         "max_completion_tokens"),
+        ("top_p", "Unrecognized request argument supplied: top_p", None),
+    ],
+)  # fmt: skip
+def test_a_parameter_that_a_server_refuses_is_left_out_or_renamed(
+    start_server, caplog, name, refusal, renamed
+):
+    def reply(body, _):
+        error = {"error": {"message": refusal}}
+        return (400, {}, json.dumps(error)) if name in body else completion("yes")
+
+    server = start_server(reply)
+    ended = hold(server.url, [Talk("a")], at_once=1)["a"]
+    assert ended.error is None and len(ended.exchanges) == 3
+    assert len(server.bodies) == 4  # asked once with it, and never again
+    assert set(server.bodies[-1]) == REQUEST_KEYS - {name} | ({renamed} if renamed else set())
+    assert caplog.text.count(f"refuses {name}") == 1
+
+
+def test_time_is_shared_with_the_requests_beside_it(start_server):
+    """Twelve wait for each other, so that the batch takes longer than each may take alone."""
+    together = threading.Barrier(12)
+
+    def reply(body, number):
+        together.wait(timeout=LIMIT)
+        time.sleep(0.5)
+        return completion("yes")
+
+    server = start_server(reply)
+    ended = hold(server.url, [Talk(f"t{n}") for n in range(12)], at_once=12, seconds=1.2)
+    assert {transcript.reason for transcript in ended.values()} == {"complete"}
+
+
+def test_a_server_that_answers_nobody_ends_the_dialogues(start_server, monkeypatch):
+    monkeypatch.setattr(serving, "STUCK_SECONDS", 0.5)
+    over = threading.Event()
+
+    def reply(body, number):
+        if last_message(body) != "a 1":
+            over.wait(LIMIT)
+        return completion("yes")
+
+    ended = hold(start_server(reply).url, [Talk("a"), Talk("b")], seconds=None)
+    over.set()
+    assert (ended["a"].reason, len(ended["a"].exchanges)) == ("timeout", 1)
+    assert "answered nobody" in ended["b"].error
 
 
 def test_an_error_while_items_are_read_ends_the_run(start_server):
