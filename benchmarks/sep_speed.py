@@ -85,10 +85,12 @@ def serve(ports: Any) -> None:
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
-                length = int(re.search(rb"content-length: *(\d+)", head, re.I)[1])
-                body = json.loads(await reader.readexactly(length))
-                await asyncio.sleep(SECONDS)
-                reply = verdict(body["messages"][-1]["content"])
+                sized = re.search(rb"content-length: *(\d+)", head, re.I)
+                body = json.loads(await reader.readexactly(int(sized[1]))) if sized else None
+                reply = "CONSISTENT"
+                if body:  # else it is asked whether it is there
+                    await asyncio.sleep(SECONDS)
+                    reply = verdict(body["messages"][-1]["content"])
                 choice = {"index": 0, "finish_reason": "stop"}
                 choice["message"] = {"role": "assistant", "content": f"VERDICT: {reply}"}
                 data = json.dumps({"id": "1", "object": "chat.completion", "choices": [choice]})

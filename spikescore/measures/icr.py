@@ -81,16 +81,15 @@ def _attention_of(layer: nn.Module) -> nn.Module:
 
 
 class IcrReader:
-    """Measures first exchanges, `chunk` tokens of one at a time, with the model's eager attention,
-    the only one that gives its weights.
+    """Measures first exchanges, a chunk of tokens at a time, with the model's eager attention, the
+    only one that gives its weights.
 
     Of the weights only the answer's rows are kept, averaged over heads, so memory is bounded by
     heads x chunk x tokens for one layer and by tokens x layers states.
     """
 
-    def __init__(self, model: PreTrainedModel, *, chunk: int = TEACHER_CHUNK) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._chunk = chunk
 
     @torch.inference_mode()
     def read(self, prompt: list[int], answer: list[int]) -> dict[str, np.ndarray]:
@@ -102,8 +101,8 @@ class IcrReader:
         ids = prompt + answer
         cache = DynamicCache(config=self._model.config)
         with _eager(self._model), _LayerTap(self._model, len(prompt)) as tap:
-            for start in range(0, len(ids), self._chunk):
-                part = torch.tensor([ids[start : start + self._chunk]], device=self._model.device)
+            for start in range(0, len(ids), TEACHER_CHUNK):
+                part = torch.tensor([ids[start : start + TEACHER_CHUNK]], device=self._model.device)
                 at = torch.arange(start, start + part.shape[1], device=self._model.device)[None]
                 tap.start = start
                 decoder(input_ids=part, position_ids=at, past_key_values=cache, use_cache=True)

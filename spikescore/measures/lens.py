@@ -168,12 +168,11 @@ class LensReader:
     An empty answer has no value: NaN.
     """
 
-    def __init__(self, model: PreTrainedModel, *, chunk: int = LENS_CHUNK) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self.lens = Lens(model)
         self.late = late_layers(self.lens.n_layers)
         self.sharp = sharpness_layer(self.lens.n_layers)
         self._passes = SlotModel(model, slots=1)
-        self._chunk = chunk
 
     @torch.inference_mode()
     def read(self, turns: Sequence[Exchange]) -> LensMeasures:
@@ -196,7 +195,7 @@ class LensReader:
         for prompt, answer in run:
             predicting[len(prompt) - 1 : len(prompt) - 1 + len(answer)] = True
         while start < len(ids):
-            part = ids[start : start + self._chunk]
+            part = ids[start : start + LENS_CHUNK]
             _, states = self._passes.feed(
                 [Part(0, part, start)], states_of=range(len(part)), logits_of=[]
             )

@@ -11,6 +11,7 @@ from scipy.spatial.distance import jensenshannon
 from transformers import GraniteConfig, GraniteForCausalLM
 
 from spikescore.errors import UserError
+from spikescore.measures import icr, lens
 from spikescore.measures.icr import IcrReader, icr_scores
 from spikescore.measures.lens import (
     LensReader,
@@ -111,12 +112,13 @@ def plain_lens(model, prompt, answer) -> dict[str, float]:
 @pytest.mark.parametrize("kind", ["llama", "gemma2"])
 @pytest.mark.parametrize("rewrite", [False, True])
 @pytest.mark.parametrize("chunk", [7, 512])
-def test_reading_equals_a_plain_forward_pass(kind, rewrite, chunk):
+def test_reading_equals_a_plain_forward_pass(kind, rewrite, chunk, monkeypatch):
+    monkeypatch.setattr(lens, "LENS_CHUNK", chunk)
     model, turns = make_model(kind), make_turns(rewrite)
     for layer in model.model.layers:  # else random layers hardly change the distribution
         layer.mlp.down_proj.weight.data *= 30
     model.lm_head.weight.data *= 10
-    reader = LensReader(model, chunk=chunk)
+    reader = LensReader(model)
     reader.lens.rows = 4
     for _ in range(2):  # a second dialogue finds the first one's keys in the cache
         found = reader.read(turns)
@@ -222,7 +224,8 @@ def plain_icr(model, prompt, answer, from_prompt: bool) -> list[float]:
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2"])
 @pytest.mark.parametrize("chunk", [16, 512])
-def test_icr_equals_a_plain_pass_that_returns_everything(kind, chunk):
+def test_icr_equals_a_plain_pass_that_returns_everything(kind, chunk, monkeypatch):
+    monkeypatch.setattr(icr, "TEACHER_CHUNK", chunk)
     model = make_model(kind)
     before = model.config._attn_implementation
     for layer in model.model.layers:  # attention that differs from even
@@ -230,7 +233,7 @@ def test_icr_equals_a_plain_pass_that_returns_everything(kind, chunk):
     rng = np.random.default_rng(1)
     prompt, answer = rng.integers(5, 110, 40).tolist(), rng.integers(5, 110, 9).tolist()
     assert len(prompt) > WINDOW
-    found = IcrReader(model, chunk=chunk).read(prompt, answer)
+    found = IcrReader(model).read(prompt, answer)
     assert model.config._attn_implementation == before
     assert list(found) == ["icr", "icr_answer"]
     for name, scores in found.items():
