@@ -119,3 +119,27 @@ def test_a_model_whose_weights_are_not_there_has_no_identity(tiny_model, tmp_pat
         (copy / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="weights"):
         model_identity(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "cut off"),
+        (lambda path: path.write_bytes(path.read_bytes()[:100]), "safetensors"),
+        (lambda path: drop_one_tensor(path), "1 tensors .* missing"),
+        (lambda path: edit(path.parent / "config.json", intermediate_size=128), "other shapes"),
+    ],
+)
+def test_a_checkpoint_that_is_not_whole_is_refused(tiny_model, tmp_path, damage, says):
+    copy = tmp_path / "model"
+    shutil.copytree(tiny_model, copy)
+    damage(copy / "model.safetensors")
+    with pytest.raises(UserError, match=says):
+        load_model(Placement(model_path=str(copy)))
+
+
+def drop_one_tensor(path):
+    tensors = load_file(path)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
