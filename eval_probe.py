@@ -11,7 +11,7 @@ What it writes
   scores.csv                one row per dialogue: label, scores of all turns, SpikeScore
   summary.md, summary.json  AUROC with 95% interval, n and hallucination rate, beside the controls
   table_main.md, .csv, .tex the same figures as one table
-  roc.png, histogram.png, trajectories.png
+  roc.png, histogram.png, trajectories.png, spikes.png
   report.html               all of it on one page, and every dialogue to read; open it in a browser
   spiky_dialogue.md         the dialogue with the largest SpikeScore, turn by turn
 

@@ -23,7 +23,7 @@ from spikescore.report.evaluation import (
     describe_coverage,
 )
 from spikescore.report.page import Dialogue, Figure, Section, Table, write_page
-from spikescore.report.plots import histogram_png, roc_png, trajectories_png
+from spikescore.report.plots import histogram_png, roc_png, spikes_png, trajectories_png
 from spikescore.report.text import (
     csv_table,
     figure_cell,
@@ -71,6 +71,8 @@ PLOTS = {
     "histogram": "SpikeScore by class. Each class sums to 100%.",
     "trajectories": "Mean probe score of every turn by class; the band is the 95% interval of "
     "the mean.",
+    "spikes": "Of each class, the dialogue of the largest and that of the median SpikeScore; the "
+    "spike is circled.",
 }
 FLAGS = {"threshold": "lambda", "f1": "F1", "accuracy": "accuracy", "tpr": "TPR", "fpr": "FPR"}
 COMPARED_METHODS = tuple(method for method in METHODS if method not in CONTROLS)
@@ -143,6 +145,7 @@ class EvalReport:
             "roc": roc_png(self.views, self.run),
             "histogram": histogram_png(self.views, self.run),
             "trajectories": trajectories_png(self.views, self.run),
+            "spikes": spikes_png(self.evaluated, self.run),
         }
         main = main_table(self.views, (*COMPARED_METHODS, *CONTROLS), "AUROC with 95% interval")
         spikiest = max(self.evaluated, key=lambda item: item.spike_score)

@@ -160,6 +160,33 @@ def trajectories_png(views: Sequence[View], run: str) -> bytes:
     return png(figure, f"Mean probe score per turn, 95% band of the mean: {run}")
 
 
+def spikes_png(items: Sequence[Item], run: str) -> bytes:
+    """Draw, for each class, the dialogue of the largest and that of the median SpikeScore.
+
+    The spike, the turn where the second difference is largest, is marked with its height.
+    """
+    figure, axes = panels(len(CLASSES), 5.2, 3.4, sharey=True)
+    for axis, (y, name, colour) in zip(axes, CLASSES, strict=True):
+        ranked = sorted((item for item in items if item.y == y), key=lambda one: one.spike_score)
+        for item, rank, style in zip(
+            (ranked[-1], ranked[len(ranked) // 2]) if ranked else (),
+            ("largest", "median"),
+            ("-", ":"),
+            strict=False,
+        ):
+            turns = range(1, len(item.scores) + 1)
+            axis.plot(turns, item.scores, style, color=colour, marker="o", ms=3,
+                      label=f"{rank} SpikeScore: {item.spike_score:.2f}")  # fmt: skip
+            at = (item.spike_turn, item.scores[item.spike_turn - 1])
+            axis.plot(*at, "o", ms=11, mfc="none", mec="black", mew=1.3)
+        axis.set_xlabel("turn (1 = the first answer)")
+        axis.set_title(f"{name}, n={len(ranked)}", fontsize=10)
+        axis.margins(y=0.15)
+        axis.legend(fontsize=8) if ranked else None
+    axes[0].set_ylabel("probe score")
+    return png(figure, f"Probe score per turn, the spike circled: {run}")
+
+
 def _mean_by_turn(rows: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Turn numbers, means and 1.96 standard errors over the dialogues that reach each turn."""
     turns, means, errors = [], [], []

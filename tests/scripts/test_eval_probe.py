@@ -217,7 +217,7 @@ def test_json_gains_spike_score_and_nothing_else_changes(tree):
 
 def test_report_files(tree):
     data, report, done, summary, before = tree
-    for name in ("roc.png", "histogram.png", "trajectories.png"):
+    for name in ("roc.png", "histogram.png", "trajectories.png", "spikes.png"):
         assert (report / name).read_bytes().startswith(PNG)
         assert f"wrote {report / name}" in done.stdout
     rows = list(csv.DictReader((report / "scores.csv").open()))
@@ -241,8 +241,8 @@ def test_report_page_holds_tables_plots_and_every_dialogue(tree):
     for method in ("spike_score", "perplexity", "dialogue_tokens", "domain_identity"):
         figure = pool[method]
         assert f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]" in text
-    assert text.count('src="data:image/png;base64,') == 3
-    for name in ("roc.png", "histogram.png", "trajectories.png"):
+    assert text.count('src="data:image/png;base64,') == 4
+    for name in ("roc.png", "histogram.png", "trajectories.png", "spikes.png"):
         assert base64.b64encode((report / name).read_bytes()).decode() in text
     index = json.loads(re.search(r'id="index">(.*?)</script>', text)[1])
     chunks = re.findall(r'id="chunk-\d+">(.*?)</script>', text)
