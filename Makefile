@@ -17,7 +17,7 @@ tables: $(VENV)/.run
 test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
