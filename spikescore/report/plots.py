@@ -180,6 +180,7 @@ def spikes_png(items: Sequence[Item], run: str) -> bytes:
             at = (item.spike_turn, item.scores[item.spike_turn - 1])
             axis.plot(*at, "o", ms=11, mfc="none", mec="black", mew=1.3)
         axis.set_xlabel("turn (1 = the first answer)")
+        axis.set_xticks([1, *range(5, max((len(one.scores) for one in ranked), default=0) + 1, 5)])
         axis.set_title(f"{name}, n={len(ranked)}", fontsize=10)
         axis.margins(y=0.15)
         axis.legend(fontsize=8) if ranked else None
