@@ -160,17 +160,24 @@ def first_message(question: Question) -> str:
 
     Blocks that are empty are left out; choices are lettered A, B, C, ...
     """
+    return "\n\n".join(asked_blocks(question, history="Conversation so far"))
+
+
+def asked_blocks(question: Question, *, history: str) -> list[str]:
+    """Return what is asked, a block each for passage, history (under that heading), question and
+    choices; no other field is read.
+    """
     blocks = []
     if question.context:
         blocks.append(f"Passage:\n{question.context}")
     if question.history:
         turns = "\n".join(f"Q: {asked}\nA: {answered}" for asked, answered in question.history)
-        blocks.append(f"Conversation so far:\n{turns}")
+        blocks.append(f"{history}:\n{turns}")
     blocks.append(f"Question: {question.question}")
     if question.choices:
         options = "\n".join(f"{letter}. {text}" for letter, text in lettered(question.choices))
         blocks.append(f"Options:\n{options}")
-    return "\n\n".join(blocks)
+    return blocks
 
 
 def leaked_lines(question: Question) -> str:

@@ -26,7 +26,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from spikescore.data.question import Question, lettered
+from spikescore.data.question import Question, asked_blocks
 from spikescore.errors import UserError
 from spikescore.labels.chat_server import (
     BAR_DELAY,
@@ -361,16 +361,7 @@ def judge_messages(*, question: Question, answer: str) -> list[dict[str, str]]:
 
 
 def _case(*, question: Question, answer: str) -> str:
-    blocks = []
-    if question.context:
-        blocks.append(f"Passage:\n{question.context}")
-    if question.history:
-        turns = "\n".join(f"Q: {asked}\nA: {given}" for asked, given in question.history)
-        blocks.append(f"Earlier turns:\n{turns}")
-    blocks.append(f"Question: {question.question}")
-    if question.choices:
-        options = "\n".join(f"{letter}. {text}" for letter, text in lettered(question.choices))
-        blocks.append(f"Options:\n{options}")
+    blocks = asked_blocks(question, history="Earlier turns")
     blocks.append("Reference answers:\n" + "\n".join(f"- {one}" for one in question.gold_answers))
     if wrong := question.meta.get("incorrect_answers"):
         blocks.append("Known to be wrong:\n" + "\n".join(f"- {one}" for one in wrong))
