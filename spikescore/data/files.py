@@ -65,6 +65,8 @@ _NOT_READ = {  # first bytes -> what they are
 _FIRST_LINE = 1 << 24
 _BATCH = 1000
 """Rows of Parquet that are turned into Python objects together."""
+_NO_VALUE = (ValueError, OverflowError)
+"""What pyarrow raises for a text or a name that is not UTF-8, and for a date beyond Python's."""
 
 Columns = Callable[[Sequence[str]], list[str] | None]
 Rows = Iterator[tuple[str, Any]]
@@ -299,7 +301,7 @@ def _parquet_rows(path: Path, file: BinaryIO, columns: Columns) -> Rows:
     import pyarrow
     from pyarrow import parquet
 
-    damaged = (pyarrow.ArrowException, OSError, ValueError)  # ValueError: names not in UTF-8
+    damaged = (pyarrow.ArrowException, OSError, *_NO_VALUE)
     with _seekable(file) as whole:  # Parquet is read from its end
         try:
             table = parquet.ParquetFile(whole)
@@ -334,7 +336,7 @@ def _arrow_rows(path: Path, file: BinaryIO, columns: Columns) -> Rows:
     import pyarrow
     from pyarrow import ipc
 
-    damaged = (pyarrow.ArrowException, OSError, ValueError)
+    damaged = (pyarrow.ArrowException, OSError, *_NO_VALUE)
     with _seekable(file) as whole:
         try:
             is_file = whole.read(6) == b"ARROW1"
@@ -367,7 +369,7 @@ def _python_rows(batch: Any) -> list[Any]:
     """Turn a record batch into dicts; where that fails, row by row to find the field at fault."""
     try:
         return batch.to_pylist()
-    except ValueError:  # text that is not UTF-8, a date beyond Python's
+    except _NO_VALUE:
         return [_python_row(batch.slice(place, 1)) for place in range(batch.num_rows)]
 
 
@@ -376,7 +378,7 @@ def _python_row(batch: Any) -> Row | BadRow:
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
             row[name] = column[0].as_py()
-        except ValueError as error:
+        except _NO_VALUE as error:
             return BadRow(name, f"cannot be read ({shown(error)})")
     return row
 

@@ -388,6 +388,33 @@ def test_broken_parquet(tmp_path: Path) -> None:
     assert [q.question for q in loaded.questions] == ["fine?"] and len(loaded.skipped) == 1
 
 
+@pytest.mark.parametrize("container", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    "beyond",
+    [
+        pyarrow.array([0, 2**31 - 1], pyarrow.date32()),
+        pyarrow.array([0, 2**61], pyarrow.timestamp("us")),
+        pyarrow.array([0, 2**61], pyarrow.duration("ms")),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_a_date_beyond_pythons_names_row_and_field(
+    tmp_path: Path, container: str, beyond: pyarrow.Array
+) -> None:
+    good = SHAPES["gsm8k"].make(1)
+    table = pyarrow.table({**{key: [good[key]] * 2 for key in good}, "asked": beyond})
+    path = tmp_path / f"set.{container}"
+    if container == "parquet":
+        parquet.write_table(table, path)
+    else:
+        with pyarrow.ipc.new_file(str(path), table.schema) as sink:
+            sink.write_table(table)
+    with pytest.raises(UserError, match='row 2, field "asked": cannot be read'):
+        load_questions(path)
+    loaded = load_questions(path, on_bad_row="skip")
+    assert [q.question for q in loaded.questions] == [good["question"]] and len(loaded.skipped) == 1
+
+
 def test_bytes_that_are_not_utf_8_name_row_and_field(tmp_path: Path) -> None:
     row = {"question": "Café?", "answer": "#### 7"}
     line = json.dumps(row, ensure_ascii=False)
