@@ -48,7 +48,7 @@ class _Reader:
         found = self.peek()
         if not found or found not in allowed:
             wanted = " or ".join(f"'{one}'" for one in allowed) or "the end of the file"
-            shown = f"'{found}'" if found else "the end of the file"
+            shown = repr(found) if found else "the end of the file"
             raise self._broken(f"expected {wanted}, found {shown}", self._at)
         self._at += 1
         return found

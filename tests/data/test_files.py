@@ -314,6 +314,20 @@ def test_what_is_no_json_breaks_at_its_line_and_column(
         list(json_rows(io.StringIO(text)))
 
 
+@pytest.mark.parametrize(
+    "data",
+    [b'[{"question": "Who?", "answer": "#### 8"} \xf0]', b'{"a" \xf0: 1}', b"{\xf0}"],
+)
+def test_a_stray_byte_between_values_is_named_in_plain_characters(
+    tmp_path: Path, data: bytes
+) -> None:
+    path = tmp_path / "set.json"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"found '\\udcf0': line 1 column") as caught:
+        load_questions(path)
+    str(caught.value).encode()  # whatever is in UTF-8, as a test's report, can hold it
+
+
 def test_values_that_python_writes_are_read_as_json_loads_reads_them() -> None:
     text = '[NaN, -Infinity, 1e400, 123456789012345678901234567890, "\\ud800", 1.0, -0.0]'
     assert repr(list(json_rows(io.StringIO(text)))) == repr(json.loads(text))
