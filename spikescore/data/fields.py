@@ -36,6 +36,11 @@ _QUOTED = re.compile(r"(array\s*\(\s*)?[\[{(]+\s*[\"']")
 _SENTENCE, _DESCRIBED = 30, 200
 """Characters of a text that may be part of the content; and of one kept to split results by."""
 
+_NOT_READ = (
+    ValueError, SyntaxError, TypeError, tokenize.TokenError, RecursionError, MemoryError,
+)  # fmt: skip
+"""What reading a text as Python's raises; TypeError where a list is the key of an object."""
+
 
 class BadRow(ValueError):
     """A row that cannot become a question; `name` is the field at fault, None for the whole row."""
@@ -109,7 +114,7 @@ def parsed(value: Any, name: str) -> Any:
         return text[1:-1].split()
     try:
         found = _literal(ast.parse(_with_commas(text), mode="eval").body)
-    except (ValueError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
+    except _NOT_READ as error:
         if not _QUOTED.match(text):
             return value
         what = "begins as a list or an object and cannot be read as one, write it as JSON"

@@ -115,7 +115,7 @@ def test_a_set_that_gives_its_answers_gives_all_of_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("answer", ["N", "no", "unknown", "None of them", "(a) b (c)", "[sic] yes",
                                     "-1", "U.N.K.", "hidden", "Test", "null hypothesis", "*",
-                                    "(the) Beatles (band)"])  # fmt: skip
+                                    "(the) Beatles (band)", "{[0, 1]: 2}"])  # fmt: skip
 def test_words_that_could_be_an_answer_are_one(tmp_path: Path, answer: str) -> None:
     assert one(tmp_path, {**OWN, "gold_answers": answer}).gold_answers == (answer,)
 
@@ -193,6 +193,7 @@ def test_every_list_and_object_may_come_through_a_text_column(
         ("history", "[['a?', 'b'"),
         ("history", "a? b"),
         ("incorrect_answers", '["a", '),
+        ("incorrect_answers", '["a", {["b"]: 1}]'),
     ],
 )
 def test_a_list_as_text_that_cannot_be_read_is_refused_by_field(
