@@ -83,10 +83,7 @@ class ChatFormat:
         if self._plain:
             return controls
         asked = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
-        try:
-            shown = self.tokenizer.apply_chat_template(asked, tokenize=False, **self._options)
-        except (jinja2.TemplateError, ValueError):
-            shown = ""
+        shown = self._shown(asked)
         return controls | {token.content for token in added.values() if token.content in shown}
 
     @cached_property
@@ -108,13 +105,10 @@ class ChatFormat:
     def _accepts_system(self) -> bool:
         probe = "system role probe"
         messages = [{"role": "system", "content": probe}, {"role": "user", "content": "x"}]
-        try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, **self._options)
-        except (jinja2.TemplateError, ValueError):
-            text = ""
-        if probe not in text:
+        takes = probe in self._shown(messages)
+        if not takes:
             log.warning("the chat template takes no system role; folding it into the first message")
-        return probe in text
+        return takes
 
     @cached_property
     def _takes_tools(self) -> bool:
@@ -124,13 +118,17 @@ class ChatFormat:
             {"role": "assistant", "content": "y"},
             {"role": "tool", "name": "z", "content": probe},
         ]
-        try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, **self._options)
-        except (jinja2.TemplateError, ValueError):
-            text = ""
-        if probe not in text:
+        takes = probe in self._shown(messages)
+        if not takes:
             log.warning("the chat template takes no tool role; showing tool results as the user's")
-        return probe in text
+        return takes
+
+    def _shown(self, messages: Sequence[Message]) -> str:
+        """What the template makes of messages as they are; "" where it refuses them."""
+        try:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, **self._options)
+        except (jinja2.TemplateError, ValueError):
+            return ""
 
     @property
     def server_options(self) -> dict[str, Any]:
