@@ -150,13 +150,14 @@ def dialogue_record(
     answers = dialogue.answers + [chat.text(turn.answer_ids) for turn in cut]
     steps, before = [], []
     for turn, prompt, answer in zip(finished.turns, dialogue.prompts, answers, strict=False):
-        kept = common_prefix(before, turn.prompt_ids)
+        asked = turn.prompt_ids
+        kept = common_prefix(before, asked)
         step = {
             "turn": turn.number,
             "prompt_type": prompt.family,
             "prompt": prompt.text,
             "response": answer,
-            "n_prompt_tokens": len(turn.prompt_ids),
+            "n_prompt_tokens": len(asked),
             "n_response_tokens": len(turn.answer_ids),
             "finish_reason": turn.finish_reason,
             "perplexity": turn.perplexity,
@@ -165,14 +166,14 @@ def dialogue_record(
             "max_token_entropy": max(turn.entropies, default=None),
             "first_token_confidence": turn.first_token_confidence,
             "n_kept": kept,
-            "prompt_ids": turn.prompt_ids[kept:],
+            "prompt_ids": asked[kept:],
             "response_ids": turn.answer_ids,
             "metrics": {},
         }
         if high_perplexity(turn.perplexity, config):
             step["high_perplexity"] = True
         steps.append(step)
-        before = turn.prompt_ids + turn.answer_ids
+        before = asked + turn.answer_ids
     return {
         **record_fields(dialogue.question),
         "model": config.model_path,

@@ -162,7 +162,7 @@ class _Reader:
         states_of: dict[int, list[tuple[Turn, str]]] = {}
         logits_of: dict[int, Turn] = {}
         for turn in turns:
-            last_of_prompt = len(turn.prompt_ids) - 1
+            last_of_prompt = len(turn.prompt) - 1
             last = last_of_prompt + len(turn.answer_ids)
             second = last - 1 if len(turn.answer_ids) > 1 else last
             for position, key in (
@@ -174,7 +174,7 @@ class _Reader:
             if not turn.logprobs:
                 for position in range(last_of_prompt, max(last, last_of_prompt + 1)):
                     logits_of[position] = turn
-        turns[0].reused = min(common_prefix(self.cached, ids), len(turns[0].prompt_ids) - 1)
+        turns[0].reused = min(common_prefix(self.cached, ids), len(turns[0].prompt) - 1)
         self.cached = self.cached[: turns[0].reused]
         # up to where positions are turned otherwise (LongRoPE), and what is beyond
         switch = self.passes.switch or len(ids)
@@ -225,13 +225,13 @@ def _batches(values: list[int], size: int) -> Iterator[list[int]]:
 def _measure(logits: torch.Tensor, predicted: list[tuple[int, Turn]]) -> None:
     """Take log-probability and entropy of the tokens that rows of raw logits predict."""
     # place of the predicted token in its answer; an empty answer predicts none
-    places = [position - len(turn.prompt_ids) + 1 for position, turn in predicted]
+    places = [position - len(turn.prompt) + 1 for position, turn in predicted]
     tokens = [
         turn.answer_ids[place] if turn.answer_ids else 0
         for place, (_, turn) in zip(places, predicted, strict=True)
     ]
     index = torch.tensor(tokens, device=logits.device)
-    measured = measure_tokens(logits[: len(predicted)], index).tolist()
+    measured = measure_tokens(logits, index).tolist()
     for (logprob, entropy, highest), place, (_, turn) in zip(
         measured, places, predicted, strict=True
     ):
