@@ -258,9 +258,14 @@ class Engine:
         row.uniforms = turn_uniforms(
             row.sampling, row.conversation.item_id, turn.number, row.budget
         )
-        self._drafts.learn(row.ids, row.cached)
+        self._learn(row, row.cached)
         self.stats["encoded_tokens"] += len(prompt) - row.cached
         self.stats["reused_tokens"] += row.cached
+
+    def _learn(self, row: Row, start: int) -> None:
+        """Note what the row said from a token on, where guesses are made of it."""
+        if self.draft_tokens:
+            self._drafts.learn(row.ids, start)
 
     def _end(self, row: Row, reason: str, error: str | None = None) -> bool:
         self._done.append(Finished(row.conversation, row.turns, reason, error))
@@ -436,7 +441,7 @@ class Engine:
             turn.logprobs.append(logprob)
             turn.entropies.append(entropy)
             row.ids.append(token)
-        self._drafts.learn(row.ids, known)
+        self._learn(row, known)
         n_new = one.confirmed = len(row.ids) - known
         if turn.finish_reason or not one.draws:
             return
