@@ -30,6 +30,11 @@ SYNC_SECONDS = 5.0
 Entry = dict[str, Any]
 
 
+def left_in(folder: Path, name: str) -> list[Path]:
+    """The journals of one kind that runs have left in a folder."""
+    return sorted(folder.glob(f".{name}.*.journal"))
+
+
 class Journal:
     """The journals of one kind in a folder: those that were left are read, one is written.
 
@@ -52,7 +57,7 @@ class Journal:
         A line that is no JSON object, as a kill may leave the last, is passed over; so is one
         without a key.
         """
-        for path in sorted(self.folder.glob(f".{self.name}.*.journal")):
+        for path in left_in(self.folder, self.name):
             about = self._left.setdefault(path, set())
             try:
                 with open(path, encoding="utf-8", errors="replace") as file:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spikescore.dialogues.config import Config
-from spikescore.journal import Entry, Journal
+from spikescore.journal import Entry, Journal, left_in
 
 NAME = "turns"
 
@@ -70,4 +70,4 @@ def sweep(config: Config) -> None:
 
 def has_turns(config: Config) -> bool:
     """Whether a run has left turns of unfinished dialogues in `output_dir`."""
-    return any(Path(config.output_dir).glob(f".{NAME}.*.journal"))
+    return bool(left_in(Path(config.output_dir), NAME))
