@@ -248,18 +248,22 @@ class ChatFormat:
                     return place, start
         return 0, 0
 
-    def answer_ids(self, messages: Sequence[Message], answer: str) -> list[int]:
-        """Return the ids of an answer that is known as text only, given the messages before it.
+    def answer_ids(
+        self, messages: Sequence[Message], answer: str, before: Rendering | None = None
+    ) -> list[int]:
+        """Return the ids of an answer that is known as text only, given the messages before it
+        (and, if there is one, a rendering that theirs may go on from).
 
         They are the ids that the template itself gives the answer inside the conversation, so a
         space that the template puts before an answer belongs to its first token. Where the closed
         conversation does not begin with the prompt, or text of the template's own closes the
         answer, the answer is tokenised by itself.
         """
-        prompt = self.render(messages)
-        whole = self.render([*messages, {"role": "assistant", "content": answer}], closed=True)
-        if whole[: len(prompt)] == prompt:
-            found = whole[len(prompt) :]
+        prompt = self.rendering(messages, before)
+        said = [*messages, {"role": "assistant", "content": answer}]
+        whole = self.rendering(said, prompt, closed=True).ids
+        if whole[: len(prompt.ids)] == prompt.ids:
+            found = whole[len(prompt.ids) :]
             wanted = self.text(found)
             # the template's closing tokens are those that the text does not need
             while found and self.text(found[:-1]) == wanted:

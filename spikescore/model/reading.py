@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from spikescore.errors import UserError
 from spikescore.model.attention import Part
-from spikescore.model.chat import ChatFormat, Message
+from spikescore.model.chat import ChatFormat, Message, Rendering
 from spikescore.model.hidden_states import TEACHER_CHUNK, beyond_half, to_half
 from spikescore.model.sampling import measure_tokens
 from spikescore.model.slots import SlotModel
@@ -101,11 +101,15 @@ def encode_transcript(
     differs is encoded again.
     """
     turns: list[Turn] = []
+    rendered: Rendering | None = None
     for exchange in exchanges:
-        answer = exchange.answer_ids
+        prompt, answer = exchange.prompt_ids, exchange.answer_ids
+        if not prompt or answer is None:
+            rendered = chat.rendering(exchange.messages, rendered)
         if answer is None:
-            answer = chat.answer_ids(exchange.messages, exchange.answer)
-        prompt = exchange.prompt_ids or chat.render(exchange.messages)
+            answer = chat.answer_ids(exchange.messages, exchange.answer, rendered)
+        if not prompt:
+            prompt = rendered.ids
         if max_context is not None and len(prompt) + max(1, len(answer)) > max_context:
             break
         turn = Turn(len(turns) + 1, prompt, answer_ids=answer)

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from spikescore.errors import Refused, UserError
-from spikescore.model.chat import ChatFormat, Message
+from spikescore.model.chat import ChatFormat, Message, Rendering
 from spikescore.model.reading import Exchange, Transcript
 from spikescore.model.sampling import Sampling
 from spikescore.model.turns import Limits
@@ -192,10 +192,12 @@ class ServedGenerator:
         import openai
 
         more, spent = not getattr(conversation, "is_over", False), 0.0
+        rendered: Rendering | None = None
         while more:
             number = len(transcript.exchanges) + 1
             messages = list(conversation.messages)
-            room = limits.max_context - len(self.chat.render(messages))
+            rendered = self.chat.rendering(messages, rendered)
+            room = limits.max_context - len(rendered.ids)
             if room < 1:
                 return self._end_by_context(transcript, f"{limits.max_context} (model_max_tokens)")
             asked = min(limits.max_new_tokens, room)
