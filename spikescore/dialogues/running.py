@@ -373,9 +373,9 @@ class Job:
     def _hear_again(self, entry: dict[str, Any]) -> bool:
         if entry["prompt"] != digest(self.messages):
             return False
-        tokens = self._run.chat.tokenizer(entry["text"], add_special_tokens=False)["input_ids"]
+        n_tokens = self._run.chat.length(entry["text"])
         self.exchanges.append(Exchange(list(self.messages), entry["text"], entry["finish"]))
-        return self._hear(entry["text"], len(tokens))
+        return self._hear(entry["text"], n_tokens)
 
     def _take_again(self, entry: dict[str, Any]) -> bool:
         prompt = self._next if self.turns else self.dialogue.next_prompt(None)

@@ -273,6 +273,10 @@ class ChatFormat:
         (message,), spelled = self._marked([{"content": answer}])
         return self._encode(message["content"], spelled)
 
+    def length(self, answer: str) -> int:
+        """How many tokens an answer has of which only the text is known."""
+        return len(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
+
     def text(self, answer_ids: Sequence[int]) -> str:
         """The answer as text, special tokens left out."""
         return self.tokenizer.decode(list(answer_ids), skip_special_tokens=True).strip()

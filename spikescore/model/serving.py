@@ -220,8 +220,7 @@ class ServedGenerator:
             if ending == "length" and self._is_stump(response, answer, number, asked):
                 return self._end_by_context(transcript, "the server")
             transcript.exchanges.append(Exchange(messages, answer, ending))
-            tokens = self.chat.tokenizer(answer, add_special_tokens=False)["input_ids"]
-            more = conversation.answered(answer, len(tokens))
+            more = conversation.answered(answer, self.chat.length(answer))
 
     def _end_by_context(self, transcript: Transcript, whose: str) -> None:
         """End a dialogue whose next turn does not fit; UserError when it has none yet."""
