@@ -146,9 +146,7 @@ def follow_up(
     if strategy in _LADDERS:
         return _ladder(_LADDERS[strategy], index, families, real)
     if strategy == "mixed":
-        order = [name for name in _MIXED_ORDER if name in families] or real
-        family = families[order[index % len(order)]]
-        return family[min(index // len(order), len(family) - 1)]
+        return _in_turn(_MIXED_ORDER, index, families, real)
     if strategy == "shuffled":
         ladder = _LADDERS["progressive"]
         length = sum(turns for _, turns in ladder)
@@ -160,18 +158,29 @@ def follow_up(
         everything = [prompt for name in real for prompt in families[name]]
         return random.Random(derived_seed(seed, item_id, turn, "prompt")).choice(everything)
     if strategy == "adaptive":
-        ladder = ("encouragement", "analytical", "step_by_step")
+        names = ("encouragement", "analytical", "step_by_step")
         if last_answer_tokens >= SHORT_ANSWER_TOKENS:
-            ladder = ("critical", "exploratory", "reflective")
-        usable = [name for name in ladder if name in families] or real
-        family = families[usable[index % len(usable)]]
-        return family[min(index // len(usable), len(family) - 1)]
+            names = ("critical", "exploratory", "reflective")
+        return _in_turn(names, index, families, real)
     if strategy == "fixed":
         family = families.get("reflective") or families[real[0]]
         return family[min(1, len(family) - 1)]
     raise UserError(
         f'config key "strategy": unknown strategy "{strategy}"; use one of {", ".join(STRATEGIES)}'
     )
+
+
+def _in_turn(
+    names: tuple[str, ...],
+    index: int,
+    families: dict[str, tuple[Prompt, ...]],
+    real: list[str],
+) -> Prompt:
+    """Take one prompt of each family after another; with every lap the intensity rises."""
+    present = [name for name in names if name in families] or real
+    lap, place = divmod(index, len(present))
+    family = families[present[place]]
+    return family[min(lap, len(family) - 1)]
 
 
 def _ladder(
