@@ -350,7 +350,7 @@ def check_start(config: Config) -> None:
                 "server_url (or the environment's OPENAI_BASE_URL) to where it listens"
             )
     folder = Path(config.output_dir)
-    above = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    above = _existing(folder)
     if not above.is_dir():
         raise UserError(
             f'output_dir "{folder}" cannot be made: "{above}" is a file; choose another output_dir'
@@ -360,6 +360,11 @@ def check_start(config: Config) -> None:
             f'output_dir "{folder}" cannot be written to: no permission for "{above}"; choose '
             "another output_dir, or change its permissions"
         )
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(one for one in (folder, *folder.absolute().parents) if one.exists())
 
 
 def server_url(config: Config) -> str:
@@ -375,9 +380,7 @@ def server_url(config: Config) -> str:
 
 def check_disk(needed: int, config: Config) -> None:
     """Refuse with a UserError when the disk of `output_dir` cannot hold so many bytes."""
-    folder = Path(config.output_dir).absolute()
-    while not folder.exists():
-        folder = folder.parent
+    folder = _existing(Path(config.output_dir).absolute())
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
