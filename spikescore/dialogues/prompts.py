@@ -226,10 +226,8 @@ def load_prompts(path: str | Path) -> dict[str, tuple[Prompt, ...]]:
             )
         prompts = []
         for place, entry in enumerate(entries, start=1):
-            text = entry.get("text") if isinstance(entry, dict) else entry
-            intensity = (
-                entry.get("intensity", min(place, 5)) if isinstance(entry, dict) else min(place, 5)
-            )
+            given = entry if isinstance(entry, dict) else {"text": entry}
+            text, intensity = given.get("text"), given.get("intensity", min(place, 5))
             if not isinstance(text, str) or not text.strip() or not isinstance(intensity, int):
                 raise UserError(
                     f'prompts_file "{path}": family "{family}", entry {place}: expected {form}'
