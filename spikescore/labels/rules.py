@@ -142,7 +142,11 @@ def _is_word(token: str) -> bool:
 
 
 def _find(needle: list[str], tokens: list[str]) -> list[tuple[int, int]]:
-    """Return [start, end) of the places where the words stand one after another, marks ignored."""
+    """Return [start, end) of the places where the words stand one after another, marks ignored;
+    none where there is no word to find.
+    """
+    if not needle:
+        return []
     places = [index for index, token in enumerate(tokens) if _is_word(token)]
     words = [tokens[index] for index in places]
     size = len(needle)
@@ -562,8 +566,7 @@ def choice(question: Question, answer: str) -> Reading:
     if abstains(statement.whole):
         return 0, "says that it does not know"
     denied = _letters(statement.whole, len(choices), bare=True, denied=True)
-    refused = [one for one in choices if _find(_needle(one)[0], _words(statement.whole))]
-    if gold in denied or any(choices[gold] == one for one in refused):
+    if gold in denied or _find(_needle(choices[gold])[0], _words(statement.whole)):
         return 0, "not that option"
     return (0 if _names_another(statement) else None), "no option"
 
@@ -658,13 +661,13 @@ def _options_stated(statement: str, choices: Sequence[str]) -> set[int]:
     for index, text in enumerate(choices):
         words, full = _needle(text)
         if full:
-            if words and _states(statement, [text]):
+            if _states(statement, [text]):
                 stated.add(index)
             continue
         spans += [
             (start, end, index)
             for start, end in _find(words, whole)
-            if words and not _negated(whole, start, end)
+            if not _negated(whole, start, end)
         ]
     for start, end, index in spans:
         inside = any(a <= start and end <= b and (b - a) > (end - start) for a, b, _ in spans)

@@ -104,6 +104,14 @@ def test_a_wrong_list_of_judges_is_refused(names) -> None:
         make_judge(names)
 
 
+def test_options_without_a_word_are_read_by_letter() -> None:
+    signs = ("+", "-", "*", "/")
+    assert label("choice", "(A)", "A", signs).label == 1
+    assert label("choice", "(B)", "A", signs).label == 0
+    for answer in ("...", "The sign of addition.", "It is +."):
+        assert label("choice", answer, "A", signs).unread
+
+
 def test_what_no_rule_can_compare_gets_no_label() -> None:
     long = Question("q", "d", "?", gold_answers=("It grows in spring.",), answer_type="free")
     ragged = Question("q", "d", "?", gold_answers=("a; b", "c"), answer_type="list")
