@@ -221,7 +221,7 @@ def _hedged(tokens: list[str], start: int, end: int, needles: list[list[str]]) -
     after = re.sub(r" (?=[,;.!?])", "", " " + " ".join(tokens[end : end + 14]))
     match = _OR.match(after.lstrip(" "))
     if match:
-        rest = [token for token in match.group(1).split() if token]
+        rest = match.group(1).split()
         return not any(rest[: len(one)] == one for one in needles)
     if start and tokens[start - 1] in ("or", "/"):
         head = [token for token in tokens[: start - 1] if _is_word(token)]
@@ -237,7 +237,8 @@ def _states(text: str, phrases: Sequence[str], beside: Sequence[str] = ()) -> bo
     stated = False
     needles = [(phrase, *_needle(phrase)) for phrase in _spelled(phrases)]
     needles = [one for one in needles if one[1]]
-    plain = [words for _, words, _ in needles] + [_needle(one)[0] for one in beside]
+    plain = [words for _, words, _ in needles]
+    plain += filter(None, (_needle(one)[0] for one in beside))
     tokens = _words(text)
     for phrase, words, full in needles:
         if full:
@@ -249,7 +250,7 @@ def _states(text: str, phrases: Sequence[str], beside: Sequence[str] = ()) -> bo
             if re.match(r"(?:(?:is|was|are|were) not|(?:is|was|are|were)nt) (?!only|just|far)",
                         " ".join(tokens[end : end + 3])):  # fmt: skip
                 continue  # "Lyon is not the capital"
-            stated |= not _hedged(tokens, start, end, [one for one in plain if one])
+            stated |= not _hedged(tokens, start, end, plain)
     return stated
 
 
@@ -288,7 +289,7 @@ _SHORT = re.compile(
 
 def _yes_or_no(text: str) -> str | None:
     """Return the yes or no that a text says first; None where it says neither, or both at once."""
-    words = " ".join(word for word in re.sub(r"[^\w]+", " ", " ".join(_words(text))).split())
+    words = " ".join(re.sub(r"[^\w]+", " ", " ".join(_words(text))).split())
     if re.search(r"\byes or no\b|\bno or yes\b", words):
         return None
     if _YES_ELSEWHERE.match(text) or _NO_ELSEWHERE.match(text):
@@ -441,7 +442,7 @@ def _stated_number(statement: Statement) -> tuple[Number | None, str, bool]:
             return None, "", True
     whole, numbered = _ENUMERATION.subn("", statement.whole)
     lines = sentences(whole if numbered > 1 else statement.whole)
-    if lines and len(lines) > 1 and len(lines[0].split()) <= 3:  # the number first, then why
+    if len(lines) > 1 and len(lines[0].split()) <= 3:  # the number first, then why
         number, text = _number_of(lines[0])
         if (
             number is not None
@@ -460,10 +461,7 @@ def _stated_number(statement: Statement) -> tuple[Number | None, str, bool]:
         if equals >= 0 and (behind := [one for one in found if one.start > equals]):
             return behind[0], written, True
         if len(tail) == 1 or len(found) == 1:
-            sure = len(found) == 1 or bool(
-                re.match(r"\W*(?:so|thus|therefore|hence)\b", written, re.I)
-            )
-            return (tail or found)[0], written, sure or len(tail) == 1
+            return (tail or found)[0], written, True
         if re.match(
             r"\W*(?:so |thus |therefore,? )?there (?:is|are|was|were|will be)\b", written, re.I
         ):
