@@ -77,6 +77,9 @@ _DEGREES = re.compile(
     r"(?:(C)(?:elsius|entigrade)?|(F)(?:ahrenheit)?)\b\}?",
     re.IGNORECASE,
 )
+_UNIT_TOKEN = re.compile(
+    r"\s*(?:(per|/)|[·⋅*]|-(?=[a-z]))?\s*([^\W\d_]+|[°℃℉%$€£¥₹Ω]C?F?)(?:\^\{?(-?\d)\}?)?"
+)
 
 Unit = tuple[tuple[tuple[str, int], ...], Fraction]
 """Dimensions with their powers, and the factor to their basis."""
@@ -84,13 +87,10 @@ Unit = tuple[tuple[tuple[str, int], ...], Fraction]
 
 def unit_at(text: str) -> tuple[Unit | None, int]:
     """Return the unit that a text begins with, and where it ends; (None, 0) where it has none."""
-    token = re.compile(
-        r"\s*(?:(per|/)|[·⋅*]|-(?=[a-z]))?\s*([^\W\d_]+|[°℃℉%$€£¥₹Ω]C?F?)(?:\^\{?(-?\d)\}?)?"
-    )
     dimensions: Counter[str] = Counter()
-    factor, end, power, sign = Fraction(1), 0, 1, 1
+    factor, end, sign = Fraction(1), 0, 1
     waiting, previous = 1, Fraction(1)
-    while match := token.match(text, end):
+    while match := _UNIT_TOKEN.match(text, end):
         divided, word, exponent = match.groups()
         gap = text[end : match.start(2)]
         if end and not divided and not dimensions and waiting == 1:
@@ -102,13 +102,13 @@ def unit_at(text: str) -> tuple[Unit | None, int]:
             continue
         if divided:
             sign = -1
-        if word.casefold() in _POWERS and word.casefold() in ("square", "sq", "cubic"):
+        if word.casefold() in ("square", "sq", "cubic"):
             waiting, end_before, end = _POWERS[word.casefold()], end, match.end()
             if not _lookup(_first_word(text[end:])):
                 end = end_before
                 break
             continue
-        if word in _COMPOUND or word.casefold() in _COMPOUND:
+        if word.casefold() in _COMPOUND:
             (inner, scale), _ = unit_at(_COMPOUND[word.casefold()])
             for dimension, own in inner:
                 dimensions[dimension] += own * sign
@@ -129,7 +129,7 @@ def unit_at(text: str) -> tuple[Unit | None, int]:
         factor, end, waiting = factor * known[1] ** power, match.end(), 1
     if not dimensions:
         return None, 0
-    if set(dimensions) & {"volume"}:  # a litre is a cubic decimetre
+    if "volume" in dimensions:  # a litre is a cubic decimetre
         cubes = dimensions.pop("volume")
         dimensions["length"] += 3 * cubes
         factor *= Fraction(1, 1000) ** cubes
@@ -208,13 +208,13 @@ def _run(
 
     def joined(index: int) -> bool:  # nothing but space or a hyphen before this token
         before = tokens[index - 1]
-        return index > place and before[2] + len(before[3]) == tokens[index][1]
+        return before[2] + len(before[3]) == tokens[index][1]
 
     def word(index: int) -> str:
         return tokens[index][0] if index < len(tokens) and (index == place or joined(index)) else ""
 
     def plain(index: int) -> str:
-        return word(index).removesuffix("s") if word(index) not in ("six",) else "six"
+        return word(index).removesuffix("s")
 
     def small(index: int) -> tuple[int | None, int]:
         """A number below one hundred."""
@@ -245,27 +245,27 @@ def _run(
     total = Fraction(0)
     group: Fraction | None = None
     last_scale = Fraction(1)
-    spoken = digits = False
+    spoken = False
     while index < len(tokens):
         number, after = small(index)
-        if re.fullmatch(r"\d[\d.]*", word(index) or "x") and group is None and not spoken:
-            if plain(index + 1) not in _SCALES or not joined(index + 1):
+        if re.fullmatch(r"\d[\d.]*", word(index)) and group is None and not spoken:
+            if plain(index + 1) not in _SCALES:
                 return None, place
             literal = word(index).rstrip(".")
             if literal.count(".") > 1:
                 return None, place
-            group, index, digits = Fraction(literal), index + 1, True
+            group, index = Fraction(literal), index + 1
         elif number is not None and (group is None or (group % 100 == 0 and number < 100)):
             group, index, spoken = (group or 0) + number, after, True
         elif number is not None and group is not None and 10 <= group <= 20 and 10 <= number < 100:
             return group * 100 + number, after  # a year: nineteen ninety-nine
         elif word(index) in ("a", "an") and group is None and plain(index + 1) in _SCALES:
             group, index, spoken = Fraction(1), index + 1, True
-        elif group is not None and plain(index) in _SCALES and (spoken or digits):
+        elif group is not None and plain(index) in _SCALES:
             if plain(index) == "k" and spoken:
                 break
             last_scale = Fraction(_SCALES[plain(index)])
-            if last_scale == 100 or last_scale in (12, 20):
+            if last_scale in (100, 12, 20):
                 group *= last_scale
             else:
                 total, group = total + group * last_scale, None
@@ -275,7 +275,7 @@ def _run(
         elif word(index) == "and" and spoken and not whole_only and part(index + 1)[0] is not None:
             extra, after = part(index + 1)
             whole = group if group is not None else Fraction(0)
-            unit = last_scale if group is None or last_scale in (12,) else Fraction(1)
+            unit = last_scale if group is None or last_scale == 12 else Fraction(1)
             group, index = whole + extra * unit, after
             if plain(index) not in _SCALES:
                 break
@@ -290,8 +290,7 @@ def _run(
             break
     if group is None and not total:
         return None, place
-    alone = index == place + 1 and word(place) in ("one", "a", "an")
-    if alone or (digits and not spoken):
+    if index == place + 1 and word(place) in ("one", "a", "an"):
         return None, place
     return total + (group or 0), index
 
@@ -464,7 +463,8 @@ def read_numbers(text: str) -> tuple[list[Number], str]:
 
 def _scaled(text: str) -> str:
     """Join digits with a scale in words: "2 hundred" -> "200", "3 and a half million"."""
-    return words_to_digits(text) if re.search(r"\d[\s-]*(?:and|hundred|dozen|lakh|crore)\b", text, re.I) else text  # noqa: E501  # fmt: skip
+    scaled = re.search(r"\d[\s-]*(?:and|hundred|dozen|lakh|crore)\b", text, re.I)
+    return words_to_digits(text) if scaled else text
 
 
 def _one_to_digits(text: str) -> str:
