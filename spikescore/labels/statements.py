@@ -105,11 +105,11 @@ _TAG = re.compile(
 )
 _KEYS = (
     "finalanswer correctanswer answer theanswer youranswer myanswer ans antwort respuesta reponse "
-    "réponse resposta risposta antwoord ответ 答案 答え 回答 정답 답 उत्तर الإجابة",
+    "réponse resposta risposta antwoord ответ 答案 答え 回答 정답 답 उत्तर الإجابة "
     "finalresult result correctoption selectedoption correctchoice selectedchoice answerchoice "
     "selectedanswer choice option selected selection letter answerletter choiceletter optionletter "
-    "label prediction solution output response reply conclusion value final verdict",
-)
+    "label prediction solution output response reply conclusion value final verdict"
+).split()
 _ASIDE = re.compile(
     r"reason|explan|think|thought|rationale|justif|steps?$|work|note|question|confiden|comment|"
     r"source|language|analysis|context|certain|probab|type$|unit$|id$"
@@ -127,19 +127,14 @@ def _key(name: str) -> str:
 def _value(content: Any) -> str | None:
     """Return what a piece of JSON gives as its answer; None where a dict names none."""
     if isinstance(content, dict):
-        known = {_key(str(name)): value for name, value in content.items()}
-        for keys in _KEYS:
-            for name in keys.split():
-                if name in known:
-                    unit = known.get("unit") if isinstance(known.get("unit"), str) else ""
-                    inner = known[name]
-                    text = _value(inner)
-                    return f"{_all_values(inner) if text is None else text} {unit}".strip()
+        known = {_key(name): value for name, value in content.items()}
+        for name in _KEYS:
+            if name in known:
+                unit = known.get("unit") if isinstance(known.get("unit"), str) else ""
+                return f"{_all_values(known[name])} {unit}".strip()
         if len(content) == 1:
             name, inner = next(iter(content.items()))
-            if _ASIDE.search(_key(str(name))):
-                return ""
-            return _all_values(inner) if isinstance(inner, dict) else _value(inner)
+            return "" if _ASIDE.search(_key(name)) else _all_values(inner)
         return None
     if isinstance(content, list):
         return "; ".join(filter(None, map(_all_values, content)))
@@ -149,6 +144,7 @@ def _value(content: Any) -> str | None:
 
 
 def _all_values(content: Any) -> str:
+    """Return what a piece of JSON gives as its answer, or all that it says where it names none."""
     found = _value(content)
     if found is None:
         found = "; ".join(
@@ -185,7 +181,7 @@ def _from_json(text: str) -> tuple[str, bool] | None:
             )
             for match in _PAIR.finditer(body)
         }
-        for name in (name for keys in _KEYS for name in keys.split()):
+        for name in _KEYS:
             if name in pairs:
                 said = pairs[name].strip()
                 return ("" if said in ("null", "None") else said), True
