@@ -83,7 +83,7 @@ _STYLE = re.compile(
 def _unmarked(text: str) -> str:
     """Return a text without the marks of Markdown and HTML."""
     text = _STYLE.sub("", _BREAKS.sub("\n", text))
-    closed = {name for name in re.findall(r"</([A-Za-z][\w-]{1,30})>", text)}
+    closed = dict.fromkeys(re.findall(r"</([A-Za-z][\w-]{1,30})>", text))
     for name in list(closed)[:20]:  # <artist>...</artist>
         text = re.sub(rf"</?{name}(?:\s[^<>]*)?>", " ", text)
     text = re.sub(r"^\s*```\w*\s*$|\*\*|__|`|^\s*#+\s+|^\s*>\s?", "", text, flags=re.MULTILINE)

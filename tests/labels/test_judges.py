@@ -26,6 +26,7 @@ from spikescore.labels.judges import (
     parse_verdict,
     shipped_judgement,
 )
+from spikescore.labels.statements import plain_answer
 from tests.helpers.fault_server import FaultyServer, completion
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,6 +111,11 @@ def test_options_without_a_word_are_read_by_letter() -> None:
     assert label("choice", "(B)", "A", signs).label == 0
     for answer in ("...", "The sign of addition.", "It is +."):
         assert label("choice", answer, "A", signs).unread
+
+
+def test_of_many_tags_the_first_are_taken_out_in_every_run() -> None:
+    tags = [f"<tag{n}>{n}</tag{n}>" for n in range(40)]
+    assert plain_answer(" ".join(tags)).split() == [*map(str, range(20)), *tags[20:]]
 
 
 def test_what_no_rule_can_compare_gets_no_label() -> None:
