@@ -301,7 +301,11 @@ def read_verdict(reply: str, words: Sequence[str]) -> str | None:
 
 
 def make_asker(
-    name: str, *, client_factory: Callable[..., AsyncOpenAI] | None, **options: Any
+    name: str,
+    *,
+    client_factory: Callable[..., AsyncOpenAI] | None = None,
+    cache: Path | None = None,
+    **options: Any,
 ) -> Asker:
     """Return the asker of the model in "llm_<model>" ("llm" for the default one); `options` are the
     Asker's. UserError when no model is named, there is no client, or its server is not there.
@@ -311,7 +315,7 @@ def make_asker(
         raise UserError(f'"{name}" names no model; give for example llm_{DEFAULT_MODEL}')
     if client_factory is None:
         raise UserError(f'"{name}" needs a client: set it up in utils.py')
-    asker = Asker(client_factory, model, **options)
+    asker = Asker(client_factory, model, cache=cache, **options)
     asker.check()
     return asker
 

@@ -65,7 +65,6 @@ def make_entailment(name: str, **options: Any) -> Entailment:
     if name == "exact":
         return ExactEntailment()
     if name.startswith(LLM_PREFIX):
-        options = {"client_factory": None, "cache": None, **options}
         return LLMEntailment(name, make_asker(name, **options))
     path = DEBERTA if name == "deberta" else name
     if not Path(path).is_dir() and (path.startswith((".", "/", "~")) or path.count("/") != 1):

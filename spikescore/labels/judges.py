@@ -128,7 +128,6 @@ def make_judge(
             raise UserError('judge "openai" needs a client: set it up in utils.py')
         name = LLM_PREFIX + _nil_model()
     if name == "llm" or name.startswith(LLM_PREFIX):
-        options = {"cache": None, "client_factory": None, **options}
         return ChatJudge(make_asker(name, **options))
     if name == "nli":
         return NLIJudge(os.environ.get("NLI_MODEL") or "deberta")
