@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from spikescore.errors import UserError
 from spikescore.labels.chat_server import (
+    BAR_DELAY,
     LLM_PREFIX,
     Asker,
     Message,
@@ -230,7 +231,7 @@ class NLIEntailment:
         if max(lengths) >= self._max_length:
             log.warning("%s: pairs of more than %d tokens are cut", self.name, self._max_length)
         scores: list[list[float]] = [[] for _ in pairs]
-        with tqdm(total=len(pairs), desc="entailment", delay=2.0, leave=False) as bar:
+        with tqdm(total=len(pairs), desc="entailment", delay=BAR_DELAY, leave=False) as bar:
             for batch in _batches(lengths):
                 found = self._forward([encoded[index] for index in batch])
                 for index, own in zip(batch, found, strict=True):

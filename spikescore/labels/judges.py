@@ -37,6 +37,7 @@ from spikescore.labels.chat_server import (
     read_verdict,
     warn_of_failures,
 )
+from spikescore.labels.entailment import CLASSES, ENTAILMENT, make_entailment
 from spikescore.labels.rules import RULES, NoReference
 from spikescore.labels.statements import plain_answer
 from spikescore.runtime import EventLoop
@@ -299,15 +300,11 @@ class NLIJudge(Judge):
     """
 
     def __init__(self, model: str) -> None:
-        from spikescore.labels.entailment import make_entailment  # it loads torch
-
         self.name = "nli"
         self._model = model
         self._entailment = make_entailment(model)
 
     async def judge(self, *, question: Question, answer: str) -> Judgement:
-        from spikescore.labels.entailment import CLASSES, ENTAILMENT
-
         judge = f"nli:{self._model}"
         # an option's letter says nothing by itself
         golds = [gold for gold in question.gold_answers if not question.choices or len(gold) > 1]
