@@ -184,7 +184,7 @@ class Asker:
         if task:
             self.stats["deduplicated"] += 1
         else:
-            known = self._cache.get_many([key]).get(key)
+            known = self._cache.get(key)
             if known is not None and _fits(parse, known):
                 self.stats["from_cache"] += 1
                 return Reply(known)

@@ -7,11 +7,10 @@ disk: its processes share memory through a file.)
 
 from __future__ import annotations
 
-import itertools
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any
 from spikescore.errors import UserError
 
 _BUSY_SECONDS = 30.0  # how long to wait for another process that is writing
-_KEYS_PER_QUERY = 500
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply BLOB NOT NULL) WITHOUT ROWID"
 )
@@ -76,19 +74,13 @@ class ReplyCache:
         self._table.execute("PRAGMA synchronous = NORMAL")
         self._table.execute(_SCHEMA)
 
-    def get_many(self, keys: Iterable[str]) -> dict[str, str]:
-        """Return the replies that are known, by key."""
-        found: dict[str, str] = {}
-        keys = iter(keys)
+    def get(self, key: str) -> str | None:
+        """Return the reply that is known under a key, None where there is none."""
         with self._explained():
-            while some := list(itertools.islice(keys, _KEYS_PER_QUERY)):
-                marks = ",".join("?" * len(some))
-                rows = self._table.execute(
-                    f"SELECT key, reply FROM replies WHERE key IN ({marks})", some
-                )
-                # half a surrogate pair, which JSON can carry and UTF-8 cannot, is kept as it came
-                found.update((key, reply.decode("utf-8", "surrogatepass")) for key, reply in rows)
-        return found
+            query = "SELECT reply FROM replies WHERE key = ?"
+            row = self._table.execute(query, (key,)).fetchone()
+            # half a surrogate pair, which JSON can carry and UTF-8 cannot, is kept as it came
+            return None if row is None else row[0].decode("utf-8", "surrogatepass")
 
     def put(self, key: str, reply: str) -> None:
         """Keep a reply; when this returns it outlives the process."""

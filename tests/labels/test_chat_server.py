@@ -296,8 +296,8 @@ def test_the_cache_gives_back_what_was_put(tmp_path: Path) -> None:
             cache.put(key, text)
         cache.put("k1", "newer")
     with ReplyCache(path) as cache:
-        assert cache.get_many([*texts, "unknown"]) == texts | {"k1": "newer"}
-        assert cache.get_many([]) == {}
+        assert {key: cache.get(key) for key in texts} == texts | {"k1": "newer"}
+        assert cache.get("unknown") is None
     with closing(sqlite3.connect(path)) as table:
         assert table.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
@@ -332,7 +332,7 @@ def test_processes_share_a_cache(tmp_path: Path) -> None:
     assert [writer.wait(LIMIT) for writer in writers] == [0] * 4
     with ReplyCache(path) as cache:
         expected = {f"{name}{n}": name for name in "abcd" for n in range(200)}
-        assert cache.get_many(expected) == expected
+        assert {key: cache.get(key) for key in expected} == expected
 
 
 def test_a_damaged_cache_says_what_to_do(tmp_path: Path) -> None:
@@ -349,7 +349,8 @@ def test_a_damaged_cache_says_what_to_do(tmp_path: Path) -> None:
     data[8192:] = b"\xa5" * (len(data) - 8192)
     bitten.write_bytes(data)
     with pytest.raises(UserError, match="is damaged"), ReplyCache(bitten) as cache:
-        cache.get_many(f"{n:064}" for n in range(500))
+        for n in range(500):
+            cache.get(f"{n:064}")
 
 
 def test_a_cache_that_cannot_be_used_says_why(tmp_path: Path) -> None:
@@ -362,4 +363,4 @@ def test_a_cache_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     with closing(sqlite3.connect(other)) as table:
         table.execute("CREATE TABLE replies (name TEXT)")
     with pytest.raises(UserError, match="cannot be used"), ReplyCache(other) as cache:
-        cache.get_many(["a"])
+        cache.get("a")
