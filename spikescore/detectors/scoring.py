@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from spikescore.detectors.networks import Saplma
 from spikescore.detectors.score_book import BookItem, Key, ScoreBook
 from spikescore.errors import UserError
 from spikescore.pairs import (
+    DEFAULT_TOKEN_KEY,
     TOKEN_KEYS,
     cut_off,
     model_difference,
@@ -133,10 +134,9 @@ class _Scoring:
     """One run: what was chosen, what is fitted, and what was left out."""
 
     def __init__(self, items: Answers, settings: Settings) -> None:
-        known_domains = list(dict.fromkeys(items.domains.tolist()))
         self.items, self.settings = items, settings
         self.methods, self.turn_scorers = settings.names, settings.readers
-        self.domains = chosen("training domain", settings.train_domains, known_domains)
+        self.domains = training_domains(items, settings)
         self.splits: dict[str, np.ndarray] = {}
         self.left_out: list[tuple[str, str]] = []
         self.misbehaved: list[str] = []
@@ -283,6 +283,12 @@ class _Scoring:
             "unscored": {name: count for name, count in unscored.items() if count},
             "seconds": {name: round(spent, 3) for name, spent in self.seconds.items()},
         }
+
+
+def training_domains(items: Answers, settings: Settings) -> list[str]:
+    """Return the domains to train on: those asked for, or all; UserError for an unknown one."""
+    known = list(dict.fromkeys(items.domains.tolist()))
+    return chosen("training domain", settings.train_domains, known)
 
 
 def split_domains(
@@ -507,25 +513,20 @@ def score_layer_grid(folder: str | Path, settings: Settings) -> ScoreBook:
     The scores are named "<spike or first>@<token key>@<layer>"; one probe seed. Raises UserError
     when no domain can be trained on.
     """
-    book = None
+    items = read_answers(folder, token_key=DEFAULT_TOKEN_KEY)
+    splits, left_out = split_domains(items, training_domains(items, settings), settings)
+    if not splits:
+        raise UserError("; ".join(f"{what}: {why}" for what, why in left_out))
+    book = ScoreBook(items.model, "all", book_items(items), splits=splits, identity=items.identity)
+    book.about = {
+        "items_left_out": items.left_out, "left_out": left_out, "unscored": {},
+        "seconds": {}, "settings": {"probe_seeds": 1},
+    }  # fmt: skip
     for token_key in TOKEN_KEYS:
-        items = read_answers(folder, token_key=token_key)
-        domains = list(dict.fromkeys(items.domains.tolist()))
-        domains = chosen("training domain", settings.train_domains, domains)
-        splits, left_out = split_domains(items, domains, settings)
-        if not splits:
-            raise UserError("; ".join(f"{what}: {why}" for what, why in left_out))
-        if book is None:
-            book = ScoreBook(
-                items.model, "all", book_items(items), splits=splits, identity=items.identity
-            )
-            book.about = {
-                "items_left_out": items.left_out, "left_out": left_out, "unscored": {},
-                "seconds": {}, "settings": {"probe_seeds": 1},
-            }  # fmt: skip
+        at_token = replace(items, token_key=token_key)  # the same dialogues, other states
         with limited_threads():
-            readers = dict(_fit(items, splits, token_key))
-        for (name, domain, seed), turns in score_turns(items, readers, Counter()).items():
+            readers = dict(_fit(at_token, splits))
+        for (name, domain, seed), turns in score_turns(at_token, readers, Counter()).items():
             for what, functional in WHAT.items():
                 key = f"{what}@{name}"
                 book.scores[key, domain, seed] = apply(functional, turns)
@@ -533,12 +534,11 @@ def score_layer_grid(folder: str | Path, settings: Settings) -> ScoreBook:
     return book
 
 
-def _fit(
-    items: Answers, splits: dict[str, np.ndarray], token_key: str
-) -> Iterator[tuple[Key, Saplma]]:
+def _fit(items: Answers, splits: dict[str, np.ndarray]) -> Iterator[tuple[Key, Saplma]]:
+    _ = items.first_states  # read once, as in _Scoring.fit
     for domain, split in splits.items():
         material = first_answers(*(items.select(split == part) for part in ("train", "val")))
         for layer in range(material.features.shape[1]):
             detector = Saplma()
             detector.fit_layer(material, layer, seed=0)
-            yield (f"{token_key}@{layer}", domain, 0), detector
+            yield (f"{items.token_key}@{layer}", domain, 0), detector
