@@ -250,19 +250,19 @@ class _Scoring:
         """Return the splits of a target's items, by what each item asks."""
         if target is self.items:
             return self.splits
+        fitted, asked = (
+            [question_digests(record) for record in part.records] for part in (self.items, target)
+        )
         found = {}
         for domain, split in self.splits.items():
             known = {
                 key: part
-                for record, part in zip(self.items.records, split.tolist(), strict=True)
-                for key in question_digests(record)
+                for keys, part in zip(fitted, split.tolist(), strict=True)
+                for key in keys
                 if part
             }
+            parts = [next((known[key] for key in keys if key in known), "test") for keys in asked]
             own = target.domains == domain
-            parts = [
-                next((known[key] for key in question_digests(record) if key in known), "test")
-                for record in target.records
-            ]
             found[domain] = np.where(own, np.array(parts, dtype="<U5"), "")
         return found
 
