@@ -71,8 +71,8 @@ class Answers:
         for name in ("first_states", "measures"):
             if name in self.__dict__:  # the cached properties that were asked for already
                 whole = self.__dict__[name]
-                chosen = whole[places] if isinstance(whole, np.ndarray) else None
-                part.__dict__[name] = chosen if chosen is not None else [whole[p] for p in places]
+                is_array = isinstance(whole, np.ndarray)
+                part.__dict__[name] = whole[places] if is_array else [whole[p] for p in places]
         return part
 
     @cached_property

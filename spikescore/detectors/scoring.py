@@ -82,9 +82,8 @@ class Settings:
     def __post_init__(self) -> None:
         """Raise UserError for what can be seen to be wrong before anything is read."""
         require_fractions(self.val_fraction, self.test_fraction)
-        for name in chosen("turn scorer among the methods", self.turn_scorers, self.names):
-            scores_turns = issubclass(REGISTRY[name], StateDetector | TurnDetector)
-            if self.turn_scorers is not None and not scores_turns:
+        for name in chosen("turn scorer among the methods", self.turn_scorers or (), self.names):
+            if not issubclass(REGISTRY[name], StateDetector | TurnDetector):
                 raise UserError(
                     f'"{name}" scores first answers only, not turns; leave it out of the turn '
                     "scorers"
