@@ -16,6 +16,7 @@ import numpy as np
 
 from spikescore.detectors.answers import Answers
 from spikescore.detectors.base import Detector
+from spikescore.detectors.consistency import SemanticEntropyDiscrete
 from spikescore.detectors.lesson import (
     LayerReader,
     Lesson,
@@ -27,7 +28,6 @@ from spikescore.detectors.lesson import (
     score_known,
     told,
 )
-from spikescore.measures.formulas import cluster_assignment_entropy
 from spikescore.probes.fit import SAPLMA, Examples, Fit, Recipe
 from spikescore.probes.layers import Layers
 from spikescore.probes.linear import best_split, fit_logistic
@@ -104,7 +104,9 @@ class SemanticEntropyProbe(LayerReader):
     needs = frozenset({"states", "samples"})
 
     def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
-        entropies = [semantic_entropies(part) for part in (train, val)]
+        entropies = [
+            part.measured_samples(SemanticEntropyDiscrete.of_samples) for part in (train, val)
+        ]
         known = [np.isfinite(entropy) for entropy in entropies]
         entropy, val_entropy = (row[there] for row, there in zip(entropies, known, strict=True))
         gamma = best_split(entropy)
@@ -121,14 +123,6 @@ class SemanticEntropyProbe(LayerReader):
             "n_train": len(entropy),
             "high_entropy_rate": float((entropy > gamma).mean()),
         }
-
-
-def semantic_entropies(items: Answers) -> np.ndarray:
-    """Return the discrete semantic entropy of each item's samples [n], NaN where not clustered."""
-    clusters = [found.get("samples", {}).get("clusters") for found in items.measures]
-    return np.array(
-        [cluster_assignment_entropy(() if ids is None else list(ids)) for ids in clusters]
-    )
 
 
 class Prism(Detector):
