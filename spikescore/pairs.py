@@ -338,9 +338,7 @@ def _is_int(key: object) -> bool:
 
 def _as_float16(value: Any, path: Path, turn: object, key: object) -> np.ndarray:
     if not isinstance(value, np.ndarray):
-        if not hasattr(value, "detach"):
-            raise UserError(f'"{path}": turn {turn}, {key} is {type(value).__name__}, not an array')
-        value = value.detach().float().numpy()
+        raise UserError(f'"{path}": turn {turn}, {key} is {type(value).__name__}, not an array')
     value = np.atleast_2d(np.squeeze(value)) if value.ndim != 2 else value
     if value.dtype == np.float16:
         return value

@@ -278,17 +278,12 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_state(value: Any) -> bool:
-    """Whether a value is an array, or a torch tensor, of numbers `[..., H]`."""
-    if hasattr(value, "detach"):
-        return value.is_floating_point() and value.numel() > 0 and value.ndim > 0
+    """Whether a value is an array of numbers `[..., H]`."""
     return isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.size > 0 < value.ndim
 
 
-def _as_float16(value: Any, where: str) -> np.ndarray:
-    """Return an array or a torch tensor as FP16; what is finite but too large becomes an error."""
-    if hasattr(value, "detach"):
-        value = value.detach().float().numpy()
-    array = np.asarray(value)
+def _as_float16(array: np.ndarray, where: str) -> np.ndarray:
+    """Return an array as FP16; what is finite but too large becomes an error."""
     if array.dtype == np.float16:
         return array
     with np.errstate(over="ignore"):

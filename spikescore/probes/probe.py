@@ -356,10 +356,7 @@ def _from_public_release(content: dict[str, Any], path: str | Path) -> Probe:
     Two-dimensional weights are linear layers; a vector weight after one is its LayerNorm. Mish
     stands between the blocks, nothing after the last linear; dropout does nothing when scoring.
     """
-    state = {
-        name: np.asarray(tensor.detach().float().numpy() if hasattr(tensor, "detach") else tensor)
-        for name, tensor in content["model_state_dict"].items()
-    }
+    state = {name: np.asarray(array) for name, array in content["model_state_dict"].items()}
     prefixes = sorted({name.rpartition(".")[0] for name in state}, key=_natural_order)
     weights: list[tuple] = []
     try:
