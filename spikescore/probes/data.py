@@ -28,7 +28,7 @@ from spikescore.pairs import (
     stack_turns,
     unusable,
 )
-from spikescore.probes.layers import LayerRange, Layers, candidate_layers
+from spikescore.probes.layers import LayerRange, Layers, candidate_layers, is_contiguous
 from spikescore.runtime import derived_seed
 
 
@@ -79,10 +79,9 @@ class TrainingData:
     def features(self, layers: Layers) -> np.ndarray:
         """Return the states of the given layers, one after another: float16 [n, d]."""
         places = [self.kept.index(layer) for layer in layers]
-        first, last = places[0], places[-1]
-        if last - first + 1 == len(places):  # a slice needs no copy of a single layer's states
-            return self.states[:, first : last + 1].reshape(len(self.y), -1)
-        return self.states[:, places].reshape(len(self.y), -1)
+        # a slice needs no copy of a single layer's states
+        read = slice(places[0], places[-1] + 1) if is_contiguous(places) else places
+        return self.states[:, read].reshape(len(self.y), -1)
 
 
 @dataclass

@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from spikescore.pairs import read_states, stack_turns
-from spikescore.probes.data import TrainingData
+from spikescore.probes.data import Task, TrainingData
 from spikescore.probes.probe import Probe
 from spikescore.stats.bootstrap import measure_auroc
 from spikescore.stats.correlation import measure_correlation
 from spikescore.stats.operating_points import choose_threshold
 from spikescore.stats.trajectory import spike_score
-
-if TYPE_CHECKING:
-    from spikescore.probes.data import Task
 
 
 def _features_of(probe: Probe, data: TrainingData) -> np.ndarray:

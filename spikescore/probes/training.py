@@ -207,9 +207,7 @@ def search_layers(
         standardise = settings.standardise
         if settings.probe == "sep-logistic":
             return fit_logistic(features, candidates, examples, standardise=standardise)
-        from spikescore.probes.network import (
-            fit_network,
-        )  # torch: a second that --help need not wait
+        from spikescore.probes.network import fit_network  # torch: --help need not wait for it
 
         return fit_network(
             features, candidates, examples, settings.recipe, seed=seed, standardise=standardise
