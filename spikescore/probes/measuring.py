@@ -70,22 +70,33 @@ def validation_dialogues(
             yield int(data.y[item]), data.pkl_paths[item], data.records[item]
 
 
-def set_threshold(probe: Probe, dialogues: Sequence[tuple[int, Path, dict[str, Any]]]) -> None:
-    """Set the probe's spike threshold on the validation dialogues, where there are any."""
-    spikes = []
+def set_thresholds(
+    probes: Sequence[Probe], dialogues: Sequence[tuple[int, Path, dict[str, Any]]]
+) -> None:
+    """Set the spike thresholds of probes of one token on the validation dialogues, where there are
+    any.
+    """
+    token_key = probes[0].token_key
+    spikes: list[list[float]] = [[] for _ in probes]
     for _, path, record in dialogues:
-        states = stack_turns(read_states(path, probe.token_key), record, probe.token_key, path)
-        spikes.append(spike_score(probe.score(probe.features(states))))
+        states = stack_turns(read_states(path, token_key), record, token_key, path)
+        for probe, own in zip(probes, spikes, strict=True):
+            own.append(spike_score(probe.score(probe.features(states))))
     y = np.array([label for label, _, _ in dialogues])
+    for probe, own in zip(probes, spikes, strict=True):
+        probe.metrics["spike_threshold"] = _threshold(y, np.array(own))
+        probe.spike_threshold = probe.metrics["spike_threshold"]["value"]
+
+
+def _threshold(y: np.ndarray, spikes: np.ndarray) -> dict[str, Any]:
     threshold = {"value": None, "balanced_accuracy": None, "n": len(spikes), "note": ""}
     if len(set(y.tolist())) == 2:
-        threshold["value"], threshold["balanced_accuracy"] = choose_threshold(y, np.array(spikes))
+        threshold["value"], threshold["balanced_accuracy"] = choose_threshold(y, spikes)
         threshold["note"] = "best balanced accuracy of SpikeScore on the validation dialogues"
     else:
         threshold["note"] = (
             "not set: needs validation dialogues of both classes with 3 turns or more"
-            if dialogues
+            if len(spikes)
             else "not set: there are no dialogues of stage 1 to set it on"
         )
-    probe.spike_threshold = threshold["value"]
-    probe.metrics["spike_threshold"] = threshold
+    return threshold

@@ -41,7 +41,7 @@ from spikescore.probes.layers import (
     is_contiguous,
 )
 from spikescore.probes.linear import best_split, fit_logistic
-from spikescore.probes.measuring import measure, set_threshold, validation_dialogues
+from spikescore.probes.measuring import measure, set_thresholds, validation_dialogues
 from spikescore.probes.probe import Probe
 from spikescore.runtime import limited_threads
 from spikescore.stats.roc import auroc
@@ -151,16 +151,16 @@ def train_probe(
         _describe_start(fit, data, task, splits, settings, seed)
         for fit, seed in zip(fits, seeds, strict=True)
     ]
-    dialogues = list(validation_dialogues(data, splits))
-    probes = []
-    for which in ("best", "last"):
-        probe = _as_probe(which, fits[chosen], data, settings, seeds[chosen])
+    best, last = (
+        _as_probe(which, fits[chosen], data, settings, seeds[chosen]) for which in ("best", "last")
+    )
+    for probe in (best, last):
         probe.training = training
         measure(probe, data, task, splits)
-        set_threshold(probe, dialogues)
+    set_thresholds((best, last), list(validation_dialogues(data, splits)))
+    for probe in (best, last):
         probe.metrics["starts"] = starts
-        probes.append(probe)
-    return probes[0], probes[1]
+    return best, last
 
 
 def _check(folders: Sequence[str | Path], settings: Settings) -> None:
