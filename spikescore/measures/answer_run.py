@@ -288,11 +288,9 @@ class AnswerRun:
 
         room = self._max_context - len(option_tokens(self.prompt)[0])
         entries = [one for split in self.plan.questions for one in self._in_order(split).values()]
-        longest = max(
-            (entry for entry in entries if len(p_true_prompt(entry, [], self.prompt)) <= room),
-            key=lambda entry: len(p_true_prompt(entry, [], self.prompt)),
-            default=None,
-        )
+        lengths = [len(p_true_prompt(entry, [], self.prompt)) for entry in entries]
+        fitting = [place for place, length in enumerate(lengths) if length <= room]
+        longest = entries[max(fitting, key=lengths.__getitem__)] if fitting else None
         n = len(examples)
         while n and longest and len(p_true_prompt(longest, examples[:n], self.prompt)) > room:
             n -= 1
