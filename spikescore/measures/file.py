@@ -106,6 +106,9 @@ def _damage(content: Any, record: dict[str, Any]) -> str:
         return f"is of format {content.get('format')}, this version reads {FORMAT}"
     if unknown := [name for name in content["settings"] if name not in HOLDS]:
         return f"holds an unknown group {unknown[0]!r}"
+    # of another dialogue the number of turns says nothing; that it is another is said later
+    same = content.get("texts") == texts_digest(record)
+    known = {"K": len(record["cot_steps"])} if same else {}
     for group, sections in HOLDS.items():
         if not isinstance(content["settings"].get(group, {}), dict):
             return f"has no settings of {group}"
@@ -113,9 +116,7 @@ def _damage(content: Any, record: dict[str, Any]) -> str:
             held = content.get(section, {})
             if not isinstance(held, dict) or (group in content["settings"] and not held):
                 return f'has no "{section}", where {group} stands'
-            # of another dialogue the number of turns says nothing; that it is another is said later
-            same = content.get("texts") == texts_digest(record)
-            lengths = {"K": len(record["cot_steps"])} if same else {}
+            lengths = dict(known)
             for name, shape in names.items():
                 if name in held and not _fits(held[name], shape, lengths):
                     return f"holds a {section}.{name} that is not {shape} of this dialogue"
