@@ -80,18 +80,20 @@ class Work:
     n_pairs: int = 0
     unfinished: int = 0
 
+    @property
+    def model(self) -> dict[str, Any]:
+        """What made the pairs, as `pairs.model_difference` takes it."""
+        return {"model": self.config.model_path, "identity": self.identity}
+
     def open(self, path: Path, record: dict[str, Any]) -> Item:
         """What a pair has and what it lacks; UserError as `open_item` raises it."""
-        model = {"model": self.config.model_path, "identity": self.identity}
-        return open_item(path, record, model=model, settings=self.settings, redo=self.redo)
+        return open_item(path, record, model=self.model, settings=self.settings, redo=self.redo)
 
     def identify(self, identity: dict[str, str]) -> None:
         """Learn what the model is that is going to be loaded; UserError when the pairs were made
         with other weights, or another tokenizer, of the same name.
         """
-        name = self.config.model_path
-        made_with = {"model": name, "identity": self.identity}
-        if difference := model_difference(made_with, {"model": name, "identity": identity}):
+        if difference := model_difference(self.model, self.model | {"identity": identity}):
             raise UserError(
                 f"the pairs were made with another model ({difference}); give it as --model_path"
             )
@@ -114,8 +116,7 @@ def survey(request: MeasureRequest) -> Work:
         if work is None:
             settings, identity = _settings_of(config, request), record.get("identity") or {}
             work, first = Work(config, settings, request.redo, identity), path
-        made_by = {"model": work.config.model_path, "identity": work.identity}
-        if difference := model_difference(made_by, record | {"model": config.model_path}):
+        if difference := model_difference(work.model, record | {"model": config.model_path}):
             raise UserError(
                 f'"{first}" and "{path}" were made with two models ({difference}); give a '
                 "--data_dir of one"
