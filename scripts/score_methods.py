@@ -113,12 +113,9 @@ def main() -> int:
         books = {save_path: score_layer_grid(args.data_dir, settings)}
     else:
         items = read_answers(args.data_dir, token_key=args.token_key)
-        targets = {save_path: items}
-        if args.score_dirs:
-            folders = {one: read_answers(one, token_key=args.token_key) for one in args.score_dirs}
-            targets = {book_path(save_path, one): found for one, found in folders.items()}
-        found = score_methods(items, settings, targets=list(targets.values()))
-        books = dict(zip(targets, found, strict=True))
+        targets = [read_answers(one, token_key=args.token_key) for one in args.score_dirs or ()]
+        found = score_methods(items, settings, targets=targets)
+        books = dict(zip(paths or [save_path], found, strict=True))
     for path, book in books.items():
         book.about |= {
             "command": shlex.join([Path(sys.executable).name, *sys.argv]),
