@@ -48,7 +48,7 @@ def file_id(own_id: object, content: str) -> str:
     text = re.sub(r"[^A-Za-z0-9._-]+", "_", str(own_id)).strip("._") if own_id is not None else ""
     taken = f"{text}.json" in _NOT_PAIRS or text.endswith((".error", "_error", ".measures"))
     if not text or len(text) > 120 or taken:
-        return sha256(content.encode()).hexdigest()[:12]
+        return sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:12]
     return text
 
 

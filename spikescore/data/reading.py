@@ -237,8 +237,8 @@ class QuestionStream:
         new: dict[str, tuple[Question, str]] = {}
         for one in found:
             item = self._safe_id(one.id)
-            asked = f"{one.question}\n{one.choices}".encode("utf-8", "surrogatepass")
-            mark = f"{where} {sha256(asked).hexdigest()[:8]}"
+            asked = f"{one.question}\n{one.choices}"
+            mark = f"{where} {_short_hash(asked)}"
             before = new[item][1] if item in new else self._seen.get(item)
             if before is None:
                 new[item] = one if one.id == item else replace(one, id=item), mark
@@ -260,7 +260,7 @@ class QuestionStream:
             return own
         if self._alike is None:
             self._alike = self._alike_ids()
-        return f"{safe}_{sha256(own.encode()).hexdigest()[:8]}" if safe in self._alike else safe
+        return f"{safe}_{_short_hash(own)}" if safe in self._alike else safe
 
     def _alike_ids(self) -> set[str]:
         """Read the files once more for the names that several ids of the set would share."""
@@ -320,6 +320,11 @@ class QuestionStream:
         if self._split:
             why += f" (of its split {self._split})"
         raise UserError(f'dataset "{self._path}" holds no question{why}; check "dataset_path"')
+
+
+def _short_hash(text: str) -> str:
+    """Return 8 hex digits of a text's hash; half a character counts as it stands."""
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
 def _kept(value: Any) -> Any:

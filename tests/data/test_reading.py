@@ -80,6 +80,17 @@ def test_coqa_history_is_the_earlier_turns(tmp_path: Path) -> None:
     assert second.context == COQA["story"]
 
 
+@pytest.mark.parametrize("turns", [("\ud800", "\udcf0"), ("t" * 130 + "\ud800", 2)], ids=ascii)
+def test_coqa_turns_named_by_half_a_character_have_ids(tmp_path: Path, turns: tuple) -> None:
+    row = SHAPES["coqa"].make(1)
+    for question, turn in zip(row["questions"], turns, strict=True):
+        question["turn_id"] = turn
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps([row]))
+    ids = [question.id for question in load_questions(path).questions]
+    assert len(set(ids)) == 2 and all(one.isascii() for one in ids)
+
+
 def test_triviaqa_both_forms(tmp_path: Path) -> None:
     original = load_questions(write(tmp_path / "t.json", {"Data": [TRIVIA], "Split": "x"}))
     assert original.dataset_format == "triviaqa"
