@@ -138,7 +138,7 @@ def turns_kept(folder: Path) -> list[dict]:
 def test_a_run_that_was_stopped_goes_on_from_the_last_finished_turn(config_file, tmp_path):
     """Killed, then interrupted, then run to its end; a half line is left as by a kill."""
     folder, whole = tmp_path / "outputs", tmp_path / "whole"
-    command = ["reasoning_lite.py", "--config", config_file, "--set", "max_steps=12"]
+    command = ["reasoning_lite.py", "--config", config_file, "--set", "max_steps=60"]
     for signum, wanted in ((signal.SIGKILL, 15), (signal.SIGINT, 60)):
         process = start_script(*command)
         wait_until(lambda wanted=wanted: len(turns_kept(folder)) >= wanted, process)
