@@ -84,6 +84,7 @@ def main() -> int:
         evaluated=evaluated,
         coverage=coverage,
         warnings=warnings,
+        verdict=evaluation.verdict(),
         views=evaluation.views(),
         splits=evaluation.splits(args.by),
         draws=args.draws,

@@ -92,6 +92,7 @@ class EvalReport:
     evaluated: Sequence[Item]
     coverage: dict[str, int]
     warnings: Sequence[str]
+    verdict: str
     views: Sequence[View]
     splits: Sequence[Table]
     draws: int
@@ -107,7 +108,7 @@ class EvalReport:
         return ", ".join(parts)
 
     def lines(self) -> Iterator[str]:
-        """Yield the result lines of all views."""
+        """Yield the result lines of all views, and last the verdict."""
         for view in self.views:
             shown = view.methods if view.kind != "domain" else ("spike_score",)
             for method in shown:
@@ -121,12 +122,14 @@ class EvalReport:
         for table in self.splits:
             for name, size, cell, *_ in table.rows:
                 yield f"{table.header[2]} {cell} n={size} ({table.caption}, {name})"
+        yield self.verdict
 
     def summary(self) -> dict[str, Any]:
         """Return summary.json."""
         return {
             "command": self.command,
             "run": self.run,
+            "verdict": self.verdict,
             "coverage": self.coverage,
             "warnings": self.warnings,
             "draws": self.draws,
@@ -174,7 +177,7 @@ class EvalReport:
 
     def markdown(self) -> str:
         """Return summary.md: coverage, warnings, a table per view, paired tests, fixed flags."""
-        lines = [f"# SpikeScore report: {self.run}", ""]
+        lines = [f"# SpikeScore report: {self.run}", "", self.verdict, ""]
         lines += [f"Dialogues: {describe_coverage(self.coverage)}.", ""]
         lines += [f"> Warning: {warning}." for warning in self.warnings]
         lines += [""] * bool(self.warnings) + [f"{CONVENTIONS} {DIRECTIONS} {ORACLE}", ""]
@@ -192,12 +195,12 @@ class EvalReport:
         return "\n".join([*lines, f"Made by: `{self.command}`", ""])
 
     def headline(self) -> list[str]:
-        """Return the figures of SpikeScore, cross-domain first, then coverage and warnings."""
-        first = {"pooled": 0, "macro": 1, "in-domain": 2}
+        """Return the verdict, SpikeScore's figures, cross-domain first, coverage and warnings."""
+        first = {"macro": 0, "pooled": 1, "in-domain": 2}
         shown = sorted((v for v in self.views if v.kind in first), key=lambda v: first[v.kind])
         lines = [figure_line("spike_score", v.methods["spike_score"], v.title) for v in shown]
         lines.append(f"Dialogues: {describe_coverage(self.coverage)}.")
-        return [*lines, *(f"Warning: {warning}." for warning in self.warnings)]
+        return [self.verdict, *lines, *(f"Warning: {warning}." for warning in self.warnings)]
 
     def sections(self, plots: Mapping[str, bytes]) -> list[Section]:
         """Return the page's sections; `plots` holds PNGs by the names in PLOTS."""

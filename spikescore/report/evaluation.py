@@ -26,6 +26,7 @@ from spikescore.files import read_json, write_json
 from spikescore.report.comparison import Comparison, Entry, static_entries
 from spikescore.report.main_tables import part_tables
 from spikescore.report.page import Table
+from spikescore.report.verdict import verdict
 from spikescore.stats.bootstrap import Area, Contrast
 from spikescore.stats.roc import flag_metrics
 from spikescore.stats.trajectory import MIN_SCORES, spike_score, spike_turn
@@ -438,6 +439,10 @@ class Evaluation:
             book.scores[name, "", 0] = scores
             book.methods[name] = {"title": title, "family": family, "needs": []}
         return book
+
+    def verdict(self) -> str:
+        """Return in one sentence what the items show."""
+        return verdict(self.comparison, self.entries["spike_score"], self.entries["first_score"])
 
     def views(self) -> list[View]:
         """Return the views: in-domain, pooled, macro, then one per domain.

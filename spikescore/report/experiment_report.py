@@ -17,7 +17,14 @@ from spikescore.detectors.scoring import told
 from spikescore.errors import UserError
 from spikescore.files import read_json, write_atomic
 from spikescore.report import plots
-from spikescore.report.comparison import CROSS, SPIKE, Comparison, Entry, trajectories
+from spikescore.report.comparison import (
+    CROSS,
+    SPIKE,
+    Comparison,
+    Entry,
+    trajectories,
+    trajectory_entry,
+)
 from spikescore.report.eval_report import page_texts
 from spikescore.report.experiment import Experiment, Model, Variant
 from spikescore.report.main_tables import (
@@ -55,6 +62,7 @@ from spikescore.report.variant_tables import (
     variant_entries,
     variant_table,
 )
+from spikescore.report.verdict import verdict
 from spikescore.stats.trajectory import MIN_SCORES, apply, spike_score, spike_turn
 
 MATRICES = (SPIKE, "saplma", "perplexity")
@@ -94,9 +102,13 @@ class ModelReport:
         self.entries = main_entries(self.comparison)
 
     def headline(self) -> list[str]:
-        """Return the cross-domain means of SpikeScore and of what it is held against."""
+        """Return the verdict, then the cross-domain means of SpikeScore and its rivals."""
         wanted = (SPIKE, "saplma", "perplexity", "domain_identity")
-        lines = []
+        first = trajectory_entry(self.book, "first", BASE_SCORER)
+        found = verdict(
+            self.comparison, trajectory_entry(self.book, "max_abs_d2", BASE_SCORER), first
+        )
+        lines = [f"{self.model.name}: {found}"] if found else []
         for view in CROSS:
             parts = []
             for entry in self.entries:
