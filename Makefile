@@ -12,7 +12,7 @@ demo: $(VENV)/.run
 	$(BIN)/python ./eval_probe.py --data_dir ./outputs/demo --report_dir ./reports/quick
 
 tables: $(VENV)/.run
-	$(BIN)/python ./reproduce.py --config ./configs/demo.json
+	$(BIN)/python ./reproduce.py --config ./configs/tiny.json
 
 test: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -31,4 +31,4 @@ $(VENV)/.test: requirements.txt pyproject.toml | $(VENV)/bin/python
 	touch $@ $(VENV)/.run
 
 clean:
-	rm -rf outputs/demo outputs/experiments/demo reports/quick reports/demo probe_output/demo_trivia.*
+	rm -rf outputs/demo outputs/experiments/tiny reports/quick reports/tiny probe_output/demo_trivia.*

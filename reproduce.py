@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Regenerate the paper's tables: run every stage over models x domains, then make the report.
 
-    python reproduce.py --config configs/demo.json              # six demo domains, CPU, minutes
+    python reproduce.py --config configs/tiny.json              # the tiny model, CPU, minutes
     python reproduce.py --config configs/paper.json --dry_run   # print the commands, run nothing
     python reproduce.py --config configs/paper.json --only Qwen3-8B
 
@@ -35,7 +35,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--config", required=True, metavar="FILE", help="the experiment, such as configs/demo.json")
+    add("--config", required=True, metavar="FILE", help="the experiment, such as configs/tiny.json")
     add("--dry_run", action="store_true", help="print the commands and run nothing")
     add("--only", metavar="NAME", help="run only the steps whose name holds this text")
     add(

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How fast stage 1 generates, beside the plain sequential loop, on this machine.
 
-    python benchmarks/dialogue_speed.py                            # demo model, growth table
+    python benchmarks/dialogue_speed.py                            # the tiny model, growth table
     python benchmarks/dialogue_speed.py --dialogues 32 --turns 5   # one setting, quicker
     python benchmarks/dialogue_speed.py --shape llama-3.2-3b --max_new_tokens 256 --sequential 1
 
@@ -49,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default=str(ROOT / "models" / "demo"), help="chat model")
+    parser.add_argument("--model", default=str(ROOT / "models" / "tiny"), help="chat model")
     parser.add_argument(
         "--shape", choices=SHAPES, help="random weights of this shape, FP16 on a GPU (tokens only)"
     )
@@ -154,7 +154,7 @@ def pick_questions(n: int) -> list[Any]:
     """The same questions for both sides, domain after domain."""
     from spikescore.data.reading import load_questions
 
-    by_domain = [load_questions(ROOT / "datasets/demo" / f"{d}.json").questions for d in DOMAINS]
+    by_domain = [load_questions(ROOT / "datasets/tiny" / f"{d}.json").questions for d in DOMAINS]
     rounds = zip(*by_domain, strict=False)
     return [question for several in rounds for question in several][:n]
 

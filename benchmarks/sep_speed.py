@@ -41,8 +41,8 @@ def parse_arguments() -> Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", default=str(ROOT / "models" / "demo"), help="chat model")
-    add("--dataset", default=str(ROOT / "datasets" / "demo" / "trivia.json"), help="questions")
+    add("--model", default=str(ROOT / "models" / "tiny"), help="chat model")
+    add("--dataset", default=str(ROOT / "datasets" / "tiny" / "trivia.json"), help="questions")
     add("--questions", type=int, default=20, help="questions asked (%(default)s)")
     add("--generations", type=int, default=10, help="samples of each (%(default)s)")
     return parser.parse_args()

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Stage 3 for an experiment: score books in, tables, plots and report.html out.
 
-    python scripts/make_tables.py --config configs/demo.json
+    python scripts/make_tables.py --config configs/tiny.json
 
 Reads the score books that score_methods.py wrote for each model of the experiment, and its
 dialogues' texts; no model and no hidden state. reproduce.py runs it as its last step.

@@ -1,6 +1,6 @@
 """Stage 2 for many methods: fit every detector on every domain and score every dialogue.
 
-    python scripts/score_methods.py --data_dir ./outputs/demo --save_path ./reports/demo/scores.pkl
+    python scripts/score_methods.py --data_dir ./outputs/demo --save_path ./reports/try/scores.pkl
 
 Reads the finished, labelled pairs of stage 1 under --data_dir (any depth), and what
 measure_answers.py wrote beside them. For every training domain its items are split by question into

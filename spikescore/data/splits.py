@@ -44,7 +44,7 @@ def find_dataset(name: str, root: Path) -> Path:
     if Path(name).exists():
         return Path(name)
     for candidate in (name, NAMES.get(name, name)):
-        for folder in (root, root / "demo", root / "samples"):
+        for folder in (root, root / "tiny", root / "samples"):
             if (folder / candidate).is_dir():
                 return folder / candidate
             files = [path for path in folder.glob(f"{candidate}.*") if path.suffix != ".py"]

@@ -56,8 +56,8 @@ class SamplingConfig:
 class Config:
     """All keys of config.json; docs/stages.md says what each does."""
 
-    model_path: str = _key("./models/demo", BOTH)
-    dataset_path: str | list[str] = _key("./datasets/demo/trivia.json")
+    model_path: str = _key("./models/tiny", BOTH)
+    dataset_path: str | list[str] = _key("./datasets/tiny/trivia.json")
     output_dir: str = _key("./outputs/demo")
     sampling: SamplingConfig = _key(SamplingConfig, DIALOGUES)
     enable_thinking: bool = _key(False, BOTH)

@@ -12,7 +12,7 @@ from spikescore.dialogues.config import Config
 from spikescore.dialogues.running import identity_of
 from spikescore.errors import UserError
 from spikescore.model.chat import ChatFormat
-from tests.helpers.running import DEMO
+from tests.helpers.running import TINY
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}"
@@ -50,18 +50,18 @@ def sentencepiece_like(**space) -> PreTrainedTokenizerFast:
 
 
 def make_chat(kind: str, template: str) -> ChatFormat:
-    if kind == "demo":
-        tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    if kind == "tiny":
+        tokenizer = AutoTokenizer.from_pretrained(TINY)
     elif kind == "normalizer":
         tokenizer = sentencepiece_like(normalizer=True)
     else:
         tokenizer = sentencepiece_like(prepend_scheme=kind)
-    if kind != "demo":
+    if kind != "tiny":
         tokenizer.chat_template = template
     return ChatFormat(tokenizer, enable_thinking=False)
 
 
-@pytest.mark.parametrize("kind", ["demo", "always", "first", "never", "normalizer"])
+@pytest.mark.parametrize("kind", ["tiny", "always", "first", "never", "normalizer"])
 @pytest.mark.parametrize("template", [TEMPLATE, DROPPING_TEMPLATE])
 def test_going_on_from_an_earlier_rendering_gives_the_ids_of_the_whole(kind, template):
     chat = make_chat(kind, template)

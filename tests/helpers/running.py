@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-DEMO = ROOT / "models" / "demo"
+TINY = ROOT / "models" / "tiny"
 LIMIT = 3600.0
 """Seconds after which what a test waits for counts as hanging, however slow the machine."""
 PUBLIC_DATA = ROOT.parent / "shared" / "data"

@@ -23,7 +23,7 @@ from spikescore.pairs import TOKEN_KEYS, iter_records, read_states
 from spikescore.runtime import derived_seed
 from tests.helpers.fault_server import FaultyServer, completion
 from tests.helpers.real_server import closed_port, serve
-from tests.helpers.running import CHAT_TEMPLATE, DEMO, LIMIT, make_tokenizer, run_script
+from tests.helpers.running import CHAT_TEMPLATE, LIMIT, TINY, make_tokenizer, run_script
 
 REQUEST_KEYS = {"model", "messages", "temperature", "top_p", "max_tokens", "seed"}
 
@@ -472,8 +472,8 @@ def test_keys_go_only_where_they_belong(config_file, start_server, monkeypatch):
 
 @pytest.fixture(scope="module")
 def real_server(tmp_path_factory):
-    """`transformers serve` with the demo model; its address."""
-    with serve(DEMO, tmp_path_factory.mktemp("server")) as url:
+    """`transformers serve` with the tiny model; its address."""
+    with serve(TINY, tmp_path_factory.mktemp("server")) as url:
         yield url
 
 
@@ -481,7 +481,7 @@ def test_a_real_server_holds_the_dialogues_that_the_engine_holds(
     config_file, real_server, tmp_path
 ):
     # greedy: the two draw random tokens in different ways
-    settings = [f"model_path={DEMO}", "temperature=0", "max_new_tokens=24", "max_steps=4"]
+    settings = [f"model_path={TINY}", "temperature=0", "max_new_tokens=24", "max_steps=4"]
     served = run_script(*served_command(config_file, real_server, *settings))
     assert served.returncode == 0, served.stderr
     assert "wrote 12 pairs" in served.stdout

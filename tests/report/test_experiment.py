@@ -25,8 +25,8 @@ from spikescore.report.steps import (
 from tests.helpers.running import LIMIT, run_script, start_script, wait_until
 
 SMALL = {
-    "models": [{"name": "tiny", "model_path": "./models/demo"}],
-    "dialogues": {"dataset_path": ["./datasets/demo/trivia.json", "./datasets/demo/reading.json"]},
+    "models": [{"name": "tiny", "model_path": "./models/tiny"}],
+    "dialogues": {"dataset_path": ["./datasets/tiny/trivia.json", "./datasets/tiny/reading.json"]},
 }
 
 
@@ -36,7 +36,7 @@ def write(tmp_path, **change):
     return path
 
 
-@pytest.mark.parametrize("name", ["demo", "paper"])
+@pytest.mark.parametrize("name", ["tiny", "paper"])
 def test_the_shipped_experiments_are_sound(name):
     experiment = load_experiment(ROOT / "configs" / f"{name}.json")
     assert experiment.name == name and len(experiment.dialogues["dataset_path"]) == 6
@@ -53,10 +53,10 @@ def test_the_papers_experiment_is_the_papers():
     assert (config.temperature, config.top_p) == (0.2, 0.7)
 
 
-def test_the_demos_main_run_is_make_demos_run():
-    experiment = load_experiment(ROOT / "configs" / "demo.json")
+def test_the_tiny_main_run_is_make_demos_run():
+    experiment = load_experiment(ROOT / "configs" / "tiny.json")
     settings = experiment.stage_config(experiment.models[0])
-    ours = parse_config(settings, source="demo")
+    ours = parse_config(settings, source="tiny")
     quick = load_config(ROOT / "config.json")
     assert ours.hash() == quick.hash() and ours.sampling == quick.sampling
     assert ours.dataset_path == quick.dataset_path
@@ -110,7 +110,7 @@ def test_a_missing_or_broken_file_ends_with_status_2(tmp_path):
 
 
 def test_missing_data_is_named_before_anything_is_run(tmp_path):
-    dialogues = {"dataset_path": ["./datasets/demo/trivia.json", "./datasets/no_such_set"]}
+    dialogues = {"dataset_path": ["./datasets/tiny/trivia.json", "./datasets/no_such_set"]}
     path = write(tmp_path, dialogues=dialogues, reports_dir=str(tmp_path / "reports"))
     done = run_script("reproduce.py", "--config", path)
     assert done.returncode == 2 and "datasets/prepare.py no_such_set" in done.stderr
@@ -307,7 +307,7 @@ def test_a_terminated_run_ends_the_step_that_is_running(tmp_path):
 
 def test_each_step_needs_what_its_figures_come_from(tmp_path):
     ablations = {"schedules": ["continue"], "judges": ["exact"], "layers": True}
-    models = [{"name": name, "model_path": "./models/demo"} for name in ("a", "b")]
+    models = [{"name": name, "model_path": "./models/tiny"} for name in ("a", "b")]
     experiment = load_experiment(write(tmp_path, models=models, ablations=ablations))
     needs = {step.name: set(step.needs) for step in experiment.steps("x.json")}
     assert needs["a.main"] == needs["a.schedule_continue"] == set()

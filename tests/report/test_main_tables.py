@@ -403,8 +403,8 @@ def report_of(book, folder):
     """The report of a model whose score book is this one, and the report's folder."""
     config = folder / "made_up.json"
     config.write_text(json.dumps({
-        "models": [{"name": "m", "model_path": "./models/demo"}], "draws": 20, "measures": None,
-        "dialogues": {"dataset_path": ["./datasets/demo/trivia.json"]}, "ablations": {},
+        "models": [{"name": "m", "model_path": "./models/tiny"}], "draws": 20, "measures": None,
+        "dialogues": {"dataset_path": ["./datasets/tiny/trivia.json"]}, "ablations": {},
         "outputs_dir": str(folder / "outputs"), "reports_dir": str(folder / "reports"),
     }))  # fmt: skip
     experiment = load_experiment(config)

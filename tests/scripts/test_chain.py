@@ -23,7 +23,7 @@ def chain(tmp_path_factory):
     settings |= {"output_dir": str(folder / "outputs"), "max_steps": 5}
     printed = {}
     for n, domains in ((60, DOMAINS[:1]), (12, DOMAINS[1:])):
-        paths = [f"./datasets/demo/{domain}.json" for domain in domains]
+        paths = [f"./datasets/tiny/{domain}.json" for domain in domains]
         settings |= {"dataset_path": paths, "sampling": {"strategy": "random", "n": n, "seed": 42}}
         (folder / "config.json").write_text(json.dumps(settings))
         printed["dialogues"] = run_script("reasoning_lite.py", "--config", folder / "config.json")

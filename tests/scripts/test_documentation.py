@@ -42,13 +42,13 @@ ADAPTED = (
     (r"--n_samples 10", "--n_samples 2"),
     (r"sampling\.n=\d+", "sampling.n=4"),
     # the embedded model, its layers and its data in place of larger ones
-    (r"\./models/Llama-3\.2-3B-Instruct", "./models/demo"),
+    (r"\./models/Llama-3\.2-3B-Instruct", "./models/tiny"),
     (r"13,21", "2,4"),
     (r"--dataset=nq\b", "--dataset=trivia"),
     (r"\./outputs/triviaqa", "./outputs/demo/trivia"),
     (r"--entailment deberta", "--entailment exact"),
     # tests/scripts/test_reproduce.py runs it in small, to the last table
-    (r"(reproduce\.py --config configs/demo\.json)$", r"\1 --dry_run"),
+    (r"(reproduce\.py --config configs/tiny\.json)$", r"\1 --dry_run"),
     (r"(reproduce\.py --config configs/paper\.json)$", r"\1 --dry_run"),
     # processes on the CPU where there is no GPU
     (

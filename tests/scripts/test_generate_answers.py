@@ -30,16 +30,16 @@ from spikescore.model.chat import ChatFormat
 from spikescore.pickles import load_pickle
 from tests.helpers.oracles import states_at
 from tests.helpers.real_server import serve
-from tests.helpers.running import DEMO, ROOT, run_script, start_script, wait_until
+from tests.helpers.running import ROOT, TINY, run_script, start_script, wait_until
 
-TRIVIA = ROOT / "datasets" / "demo" / "trivia.json"
+TRIVIA = ROOT / "datasets" / "tiny" / "trivia.json"
 SEP = "semantic-entropy-probes"
 GENERATE = f"{SEP}/semantic_uncertainty/generate_answers.py"
 COMPUTE = f"{SEP}/semantic_uncertainty/compute_uncertainty_measures.py"
 OFFLINE = ["--metric=auto", "--entailment_model=exact", "--no-wandb"]
 
 
-def generate(folder, *flags, model=DEMO, **options):
+def generate(folder, *flags, model=TINY, **options):
     command = [GENERATE, f"--model_name={model}", f"--output_dir={folder}"]
     return run_script(*command, "--model_max_new_tokens=24", *flags, **options)
 
@@ -55,7 +55,7 @@ def judge_model(tmp_path_factory):
     of its tokenizer, which makes it quick to learn.
     """
     folder = tmp_path_factory.mktemp("judge")
-    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
     verdicts = ["VERDICT: CONSISTENT", "VERDICT: NEUTRAL"]
     tokenizer.add_tokens(verdicts)
     questions = load_questions(TRIVIA).questions[:30]
@@ -131,7 +131,7 @@ def test_generate_measure_train_score_evaluate(judge_model, tmp_path_factory):
     trained = run_script(f"{SEP}/probes_trainer.py", "--data_dirs", run, "--save_path", probe)
     assert trained.returncode == 0, trained.stderr
     settings = {
-        "model_path": str(DEMO), "dataset_path": str(TRIVIA), "output_dir": str(outputs),
+        "model_path": str(TINY), "dataset_path": str(TRIVIA), "output_dir": str(outputs),
         "sampling": {"strategy": "random", "n": 12, "seed": 1}, "max_steps": 4,
         "max_new_tokens": 24,
     }  # fmt: skip
@@ -163,8 +163,8 @@ def small_run(tmp_path_factory):
 def test_positions_and_likelihoods_are_those_of_a_plain_pass(small_run):
     folder, _ = small_run
     found = read_run(folder)
-    model = LlamaForCausalLM.from_pretrained(DEMO, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    model = LlamaForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
     questions = {question.id: question for question in load_questions(TRIVIA).questions}
     examples = tuple(questions[i] for i in found.details["few_shot"])
     prompt = AnswerPrompt(ChatFormat(tokenizer, enable_thinking=False), BRIEF["default"], examples)
@@ -210,8 +210,8 @@ def test_measures_are_those_of_the_answers(small_run):
 
 def test_p_true_is_the_next_token_probability(small_run):
     found = read_run(small_run[0])
-    model = LlamaForCausalLM.from_pretrained(DEMO, dtype=torch.float32).eval()
-    prompt = AnswerPrompt(ChatFormat(AutoTokenizer.from_pretrained(DEMO), enable_thinking=False))
+    model = LlamaForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
+    prompt = AnswerPrompt(ChatFormat(AutoTokenizer.from_pretrained(TINY), enable_thinking=False))
     parts = [load_pickle(path) for path in sorted(small_run[0].glob("parts/p_true-*.pkl"))]
     examples = {key: entry for part in parts for key, entry in part.items()}
     assert list(examples) and set(examples) == set(found.details["p_true_examples"])
@@ -239,7 +239,7 @@ def test_stopped_and_run_again_gives_the_same_run(small_run, tmp_path, signal):
     folder, flags = small_run
     again = tmp_path / "again"
     command = [
-        GENERATE, f"--model_name={DEMO}", f"--output_dir={again}", "--model_max_new_tokens=24",
+        GENERATE, f"--model_name={TINY}", f"--output_dir={again}", "--model_max_new_tokens=24",
         *flags, "--p_true_num_fewshot=3", *OFFLINE, "--batch_size=2",
     ]  # fmt: skip
     process = start_script(*command)
@@ -290,7 +290,7 @@ def test_another_run_on_the_folder_is_told(small_run):
 
 def test_another_model_or_other_questions_under_the_same_names_are_refused(tmp_path):
     model, data, folder = tmp_path / "model", tmp_path / "q.json", tmp_path / "run"
-    shutil.copytree(DEMO, model)
+    shutil.copytree(TINY, model)
     rows = json.loads(TRIVIA.read_text())[:12]
     data.write_text(json.dumps(rows))
     flags = [f"--dataset={data}", "--num_few_shot=0", "--num_generations=2", *OFFLINE,
@@ -375,7 +375,7 @@ def test_a_folder_without_a_run_is_named(tmp_path):
 
 
 def test_a_plain_prompt_ends_an_answer_with_its_line():
-    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
     chat = ChatFormat(tokenizer, enable_thinking=False)
     question = load_questions(TRIVIA).questions[0]
     prompt = AnswerPrompt(chat, "Be brief.", use_template=False)

@@ -256,8 +256,8 @@ def test_another_dialogue_or_model_is_refused(pairs, measure, tiny_model):
     with pytest.raises(UserError, match="q0.measures.pkl.*another dialogue.*--redo"):
         measure(pairs, "--groups", "attention")
     path.write_bytes(kept)
-    with pytest.raises(UserError, match="another model .*tiny_model.*./models/demo"):
-        measure(pairs, "--groups", "attention", "--model_path", "./models/demo")
+    with pytest.raises(UserError, match="another model .*tiny_model.*./models/tiny"):
+        measure(pairs, "--groups", "attention", "--model_path", "./models/tiny")
     with pytest.raises(UserError, match="no finished pairs"):
         measure(tiny_model)
     record = read_record(path)

@@ -32,7 +32,7 @@ from spikescore.pairs import TOKEN_KEYS, find_records, iter_records, read_states
 from tests.helpers.fault_server import FaultyServer, completion
 from tests.helpers.oracles import assert_same_pairs, states_at
 from tests.helpers.real_server import closed_port
-from tests.helpers.running import DEMO, make_tokenizer, run_script, start_script, wait_until
+from tests.helpers.running import TINY, make_tokenizer, run_script, start_script, wait_until
 
 STEP_KEYS = {
     "turn", "prompt_type", "prompt", "response", "n_prompt_tokens", "n_response_tokens",
@@ -475,7 +475,7 @@ def test_dialogues_of_anyone_are_read_by_a_chosen_model(config_file, tmp_path):
     broken = {"question": "How many?", "cot_steps": [{"prompt": "q", "response": None}]}
     (source / "sum-3.json").write_text(json.dumps(broken))
     (source / "sum-4.json").write_text(json.dumps({"question": "q", "cot_steps": ["q", "a"]}))
-    result = replay(config_file, tmp_path / "theirs", output, "--set", f"model_path={DEMO}")
+    result = replay(config_file, tmp_path / "theirs", output, "--set", f"model_path={TINY}")
     assert result.returncode == 1, result.stderr
     assert "wrote 2 pairs" in result.stdout and "2 failed" in result.stdout
     error = json.loads((output / "trivia" / "sum-4.error.json").read_text())["error"]
@@ -488,8 +488,8 @@ def test_dialogues_of_anyone_are_read_by_a_chosen_model(config_file, tmp_path):
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(DEMO, dtype="float32").eval()
-    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype="float32").eval()
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
     system = load_config(config_file).system_prompt
     messages = [
         {"role": "system", "content": system},

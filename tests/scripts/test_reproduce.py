@@ -24,13 +24,13 @@ def experiment(tmp_path_factory):
     folder = tmp_path_factory.mktemp("experiment")
     settings = {
         "models": [
-            {"name": "demo", "model_path": "./models/demo", "published": "Qwen3-8B"},
+            {"name": "tiny", "model_path": "./models/tiny", "published": "Qwen3-8B"},
         ],
         "note": "A made-up world.",
         "outputs_dir": str(folder / "outputs"),
         "reports_dir": str(folder / "reports"),
         "dialogues": {
-            "dataset_path": [f"./datasets/demo/{domain}.json" for domain in DOMAINS],
+            "dataset_path": [f"./datasets/tiny/{domain}.json" for domain in DOMAINS],
             "sampling": {"strategy": "random", "n": 40, "seed": 42},
             "max_steps": 5,
             "max_new_tokens": 16,
@@ -58,11 +58,11 @@ def test_every_table_and_plot_is_there(experiment):
     for name in ("table_main.md", "table_main.csv", "table_main.tex", "commands.sh", "report.html"):
         assert (reports / name).stat().st_size > 500
     assert (reports / "table_main.png").read_bytes().startswith(b"\x89PNG")
-    tables = reports / "tables" / "demo"
+    tables = reports / "tables" / "tiny"
     for name in MODEL_TABLES:
         for suffix in (".md", ".csv", ".tex"):
             assert (tables / f"{name}{suffix}").stat().st_size > 50, name
-    plots = {path.stem for path in (reports / "plots" / "demo").glob("*.png")}
+    plots = {path.stem for path in (reports / "plots" / "tiny").glob("*.png")}
     assert plots >= {"main", "matrices", "controls", "functionals", "turns", "release",
                      "judges", "layers"}  # fmt: skip
 
@@ -89,7 +89,7 @@ def test_the_main_table_holds_all_methods_with_numbers(experiment):
 def test_a_first_answer_does_not_depend_on_what_follows(experiment):
     """So with the passage dropped after turn 1 the first answer's scores are the reference's."""
     _, reports, _ = experiment
-    with open(reports / "tables" / "demo" / "release.csv", encoding="utf-8") as file:
+    with open(reports / "tables" / "tiny" / "release.csv", encoding="utf-8") as file:
         header, reference, dropped, leaked, *_ = list(csv.reader(file))
     first = ("first-answer probe", "perplexity")
     same = [place for place, name in enumerate(header) if name in first]
@@ -146,5 +146,5 @@ def test_the_report_opens_and_its_dialogues_can_be_read(experiment, browser):
     assert complaints == []
 
 
-def test_the_demos_experiment_is_the_readmes(experiment):
-    assert "reproduce.py --config ./configs/demo.json" in (ROOT / "Makefile").read_text()
+def test_make_tables_runs_the_tiny_experiment(experiment):
+    assert "reproduce.py --config ./configs/tiny.json" in (ROOT / "Makefile").read_text()

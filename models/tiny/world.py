@@ -1,6 +1,6 @@
-"""The synthetic world of the demo model: six small domains, their questions and answers.
+"""The synthetic world of the tiny model: six small domains, their questions and answers.
 
-    python models/demo/world.py     # writes datasets/demo/<domain>.json, always the same files
+    python models/tiny/world.py     # writes datasets/tiny/<domain>.json, always the same files
 
 Everything follows from one seed. `World` draws the facts; its methods draw one `Item` each. Items
 of the shipped question files and of the validation set never serve as training questions, unless
@@ -104,7 +104,7 @@ def work_out(sum_: str) -> tuple[str, int]:
 
 
 class World:
-    """All facts of the demo world, drawn from `seed`, and the sets that training must avoid."""
+    """All facts of the tiny world, drawn from `seed`, and the sets that training must avoid."""
 
     def __init__(self, seed: int = SEED) -> None:
         self.seed = seed
@@ -542,4 +542,4 @@ def write_question_files(world: World, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    write_question_files(World(), ROOT / "datasets" / "demo")
+    write_question_files(World(), ROOT / "datasets" / "tiny")

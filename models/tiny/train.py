@@ -1,9 +1,9 @@
-"""Train the demo chat model from scratch: tokenizer, weights, evaluation.
+"""Train the tiny chat model from scratch: tokenizer, weights, evaluation.
 
-    python models/demo/train.py                          # the shipped model, 2 CPU cores
-    python models/demo/train.py --steps 20 --out /tmp/m  # a smoke run of seconds
-    python models/demo/train.py --evaluate               # accuracy on datasets/demo/*.json
-    python models/demo/train.py --evaluate --validation  # accuracy on questions kept for tuning
+    python models/tiny/train.py                          # the shipped model, 2 CPU cores
+    python models/tiny/train.py --steps 20 --out /tmp/m  # a smoke run of seconds
+    python models/tiny/train.py --evaluate               # accuracy on datasets/tiny/*.json
+    python models/tiny/train.py --evaluate --validation  # accuracy on questions kept for tuning
 
 The run is step-based: the same seed gives the same batches whatever the machine's load.
 """
@@ -306,7 +306,7 @@ def load_questions(world: World, validation: bool) -> dict[str, list[dict[str, o
 
     loaded = {}
     for domain in DOMAINS:
-        rows = json.loads((ROOT / "datasets" / "demo" / f"{domain}.json").read_text())
+        rows = json.loads((ROOT / "datasets" / "tiny" / f"{domain}.json").read_text())
         loaded[domain] = [
             {**fields, "first": first_message(SimpleNamespace(**fields))} for fields in rows
         ]

@@ -1,4 +1,4 @@
-"""The words and sentence patterns of the demo world: plain data, no logic; `world.py` uses it."""
+"""The words and sentence patterns of the tiny world: plain data, no logic; `world.py` uses it."""
 
 from __future__ import annotations
 

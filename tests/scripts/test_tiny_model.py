@@ -1,4 +1,4 @@
-"""The embedded demo model and its questions: what ships, what is disjoint, how it is remade."""
+"""The tiny model and its questions: what ships, what is disjoint, how it is remade."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from collections import Counter
 
 import pytest
 
-from tests.helpers.running import DEMO, ROOT, run
+from tests.helpers.running import ROOT, TINY, run
 
-DATA = ROOT / "datasets" / "demo"
+DATA = ROOT / "datasets" / "tiny"
 DOMAINS = ("trivia", "commonsense", "reading", "conversation", "arithmetic", "wordproblems")
 KEYS = {
     "id", "domain", "question", "context", "choices", "gold_answers", "answer_type", "group",
     "history", "tier",
 }  # fmt: skip
 
-sys.path.insert(0, str(DEMO))
+sys.path.insert(0, str(TINY))
 import dialogues  # noqa: E402
-import world as demo_world  # noqa: E402
+import world as tiny_world  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def world() -> demo_world.World:
-    return demo_world.World()
+def world() -> tiny_world.World:
+    return tiny_world.World()
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def questions() -> dict[str, list[dict]]:
 @pytest.fixture(scope="module")
 def tokenizer():
     transformers = pytest.importorskip("transformers")
-    return transformers.AutoTokenizer.from_pretrained(DEMO)
+    return transformers.AutoTokenizer.from_pretrained(TINY)
 
 
 def ids_of(tokenizer, messages: list[dict], prompt: bool = False) -> list[int]:
@@ -53,13 +53,13 @@ def test_files_are_present_and_small():
         "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
         "model.safetensors", "world.py", "train.py", "README.md",
     }  # fmt: skip
-    files = [path for path in DEMO.iterdir() if path.is_file()]
+    files = [path for path in TINY.iterdir() if path.is_file()]
     assert names <= {path.name for path in files}
     assert sum(path.stat().st_size for path in files) <= 12_000_000
 
 
 def test_weights_are_fp16():
-    with (DEMO / "model.safetensors").open("rb") as file:
+    with (TINY / "model.safetensors").open("rb") as file:
         size = struct.unpack("<Q", file.read(8))[0]
         header = json.loads(file.read(size))
     dtypes = {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
@@ -67,7 +67,7 @@ def test_weights_are_fp16():
 
 
 def test_config_has_grouped_queries_tied_embeddings_and_room_for_twenty_turns():
-    config = json.loads((DEMO / "config.json").read_text())
+    config = json.loads((TINY / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert (config["num_attention_heads"], config["num_key_value_heads"]) == (8, 2)
     assert config["tie_word_embeddings"] is True
@@ -86,7 +86,7 @@ def test_chat_template_renders_roles_and_one_bos(tokenizer):
         "<|assistant|> 3 + 4 = 7. The answer is 7.<|end|>"
     )
     assert ids.count(tokenizer.bos_token_id) == 1
-    settings = json.loads((DEMO / "generation_config.json").read_text())
+    settings = json.loads((TINY / "generation_config.json").read_text())
     assert ids[-1] == settings["eos_token_id"] == tokenizer.eos_token_id
 
 
@@ -147,7 +147,7 @@ def test_groups_keep_facts_apart(questions):
 
 
 def test_world_and_question_files_are_deterministic(world, tmp_path):
-    demo_world.write_question_files(demo_world.World(), tmp_path)
+    tiny_world.write_question_files(tiny_world.World(), tmp_path)
     for domain in DOMAINS:
         made = (tmp_path / f"{domain}.json").read_bytes()
         assert made == (DATA / f"{domain}.json").read_bytes()
@@ -171,19 +171,19 @@ def test_training_never_shows_held_out_questions(world, questions):
         assert not any(text in learned for text in problems)
         assert not any(name in learned for name in absent)
         sums = re.findall(r"\d+ [-+*] \d+(?: [-+*] \d+)?", learned)
-        assert not held_out & {demo_world.canonical(sum_) for sum_ in sums}
+        assert not held_out & {tiny_world.canonical(sum_) for sum_ in sums}
 
 
 def test_work_out_solves_step_by_step():
-    assert demo_world.work_out("34 + 25") == ("34 + 20 = 54. 54 + 5 = 59.", 59)
-    assert demo_world.work_out("3 * 4 + 5") == ("3 * 4 = 12. 12 + 5 = 17.", 17)
-    assert demo_world.work_out("9 - 4") == ("9 - 4 = 5.", 5)
+    assert tiny_world.work_out("34 + 25") == ("34 + 20 = 54. 54 + 5 = 59.", 59)
+    assert tiny_world.work_out("3 * 4 + 5") == ("3 * 4 = 12. 12 + 5 = 17.", 17)
+    assert tiny_world.work_out("9 - 4") == ("9 - 4 = 5.", 5)
 
 
 def test_train_smoke_run_makes_a_loadable_model(tmp_path):
     transformers = pytest.importorskip("transformers")
     command = [
-        sys.executable, str(DEMO / "train.py"), "--steps", "3", "--batch_tokens", "512",
+        sys.executable, str(TINY / "train.py"), "--steps", "3", "--batch_tokens", "512",
         "--tokenizer_texts", "300", "--out", str(tmp_path),
     ]  # fmt: skip
     done = run(command)

@@ -1,4 +1,4 @@
-"""Training documents for the demo model: chats over the questions of `world.py`, and drills.
+"""Training documents for the tiny model: chats over the questions of `world.py`, and drills.
 
 A document is a list of `Turn`s. Only assistant turns marked `learn` count in the loss: answers that
 are wrong on purpose are context, never a target.
