@@ -26,6 +26,7 @@ from pathlib import Path
 from spikescore.errors import UserError, run_main
 from spikescore.files import write_atomic
 from spikescore.report.experiment import Experiment, load_experiment
+from spikescore.report.provenance import write_provenance
 from spikescore.report.steps import Runner, Step
 
 
@@ -75,6 +76,7 @@ def main() -> int:
     for _, phase in groupby(sorted(chosen, key=lambda step: step.phase), lambda step: step.phase):
         if not runner.run(list(phase), args.jobs or experiment.jobs):
             return 1
+    write_provenance(experiment, steps, args.config)
     print(f"tables, plots and report.html are in {experiment.report_dir}")
     return 0
 
