@@ -41,7 +41,9 @@ from spikescore.report.page import Dialogue, Figure, Section, Table, write_page
 from spikescore.report.paper import BASE_SCORER
 from spikescore.report.text import csv_table, figure_cell, markdown_table, tex_table
 from spikescore.report.trajectory_tables import (
+    CLAIMS,
     base_scorer_table,
+    claim_entries,
     control_entries,
     control_table,
     functional_tables,
@@ -188,6 +190,9 @@ class ModelReport:
         controls = control_entries(self.comparison, self.entries)
         tables = {
             "controls": control_table(self.comparison, controls),
+            "claims": paired_table(
+                self.comparison, claim_entries(self.comparison, self.entries), CLAIMS
+            ),
             "matched_rates": matched_table(self.comparison, draws=self.experiment.draws),
         }
         png = plots.forest(self.comparison, controls, f"Controls, {self.model.name}")

@@ -112,8 +112,12 @@ def main_rows(
     return rows
 
 
-def paired_table(comparison: Comparison, entries: Sequence[Entry]) -> Table:
-    """Return SpikeScore less every other method on the same items, Holm-corrected per view."""
+def paired_table(
+    comparison: Comparison,
+    entries: Sequence[Entry],
+    caption: str = "Paired tests: SpikeScore against every other method",
+) -> Table:
+    """Return SpikeScore less every other entry on the same items, Holm-corrected per view."""
     spike = next((entry for entry in entries if entry.name == SPIKE), None)
     others = [entry for entry in entries if spike and entry.name != SPIKE]
     columns = []
@@ -135,7 +139,7 @@ def paired_table(comparison: Comparison, entries: Sequence[Entry]) -> Table:
     for view in CROSS:
         header += [f"{view}: difference", "p, bootstrap", "p, DeLong", "p, Holm"]
     return Table(
-        "Paired tests: SpikeScore against every other method",
+        caption,
         tuple(header),
         tuple(rows),
         "Means over the training domains, items and probe seeds that both have. DeLong's test "

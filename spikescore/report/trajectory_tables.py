@@ -243,6 +243,23 @@ def control_entries(comparison: Comparison, entries: Sequence[Entry]) -> list[En
     return shown + [entry for entry in others if entry]
 
 
+CLAIMS = "Paired tests: SpikeScore against what it must beat"
+
+
+def claim_entries(comparison: Comparison, entries: Sequence[Entry]) -> list[Entry]:
+    """Return SpikeScore and its four plainest rivals, those that the book has.
+
+    Its scorer on the first answer; perplexity, which costs nothing; any readout of the states (a
+    random projection) in the probe's place; and itself without each turn's mean, which no item has
+    for itself.
+    """
+    by_name = {entry.name: entry for entry in entries}
+    projected = trajectory_entry(comparison.book, "max_abs_d2", "random_projection")
+    found = (by_name.get(SPIKE), by_name.get(BASE_SCORER), by_name.get("perplexity"))
+    others = (projected, without_turn_means(comparison.book))
+    return [entry for entry in (*found, *others) if entry]
+
+
 def control_table(comparison: Comparison, controls: Sequence[Entry]) -> Table:
     """Return the `control_entries` as a table."""
     rows = [

@@ -32,7 +32,9 @@ from spikescore.report.main_tables import (
 )
 from spikescore.report.text import csv_table, markdown_table, tex_table
 from spikescore.report.trajectory_tables import (
+    CLAIMS,
     base_scorer_table,
+    claim_entries,
     control_entries,
     control_table,
     functional_tables,
@@ -109,6 +111,17 @@ def test_planted_spikes_beat_the_first_answer_in_the_paired_table(comparison, en
     for row in table.rows:
         for plain, corrected in ((row[3], row[4]), (row[7], row[8])):
             assert float(corrected.strip("< ")) >= float(plain.strip("< "))
+
+
+def test_claims_are_corrected_for_their_own_number_alone(comparison, entries):
+    claims = claim_entries(comparison, entries)
+    table = paired_table(comparison, claims, CLAIMS)
+    assert table.caption == CLAIMS and [row[0] for row in table.rows] == [
+        "SAPLMA", "perplexity", "SpikeScore, each turn's training mean removed",
+    ]  # fmt: skip
+    assert "over 3 comparisons" in table.note
+    every = next(row for row in paired_table(comparison, entries).rows if row[0] == "SAPLMA")
+    assert table.rows[0][:4] == every[:4]
 
 
 def test_seeds_show_their_spread(comparison, entries):
