@@ -51,6 +51,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--draws", type=int, default=2000, help="bootstrap draws behind each interval (%(default)s)"
     )
     add("--seed", type=int, default=0, help="seed of the bootstrap (%(default)s)")
+    add(
+        "--without_dialogues",
+        action="store_true",
+        help="write no text of a dialogue: report.html has none to read, and there is no "
+        "spiky_dialogue.md",
+    )
     args = parser.parse_args(arguments)
     if args.draws < 1:
         parser.error(f"--draws must be at least 1, not {args.draws}")
@@ -89,6 +95,7 @@ def main() -> int:
         splits=evaluation.splits(args.by),
         draws=args.draws,
         seed=args.seed,
+        with_dialogues=not args.without_dialogues,
     )
     for line in report.lines():
         print(line)

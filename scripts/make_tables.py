@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -41,12 +42,20 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="NAME",
         help='also give the main figures per value of this field, such as "meta.scope"',
     )
+    parser.add_argument(
+        "--without_dialogues",
+        action="store_true",
+        help="leave the dialogues, hence all text of the data sets, out of report.html (as "
+        '"dialogues_in_report": false in the experiment does)',
+    )
     return parser.parse_args(arguments)
 
 
 def main() -> int:
     args = parse_arguments()
     experiment = load_experiment(args.config)
+    if args.without_dialogues:
+        experiment = replace(experiment, dialogues_in_report=False)
     from spikescore.report.experiment_report import ModelReport, write_report
 
     for model in experiment.models:

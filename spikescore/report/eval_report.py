@@ -62,8 +62,8 @@ ABOUT_FLAGS = (
     "answer is flagged when its SpikeScore is at least lambda."
 )
 ABOUT_COVERAGE = (
-    "Every dialogue found is listed below. Those that are unlabelled, not scored at every turn, or "
-    "part of the probe's own training are in no figure above unless it says so."
+    "Dialogues that are unlabelled, not scored at every turn, or part of the probe's own training "
+    "are in no figure above unless it says so."
 )
 PLOTS = {
     "roc": "ROC curves: the share of hallucinations flagged against the share of consistent "
@@ -75,6 +75,7 @@ PLOTS = {
     "spike is circled.",
 }
 FLAGS = {"threshold": "lambda", "f1": "F1", "accuracy": "accuracy", "tpr": "TPR", "fpr": "FPR"}
+SPIKIEST = "spiky_dialogue.md"
 COMPARED_METHODS = tuple(method for method in METHODS if method not in CONTROLS)
 CSV_FIELDS = (
     "path", "id", "domain", "y", "n_turns", "spike_score", "spike_turn", "first_score",
@@ -97,6 +98,7 @@ class EvalReport:
     splits: Sequence[Table]
     draws: int
     seed: int
+    with_dialogues: bool = True
 
     @property
     def run(self) -> str:
@@ -143,7 +145,10 @@ class EvalReport:
         }
 
     def write(self, folder: Path) -> list[Path]:
-        """Write every file of the report and return their paths."""
+        """Write every file of the report and return their paths.
+
+        Without dialogues no file holds a text of theirs, and one of before that does is removed.
+        """
         plots = {
             "roc": roc_png(self.views, self.run),
             "histogram": histogram_png(self.views, self.run),
@@ -158,8 +163,11 @@ class EvalReport:
             "table_main.csv": figures_csv(self.views),
             "table_main.tex": tex_table(main),
             "scores.csv": scores_csv(self.items, self.data_dir),
-            "spiky_dialogue.md": dialogue_markdown(read_record(spikiest.path), spikiest),
         }
+        if self.with_dialogues:
+            texts[SPIKIEST] = dialogue_markdown(read_record(spikiest.path), spikiest)
+        else:
+            (folder / SPIKIEST).unlink(missing_ok=True)
         files = {name: text.encode("utf-8", "replace") for name, text in texts.items()}
         files |= {f"{name}.png": png for name, png in plots.items()}
         for name, data in files.items():
@@ -170,7 +178,7 @@ class EvalReport:
             title=f"SpikeScore report: {self.run}",
             headline=self.headline(),
             sections=self.sections(plots),
-            dialogues=page_dialogues(self.items),
+            dialogues=page_dialogues(self.items) if self.with_dialogues else (),
             footer=self.made_by(),
         )
         return [folder / name for name in (*files, "summary.json", "report.html")]

@@ -100,6 +100,8 @@ class Experiment:
     ablations: Ablations = field(default_factory=Ablations)
     jobs: int = 1
     wandb: bool = False
+    dialogues_in_report: bool = True
+    """Whether report.html has the dialogues to read; false where their texts may not be shared."""
     note: str = ""
     """A sentence at the head of the report, for what a reader must know before any figure."""
 

@@ -392,14 +392,16 @@ def write_report(
     headline = [line for report in reports for line in report.headline()]
     for path, data in files.items():
         write_atomic(path, data if isinstance(data, bytes) else data.encode("utf-8", "replace"))
+    shown = experiment.dialogues_in_report
+    reading = f"Dialogues are shown with the scores of {reports[0].reading_probe()}."
     write_page(
         folder / "report.html",
         title=f"SpikeScore: {experiment.name}",
         headline=[*headline, *([experiment.note] if experiment.note else [])],
         sections=sections,
-        dialogues=chain.from_iterable(report.dialogues() for report in reports),
-        footer="The commands behind this report are in commands.sh beside it. Dialogues are "
-        f"shown with the scores of {reports[0].reading_probe()}.",
+        dialogues=chain.from_iterable(report.dialogues() for report in reports if shown),
+        footer="The commands behind this report are in commands.sh beside it. "
+        + (reading if shown else "It is made without the dialogues' texts."),
     )
     return [folder / name for name in (*first, "report.html")]
 

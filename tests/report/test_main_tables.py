@@ -30,6 +30,7 @@ from spikescore.report.main_tables import (
     part_tables,
     seed_table,
 )
+from spikescore.report.page import Dialogue
 from spikescore.report.text import csv_table, markdown_table, tex_table
 from spikescore.report.trajectory_tables import (
     CLAIMS,
@@ -412,18 +413,18 @@ def test_a_damaged_score_book_is_named_with_its_field(tmp_path, damage, field):
 # --- the whole report of a book ---------------------------------------------------------------
 
 
-def report_of(book, folder):
+def report_of(book, folder, dialogues=None, **more):
     """The report of a model whose score book is this one, and the report's folder."""
     config = folder / "made_up.json"
     config.write_text(json.dumps({
         "models": [{"name": "m", "model_path": "./models/tiny"}], "draws": 20, "measures": None,
         "dialogues": {"dataset_path": ["./datasets/tiny/trivia.json"]}, "ablations": {},
-        "outputs_dir": str(folder / "outputs"), "reports_dir": str(folder / "reports"),
+        "outputs_dir": str(folder / "outputs"), "reports_dir": str(folder / "reports"), **more,
     }))  # fmt: skip
     experiment = load_experiment(config)
     book.save(experiment.book(experiment.models[0]))
     report = ModelReport(experiment, experiment.models[0], by="meta.scope" if book.turns else "")
-    report.dialogues = lambda: iter(())  # a made-up book has none
+    report.dialogues = lambda: iter(dialogues or ())  # a made-up book has none
     write_report(experiment, [report], {"m": list(report.chapters())})
     return report, experiment.report_dir
 
@@ -453,6 +454,16 @@ def test_the_report_of_a_whole_book_has_all_chapters(tmp_path):
         "SpikeScore" in report.headline()[0]
         and "SpikeScore" in (folder / "report.html").read_text()
     )
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_page_without_dialogues_has_no_text_of_theirs(tmp_path, shown):
+    turns = (("initial", "Which zebra?", "quagga"),) * 3
+    one = Dialogue("okapi", "d0", 1, 0.4, 2, (0.1, 0.5, 0.5), "Which zebra?", "quagga", "", turns)
+    _, folder = report_of(scoped(), tmp_path, [one], dialogues_in_report=shown)
+    page = (folder / "report.html").read_text()
+    assert ("Which zebra?" in page) == ('id="index"' in page) == ('id="chunk-0"' in page) == shown
+    assert ("shown with the scores of SAPLMA" in page) == shown
 
 
 @pytest.mark.parametrize("lacking", ["saplma", "turns"])

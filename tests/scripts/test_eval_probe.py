@@ -589,6 +589,26 @@ def test_figures_by_a_field_of_meta(tmp_path):
     assert wrong.returncode == 2 and "known: meta.scope" in wrong.stderr
 
 
+def test_a_report_without_dialogues_holds_no_text_of_theirs(tmp_path):
+    texts = {"question": "Which zebra?", "gold_answers": ["quagga"], "choices": ["okapi", "x"]}
+    records = [{**record, **texts} for record in spikes(60, "a")]
+    for record in records:
+        for step in record["cot_steps"]:
+            step |= {"prompt": "Sure of gnus?", "response": "Ibex."}
+    write(tmp_path / "data", records)
+    report, words = tmp_path / "report", ("zebra", "quagga", "okapi", "gnus", "Ibex")
+    evaluate(tmp_path / "data", report)
+    assert any(word in (report / "spiky_dialogue.md").read_text() for word in words)
+    size = (report / "report.html").stat().st_size
+    evaluate(tmp_path / "data", report, "--without_dialogues")  # and clears what was before
+    for path in report.iterdir():
+        content = path.read_bytes()
+        assert not any(word.encode() in content for word in words), path
+    page = (report / "report.html").read_text()
+    assert 'id="chunk-0"' not in page and 'id="index"' not in page and len(page) < size
+    assert records[0]["id"] not in page
+
+
 def test_a_mean_of_flags_says_over_how_many_domains_it_is(tmp_path):
     """The third domain has one class: no false-positive rate, and no AUROC."""
     write(tmp_path / "data", spikes(40, "a") + spikes(40, "b"))
