@@ -146,8 +146,9 @@ def chosen_judge(config: Config, items: list[Item], dry_run: bool) -> Judge:
     from spikescore.labels.judges import make_judge
     from utils import make_client
 
+    known = config.replay or config.first_answers == "shipped"
     # nli would load, perhaps fetch, its model
-    name = "none" if config.replay or (dry_run and "nli" in config.judge) else config.judge
+    name = "none" if known or (dry_run and "nli" in config.judge) else config.judge
     questions = [item.question for item in items]
     cache = Path(config.output_dir) / "judge_cache.sqlite"
     return make_judge(name, questions=questions, client_factory=make_client, cache=cache)

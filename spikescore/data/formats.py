@@ -53,6 +53,7 @@ class Format:
 # The first that reads a row wins. Several lines of one name are shapes of one set.
 FORMATS = (
     Format("project", ("question", "gold_answers"), project),
+    Format("project", ("question", "right_answer", "wrong_answer"), project),
     Format("svamp", ("Body", "Question", "Answer"), mathematics.svamp),
     Format("coqa", ("story", "questions", "answers"), passages.coqa),
     Format("triviaqa", ("Question", "Answer", "QuestionId"), recall.triviaqa, gold="Answer"),

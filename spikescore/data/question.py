@@ -15,6 +15,21 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class GivenAnswer:
+    """An answer that a set ships with a question, and says to be right or wrong (`hallucinated`).
+
+    `question` is what it answers, where the set asks something else about it (is it true?). `pair`
+    names the question where several rows of the set share it. `said` goes to the item's `meta`.
+    """
+
+    text: str
+    hallucinated: bool
+    question: str | None = None
+    pair: str | None = None
+    said: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Question:
     """One item: what the model is shown, and what a judge needs to label its first answer.
 
@@ -27,7 +42,9 @@ class Question:
     meaning: `stratum` (the data set's own kind), `split` (the publisher's), `parallel_id` (shared
     by a question and its translations), `incorrect_answers` (known to be wrong), `answerable`,
     `solution`, and `shipped` (a dialogue that came with the item: `messages` with role and content,
-    the `model` that answered, `hallucinated` true, false or None, `labels`).
+    the `model` that answered, `hallucinated` true, false or None, `labels`). `given` are answers
+    that the set says to be right or wrong; a dialogue that begins with one has it alone, and the
+    question's id as `pair_id` (see `given`).
     """
 
     id: str
@@ -40,6 +57,18 @@ class Question:
     history: tuple[tuple[str, str], ...] = ()
     answer_type: str = "exact"
     meta: dict[str, Any] = field(default_factory=dict)
+    given: tuple[GivenAnswer, ...] = ()
+    pair_id: str | None = None
+
+    @property
+    def first_answer(self) -> GivenAnswer | None:
+        """The answer that its dialogue begins with; None where the model answers."""
+        return self.given[0] if self.pair_id is not None else None
+
+    @property
+    def seed_id(self) -> str:
+        """What its draws are seeded by beside seed and turn: the id, which twins share."""
+        return self.id if self.pair_id is None else self.pair_id
 
 
 Adapter = Callable[[Row], Iterable[Question]]
@@ -102,8 +131,10 @@ def record_fields(question: Question) -> dict[str, Any]:
     """Return what a pair's JSON record keeps of a question; `question_from_record` reads it.
 
     `meta` is what the data set says of the item beside that, as JSON can hold it, so that results
-    can be split by it; a dialogue that it ships is kept as turns.
+    can be split by it; a dialogue that it ships is kept as turns. One that begins with a given
+    answer has `pair_id` and `given_answer` besides.
     """
+    first = question.first_answer
     apart = ("incorrect_answers", "shipped")
     wrong = question.meta.get("incorrect_answers")
     return {
@@ -117,6 +148,14 @@ def record_fields(question: Question) -> dict[str, Any]:
         **({"incorrect_answers": list(wrong)} if wrong else {}),
         "answer_type": question.answer_type,
         "group": question.group,
+        **(
+            {
+                "pair_id": question.pair_id,
+                "given_answer": {"text": first.text, "hallucinated": first.hallucinated},
+            }
+            if first
+            else {}
+        ),
         "meta": _plain({key: value for key, value in question.meta.items() if key not in apart}),
     }
 
@@ -137,6 +176,7 @@ def question_from_record(record: Mapping[str, Any]) -> Question:
     choices = tuple(record["choices"]) if record.get("choices") else None
     wrong = tuple(map(str, record.get("incorrect_answers") or ()))
     said = record.get("meta") if isinstance(record.get("meta"), dict) else {}
+    first = record.get("given_answer")
     return Question(
         id=str(record["id"]),
         domain=str(record.get("domain") or ""),
@@ -148,6 +188,8 @@ def question_from_record(record: Mapping[str, Any]) -> Question:
         history=tuple((str(ask), str(answer)) for ask, answer in record.get("history") or ()),
         answer_type=record.get("answer_type") or ("choice" if choices else "exact"),
         meta={**said, **({"incorrect_answers": wrong} if wrong else {})},
+        given=(GivenAnswer(first["text"], first["hallucinated"]),) if first else (),
+        pair_id=record.get("pair_id") if first else None,
     )
 
 
@@ -186,7 +228,7 @@ def leaked_lines(question: Question) -> str:
     Only the setting `leak_answer` shows them, to measure what the release's fault does.
     """
     gold = question.gold_answers[0] if question.gold_answers else ""
-    return f"Id: {question.id}\n\nAnswer: {gold}"
+    return f"Id: {question.seed_id}\n\nAnswer: {gold}"
 
 
 def lettered(choices: Sequence[str]) -> list[tuple[str, str]]:

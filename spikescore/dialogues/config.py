@@ -100,6 +100,8 @@ class Config:
     # which order of the prompts `strategy: shuffled` takes
     prompt_seed: int = _key(0, DIALOGUES, later=True)
     history: str = _key("full", BOTH, allowed=("full", "question_only"))
+    # who gives the first answer: the model, or the data set that says whether it is right
+    first_answers: str = _key("model", DIALOGUES, allowed=("model", "shipped"), later=True)
     # a fault of the public release, to measure what it does
     leak_answer: bool = _key(False, DIALOGUES, later=True)
     use_model_generation_config: bool = _key(False, DIALOGUES)
@@ -133,6 +135,8 @@ class Config:
         """What its items are and where they come from, for messages."""
         if self.replay:
             return f"dialogues from {self.replay}"
+        if self.first_answers == "shipped":
+            return f"given answers from {len(self.datasets())} data sets"
         return f"questions from {len(self.datasets())} data sets"
 
     def resolved(self) -> dict[str, Any]:

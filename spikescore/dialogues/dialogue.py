@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from spikescore.data.question import Question, first_message, leaked_lines, record_fields
 from spikescore.dialogues.config import Config
 from spikescore.dialogues.prompts import FAMILIES, Prompt, follow_up
+from spikescore.errors import UserError
 from spikescore.model.chat import ChatFormat, Message, Rendering
 from spikescore.model.turns import Finished, Turn, common_prefix
 from spikescore.pairs import cut_off
@@ -33,7 +34,7 @@ class Dialogue:
         chat: ChatFormat,
         families: dict[str, tuple[Prompt, ...]] = FAMILIES,
     ) -> None:
-        self.item_id = question.id
+        self.item_id = question.seed_id
         self.question = question
         first = first_message(question)
         if config.leak_answer:
@@ -74,6 +75,18 @@ class Dialogue:
         self.messages.append({"role": "assistant", "content": text})
         self.messages.append({"role": "user", "content": prompt.text})
         return True
+
+    def given_ids(self) -> list[int] | None:
+        """The ids of the answer that the dialogue begins with, as the model's template gives them
+        to its turn; None where the model answers. UserError for an answer without a word.
+        """
+        first = self.question.first_answer
+        if first is None:
+            return None
+        ids = self._chat.answer_ids(self.messages, first.text, self._rendered)
+        if not self._chat.text(ids):
+            raise UserError("the given answer is empty")
+        return ids
 
     def next_prompt(self, last: Turn | None) -> list[int] | None:
         """Return the ids of the next turn's prompt, for the engine; None when the dialogue is

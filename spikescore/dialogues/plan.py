@@ -10,10 +10,11 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from spikescore.data.given import sampled_twins
 from spikescore.data.question import Question, question_from_record, record_fields
 from spikescore.data.reading import QuestionStream, iter_questions
 from spikescore.data.selection import sample_questions
@@ -36,7 +37,7 @@ from spikescore.runtime import Process, unreachable
 
 log = logging.getLogger("spikescore")
 
-ASKED = ("question", "context", "choices", "history", "gold_answers")
+ASKED = ("question", "context", "choices", "history", "gold_answers", "given_answer")
 """Fields of a pair that must be those of the question that it is taken for."""
 
 
@@ -60,7 +61,11 @@ def load_items(config: Config) -> list[Item]:
     """Read and sample every data set; the same ids whatever the order of the rows."""
     items = []
     for path, folder in config.datasets():
-        chosen = _sampled(_questions(path, config), config)
+        questions = _questions(path, config)
+        if config.first_answers == "shipped":
+            chosen = sampled_twins(questions, partial(_sampled, config=config), path)
+        else:
+            chosen = _sampled(questions, config)
         items.extend(Item(question, folder, config.max_steps) for question in chosen)
     return items
 

@@ -25,7 +25,7 @@ def preview(items: list[Item], config: Config, chat: ChatFormat) -> Iterator[str
     for item in items:
         groups[str(item.folder), item.question.domain].append(item)
     for (folder, domain), group in groups.items():
-        what = "dialogues" if config.replay else "questions"
+        what = config.origin.split(" from")[0]
         yield f"\n=== {domain or 'no domain'}: {len(group)} {what} -> {folder}"
         yield _label_line(group, config)
         for item in islice(group, PROMPTS):
@@ -43,9 +43,18 @@ def _prompt(item: Item, config: Config, chat: ChatFormat) -> Iterator[str]:
         return
     yield f"--- {item.question.id}: {len(ids)} tokens"
     yield chat.tokenizer.decode(ids)
+    if first := item.question.first_answer:
+        yield f"[given answer, {'wrong' if first.hallucinated else 'right'}] {first.text}"
 
 
 def _label_line(group: list[Item], config: Config) -> str:
+    if config.first_answers == "shipped" and not config.replay:
+        wrong = sum(item.question.first_answer.hallucinated for item in group)
+        pairs = len({item.question.pair_id for item in group})
+        return (
+            f"first answers given, labels known: {len(group) - wrong} right, {wrong} wrong, of "
+            f"{pairs} questions"
+        )
     if not config.replay:
         return f"judge: {describe_judge(config.judge, [item.question for item in group])}"
     labels = Counter(_label(item, config) for item in group)

@@ -117,6 +117,18 @@ def shipped_fields(question: Question) -> dict[str, Any]:
     }
 
 
+def given_fields(question: Question) -> dict[str, Any]:
+    """Return the label of a dialogue that begins with a given answer, as a pair keeps it."""
+    first = question.first_answer
+    shipped = {
+        "messages": [{"role": "assistant", "content": first.text}],
+        "hallucinated": first.hallucinated,
+        "labels": first.said.get("labels", []),
+    }
+    judgement = shipped_judgement(shipped)
+    return {"nil_label": judgement.label, "nil_judge": judgement.as_dict()}
+
+
 def _from_messages(
     question: Question, messages: Any, n: int | None = None
 ) -> tuple[Recorded, list[Exchange]]:

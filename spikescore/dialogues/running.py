@@ -29,6 +29,7 @@ from spikescore.dialogues.plan import Item, is_finished, server_url
 from spikescore.dialogues.prompts import FAMILIES, Prompt, load_prompts
 from spikescore.dialogues.recorded import (
     Recorded,
+    given_fields,
     recorded_dialogue,
     shipped_dialogue,
     shipped_fields,
@@ -202,8 +203,10 @@ def hold(
             n_tokens = sum(item.n_turns for item in todo) * longest
             minutes = n_tokens * engine.seconds_per_token() / 60
             print(f"about {minutes:.1f} minutes if every answer has {longest} tokens")
-        who = describe_judge(config.judge, [item.question for item in todo])
-        print(f"judge: {who}; {how}; configuration {config.hash()}")
+        who = f"judge: {describe_judge(config.judge, [item.question for item in todo])}"
+        if config.first_answers == "shipped":
+            who = "first answers and their labels are the data set's"
+        print(f"{who}; {how}; configuration {config.hash()}")
 
     run = Run(config, chat, identity, tally, server)
     try:
@@ -311,24 +314,28 @@ class Job:
 
     The engine and the server run it as a conversation. Its first answer is judged while the
     dialogue goes on. `carried` holds fields of the record that are known beforehand (of a dialogue
-    from a file: its label and where it comes from). `turns`, or with a server `exchanges`, are
-    those that it begins with: what an earlier run left of it.
+    from a file: its label and where it comes from; of one that begins with a given answer: its
+    label). `turns`, or with a server `exchanges`, are those that it begins with: what an earlier
+    run left of it, and with a server a given answer. `given` has that answer's ids for the engine.
     """
 
     def __init__(self, item: Item, dialogue: Dialogue | Recorded | None, run: Run) -> None:
         self.item = item
-        self.item_id = item.question.id
+        self.item_id = item.question.seed_id
         self.dialogue = dialogue
         self.carried: dict[str, Any] = {}
         self.label: Future[Judgement] | None = None
         self.turns: list[Turn] = []
         self.exchanges: list[Exchange] = []
         self.is_over = False
+        self.given: list[int] | None = None
         self._next: list[int] | UserError | None = None  # what resuming found of the next prompt
         self._run = run
 
     @property
     def messages(self) -> list[Message]:
+        if isinstance(self._next, UserError):
+            raise self._next
         return self.dialogue.messages
 
     def answered(self, text: str, n_tokens: int) -> bool:
@@ -355,31 +362,40 @@ class Job:
                 seconds=last.seconds,
             )
             self._turn_ended(len(last.answer_ids))
-        prompt = self.dialogue.next_prompt(last)
+        prompt = self.dialogue.next_prompt(last) if last else self._first_prompt()
         self._judge()
+        return prompt
+
+    def _first_prompt(self) -> list[int]:
+        prompt = self.dialogue.next_prompt(None)
+        self.given = self.dialogue.given_ids()
         return prompt
 
     def resume(self) -> None:
         """Play the dialogue again up to where an earlier run left it."""
-        for entry in self._run.kept.take(self.item.folder, self.item_id):
+        for entry in self._run.kept.take(self.item.folder, self.item.question.id):
             try:
                 if not (self._hear_again if self._run.server else self._take_again)(entry):
                     break
-            except (KeyError, TypeError, ValueError):  # a damaged line: the turn is done again
+            # a damaged line, or an answer that is no longer given so: the turn is done again
+            except (KeyError, TypeError, ValueError, UserError):
                 break
         if (n_turns := len(self.turns or self.exchanges)) and self._run.progress:
             self._run.progress.resumed(n_turns)
 
     def _hear_again(self, entry: dict[str, Any]) -> bool:
-        if entry["prompt"] != digest(self.messages):
+        first = None if self.exchanges else self.item.question.first_answer
+        if entry["prompt"] != digest(self.messages) or (first and entry["text"] != first.text):
             return False
         n_tokens = self._run.chat.length(entry["text"])
         self.exchanges.append(Exchange(list(self.messages), entry["text"], entry["finish"]))
         return self._hear(entry["text"], n_tokens)
 
     def _take_again(self, entry: dict[str, Any]) -> bool:
-        prompt = self._next if self.turns else self.dialogue.next_prompt(None)
+        prompt = self._next if self.turns else self._first_prompt()
         if entry["prompt"] != digest(prompt):
+            return False
+        if self.given and not self.turns and entry["ids"] != self.given:
             return False
         turn = Turn(
             len(self.turns) + 1,
@@ -399,6 +415,19 @@ class Job:
         self._judge()
         return isinstance(self._next, list)
 
+    def say_given(self) -> None:
+        """Begin a server's dialogue with the answer that is given, unless it has begun."""
+        first = self.item.question.first_answer
+        if first is None or self.exchanges:
+            return
+        try:
+            ids = self.dialogue.given_ids()
+        except UserError as error:
+            self._next = error
+            return
+        self.exchanges.append(Exchange(list(self.messages), first.text))
+        self.answered(first.text, len(ids))
+
     def _hear(self, text: str, n_tokens: int) -> bool:
         self.is_over = not self.dialogue.answered(text, n_tokens)
         self._judge()
@@ -407,7 +436,8 @@ class Job:
     def _keep(self, prompt: str, **answer: Any) -> None:
         if self._run.progress:  # a process that only follows keeps nothing
             number = len(self.dialogue.answers) + 1
-            self._run.kept.add(self.item.folder, self.item_id, number, prompt, **answer)
+            item_id = self.item.question.id
+            self._run.kept.add(self.item.folder, item_id, number, prompt, **answer)
 
     def _turn_ended(self, n_tokens: int) -> None:
         if self._run.progress:
@@ -415,7 +445,8 @@ class Job:
 
     def _judge(self) -> None:
         """Have the first answer judged, once it is there."""
-        if self.label is None and self.dialogue.answers and self._run.labels:
+        known = "nil_label" in self.carried
+        if self.label is None and not known and self.dialogue.answers and self._run.labels:
             self.label = self._run.labels.submit(self.item.question, self.dialogue.answers[0])
 
     def is_labelled(self) -> bool:
@@ -452,7 +483,11 @@ class Run:
         for item in self._still_to_do(todo):
             job = Job(item, Dialogue(item.question, self.config, self.chat, families), self)
             self._under_way.add(job)
+            if item.question.first_answer:
+                job.carried = given_fields(item.question)
             job.resume()
+            if self.server:
+                job.say_given()
             yield job
 
     def recorded(self, todo: list[Item]) -> Iterator[Transcript]:
@@ -509,7 +544,7 @@ class Run:
             unread = judgement.unread
             self.tally.judgements.append(judgement)
             record["nil_label"], record["nil_judge"] = judgement.label, judgement.as_dict()
-        if job.label is not None or job.item.source:
+        if job.label is not None or "nil_label" in job.carried:
             label = "unread" if unread else label_name(record["nil_label"])
             self.tally.labels[label] += 1
             self.tally.cut_off[label] += record["first_answer_cut_off"]

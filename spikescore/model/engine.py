@@ -60,6 +60,7 @@ from spikescore.pairs import TOKEN_KEYS
 log = logging.getLogger("spikescore")
 
 DRAFT_TOKENS = {"cpu": 3, "cuda": 0}  # guesses a pass; what they would save on a GPU is not known
+GIVEN_TOKENS = 256  # of given answers, of all dialogues, that a pass reads ahead; bounds its logits
 SHARED_TOKENS = 64  # a common beginning of fewer is encoded again rather than waited for
 
 
@@ -75,6 +76,7 @@ class Row:
     cached: int = 0  # how many of them have keys and values in the slot
     uniforms: np.ndarray | None = None
     budget: int = 0  # most tokens of the answer
+    given: list[int] | None = None  # the answer, where it is read and not drawn
     closing: bool = False  # a limit cut the answer; its last token is fed once more for its state
     leader: Row | None = None  # is encoding the beginning that this row waits for
     shared: int = 0  # how many tokens that is
@@ -237,8 +239,12 @@ class Engine:
             return self._end(row, "error", str(error))
         if prompt is None:
             return self._end(row, "complete")
-        if len(prompt) + 1 > self.limits.max_context:
-            return self._end_by_context(row, f"the first prompt has {len(prompt)} tokens")
+        row.given = None if row.turns else getattr(row.conversation, "given", None)
+        first = f"the first prompt has {len(prompt)} tokens"
+        if row.given:
+            first += f" and the given answer {len(row.given)}"
+        if len(prompt) + len(row.given or [0]) > self.limits.max_context:
+            return self._end_by_context(row, first)
         self._begin(row, prompt)
         return True
 
@@ -255,6 +261,8 @@ class Engine:
         turn.reused = min(common_prefix(row.ids[: row.cached], turn.prompt), len(prompt) - 1)
         row.ids, row.cached, row.closing = turn.prompt[:], turn.reused, False
         row.budget = min(limits.max_new_tokens, limits.max_context - len(prompt))
+        if row.given:
+            row.budget = len(row.given)
         row.uniforms = turn_uniforms(
             row.sampling, row.conversation.item_id, turn.number, row.budget
         )
@@ -361,6 +369,7 @@ class Engine:
         fed: dict[int, Fed] = {}
         waiting = {slot for slot, row in enumerate(self._rows) if row and self._waits(slot, row)}
         room, total = self._slots.room, 0
+        given_room = GIVEN_TOKENS
         for slot, row in enumerate(self._rows):
             if row is None or slot in waiting:
                 continue
@@ -377,7 +386,11 @@ class Engine:
             if row.cached == len(row.ids):
                 draws = 0 if row.closing else row.budget - answered
                 most = self._slots.most_more(length)
-                guesses = self._drafts.guess(row.ids, min(self.draft_tokens, draws, most))
+                if row.given:
+                    guesses = row.given[answered : answered + min(given_room, draws, most)]
+                    given_room -= len(guesses)
+                else:
+                    guesses = self._drafts.guess(row.ids, min(self.draft_tokens, draws, most))
                 first = total + len(new) - 1
                 fed[slot] = Fed(row, first, guesses, min(draws, 1 + len(guesses)))
                 part.ids.extend(guesses)
@@ -396,10 +409,14 @@ class Engine:
         logits = logits.float()
         uniforms, contexts = [], []
         by_sampling: dict[int, tuple[Sampling, list[int]]] = {}
+        given: dict[int, list[int]] = {}  # place of the first draw -> tokens that need no drawing
         for one in fed.values():
             row, answered = one.row, len(one.row.turn.answer_ids)
-            _, places = by_sampling.setdefault(id(row.sampling), (row.sampling, []))
-            places.extend(range(len(uniforms), len(uniforms) + one.draws))
+            if row.given:
+                given[len(uniforms)] = row.given[answered : answered + one.draws]
+            else:
+                _, places = by_sampling.setdefault(id(row.sampling), (row.sampling, []))
+                places.extend(range(len(uniforms), len(uniforms) + one.draws))
             uniforms.extend(row.uniforms[answered : answered + one.draws])
             for n in range(one.draws):
                 known = row.sampling.processors and row.ids + array("i", one.guesses[:n])
@@ -410,6 +427,8 @@ class Engine:
             index = torch.tensor(places, dtype=torch.long, device=logits.device)
             adjusted = processed(logits[index], [contexts[at] for at in places], sampling)
             chosen[index] = choose_tokens(adjusted, draws[index], sampling)
+        for place, ids in given.items():
+            chosen[place : place + len(ids)] = torch.tensor(ids, device=logits.device)
         tokens, first, kept = chosen.tolist(), 0, []
         for one in fed.values():
             n = min(1, one.draws)
@@ -434,7 +453,7 @@ class Engine:
         for token, (logprob, entropy, top) in zip(one.tokens, one.measured, strict=True):
             if not turn.answer_ids:
                 turn.first_token_confidence = math.exp(top)
-            if token in self.stop_ids:
+            if token in self.stop_ids and not row.given:
                 turn.finish_reason = "stop"
                 break
             turn.answer_ids.append(token)
@@ -447,7 +466,9 @@ class Engine:
             return
         seconds = self.limits.item_seconds
         if len(turn.answer_ids) == row.budget:
-            turn.finish_reason = "length"
+            turn.finish_reason = "stop" if row.given else "length"
+        elif row.given:
+            pass  # it is known, and never cut
         elif seconds is not None and sum(one.seconds for one in (*row.turns, turn)) > seconds:
             turn.finish_reason, turn.ends_dialogue = "timeout", True
         # unless it was guessed, the last token has not been fed

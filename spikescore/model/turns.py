@@ -61,7 +61,9 @@ class Conversation(Protocol):
     """What the engine runs: it asks for the whole prompt of each turn, and is told each answer.
 
     One that has a `sampling` is sampled so; the others as the engine says. One that has `turns`, of
-    an earlier run, goes on after them; their states stay as they are.
+    an earlier run, goes on after them; their states stay as they are. One that has `given`, ids of
+    an answer, once it was asked for its first prompt, begins with that answer, which is read
+    instead of drawn.
     """
 
     item_id: str

@@ -113,6 +113,62 @@ def test_states_equal_a_teacher_forced_pass(kind, rewrite):
     assert {"stop", "length"} <= reasons
 
 
+class Given(Script):
+    """One whose first answer is given: of 1 to 30 tokens, stop tokens among them."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        rng = np.random.default_rng([9, number])
+        self.given = rng.integers(2, 110, rng.integers(1, 31)).tolist()
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_a_given_answer_is_read_as_a_plain_pass_reads_it(kind, monkeypatch):
+    monkeypatch.setattr("spikescore.model.engine.GIVEN_TOKENS", 40)  # not all fit into one pass
+    model = make_model(kind)
+    engine = Engine(
+        model, stop_ids=STOP_IDS, sampling=Sampling(1.0, 0.9, seed=7),
+        limits=Limits(max_new_tokens=12, max_context=600), batch_size=8,
+    )  # fmt: skip
+    script = [Given(number) for number in range(20)]
+    for dialogue in engine.run([*script, *(Script(number) for number in range(20, 24))]):
+        first, second = dialogue.turns[:2]
+        if isinstance(dialogue.conversation, Given):
+            assert (first.answer_ids, first.finish_reason) == (dialogue.conversation.given, "stop")
+        assert second.prompt_ids[: len(first.prompt) + len(first.answer_ids)] == [
+            *first.prompt_ids, *first.answer_ids,
+        ]  # fmt: skip
+        for turn in (first, second):
+            assert_states_equal_a_plain_pass(model, turn)
+            ids = torch.tensor([turn.prompt_ids + turn.answer_ids])
+            with torch.no_grad():
+                said = model(ids).logits[0, len(turn.prompt) - 1 : -1].log_softmax(-1)
+            chosen = said.gather(1, torch.tensor(turn.answer_ids, dtype=torch.long)[:, None])
+            assert turn.logprobs == pytest.approx(chosen[:, 0].tolist(), abs=1e-4)
+            entropies = -(said.exp() * said).sum(-1)
+            assert turn.entropies == pytest.approx(entropies.tolist(), abs=1e-4)
+            if turn.answer_ids:
+                assert turn.first_token_confidence == pytest.approx(float(said[0].exp().max()))
+    assert engine.stats["turns"] == sum(one.n_turns for one in script) + sum(
+        Script(number).n_turns for number in range(20, 24)
+    )
+
+
+def test_a_given_answer_that_does_not_fit_is_an_error_of_its_own():
+    model = make_model("llama")
+    script = [Given(number) for number in range(6)]
+    script[3].given = [7] * 80
+    engine = Engine(
+        model, stop_ids=STOP_IDS, sampling=Sampling(1.0, 0.9, seed=7),
+        limits=Limits(max_new_tokens=12, max_context=80), batch_size=4,
+    )  # fmt: skip
+    ended = {one.conversation.number: one for one in engine.run(script)}
+    n = len(script[3].first)
+    expected = f"the first prompt has {n} tokens and the given answer 80; the context allows 80"
+    assert ended[3].error == expected and not ended[3].turns
+    assert all(ended[number].error is None for number in (0, 1, 2, 4, 5))
+
+
 @pytest.mark.parametrize("rewrite", [False, True])
 def test_any_batch_gives_the_same_dialogues(rewrite):
     model = make_model("llama")

@@ -21,7 +21,7 @@ from spikescore.data.fields import (
     shown,
     text,
 )
-from spikescore.data.question import Question, Row, distinct, option_gold
+from spikescore.data.question import GivenAnswer, Question, Row, distinct, option_gold
 from spikescore.pairs import file_id
 from spikescore.runtime import derived_seed
 
@@ -178,14 +178,15 @@ def true_false(row: Row) -> Iterable[Question]:
 
     A row with more keys is of another set that took the form.
     """
-    is_true = flag(row, "label")
+    is_true, statement = flag(row, "label"), text(row, "statement")
     choices = ("True", "False")
     yield Question(
         id=own_id(row, None),
         domain="true_false" if set(row) == {"statement", "label"} else "",
-        question=f"Is this statement true or false? {text(row, 'statement')}",
+        question=f"Is this statement true or false? {statement}",
         choices=choices,
         gold_answers=option_gold(choices, 0 if is_true else 1),
         answer_type="choice",
         meta={"stratum": str(is_true).lower()},
+        given=(GivenAnswer(statement, not is_true, question="State one fact."),),
     )

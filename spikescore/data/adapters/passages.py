@@ -21,7 +21,7 @@ from spikescore.data.fields import (
     texts,
     usable_id,
 )
-from spikescore.data.question import Question, Row, distinct
+from spikescore.data.question import GivenAnswer, Question, Row, distinct
 from spikescore.pairs import file_id
 
 # --- CoQA -------------------------------------------------------------------------------------
@@ -159,13 +159,15 @@ def _answer_texts(row: Row, name: str) -> tuple[str, ...]:
 
 def halueval(row: Row) -> Iterable[Question]:
     """{knowledge, question, right_answer, hallucinated_answer} (Li et al. 2023)."""
+    right, wrong = text(row, "right_answer"), text(row, "hallucinated_answer")
     yield Question(
         id=own_id(row, None),
         domain="halueval",
         question=text(row, "question"),
         context=optional_text(row, "knowledge"),
-        gold_answers=(text(row, "right_answer"),),
-        meta={"incorrect_answers": (text(row, "hallucinated_answer"),)},
+        gold_answers=(right,),
+        meta={"incorrect_answers": (wrong,)},
+        given=(GivenAnswer(right, False), GivenAnswer(wrong, True)),
     )
 
 

@@ -9,6 +9,7 @@ from spikescore.data.fields import (
     BadRow,
     as_text,
     get,
+    is_missing,
     is_withheld,
     items,
     optional,
@@ -21,17 +22,19 @@ from spikescore.data.fields import (
     text,
     texts,
 )
-from spikescore.data.question import Adapter, Question, Row, distinct, gold_option
+from spikescore.data.question import Adapter, GivenAnswer, Question, Row, distinct, gold_option
 from spikescore.pairs import ANSWER_TYPES
 
 FIELDS = ("id", "domain", "question", "context", "choices", "gold_answers", "answer_type", "group",
-          "history")  # fmt: skip
+          "history", "right_answer", "wrong_answer")  # fmt: skip
 
 
 def project(row: Row) -> Iterable[Question]:
     """Read the project's own form: names of `Question`; `tier` and other keys go to meta.
 
-    `shipped` may hold a dialogue about the question, to be replayed.
+    `shipped` may hold a dialogue about the question, to be replayed; `right_answer` and
+    `wrong_answer` answers, a text or a list of them, that a dialogue can begin with. Where there is
+    no gold answer the right ones are.
     """
     choices = texts(row, "choices") if optional(row, "choices") is not None else None
     if choices is not None and len(choices) < 2:
@@ -47,7 +50,9 @@ def project(row: Row) -> Iterable[Question]:
         meta["shipped"] = own_dialogue(row)
     else:
         meta.pop("shipped", None)
-    wrong = optional_texts(row, "incorrect_answers")
+    given = (*_given(row, "right_answer", False), *_given(row, "wrong_answer", True))
+    known_wrong = (one.text for one in given if one.hallucinated and one.text)
+    wrong = distinct((*optional_texts(row, "incorrect_answers"), *known_wrong))
     if wrong:
         meta["incorrect_answers"] = wrong
     question = Question(
@@ -56,11 +61,13 @@ def project(row: Row) -> Iterable[Question]:
         question=text(row, "question"),
         context=optional_text(row, "context"),
         choices=choices,
-        gold_answers=_golds(row, answer_type),
+        gold_answers=_golds(row, answer_type)
+        or distinct(one.text for one in given if one.text and not one.hallucinated),
         group=optional_text(row, "group"),
         history=_history(row),
         answer_type=answer_type,
         meta=meta,
+        given=given,
     )
     if answer_type == "choice" and not choices:
         raise BadRow("choices", 'missing, but answer_type is "choice"')
@@ -73,6 +80,16 @@ def _golds(row: Row, answer_type: str) -> tuple[str, ...]:
     if is_withheld(row.get("gold_answers")):
         return ()
     return distinct(texts(row, "gold_answers", brackets=answer_type == "math"))
+
+
+def _given(row: Row, name: str, hallucinated: bool) -> tuple[GivenAnswer, ...]:
+    """Return the given answers of a field; a blank one is the fault of its item alone."""
+    if row.get(name) is None:
+        return ()
+    value = parsed(row[name], name)
+    listed = value if isinstance(value, list) else [value]
+    answers = ("" if is_missing(one) else as_text(one, name) for one in listed)
+    return tuple(GivenAnswer(answer, hallucinated) for answer in answers)
 
 
 def generic(fields: Mapping[str, str]) -> Adapter:

@@ -22,7 +22,7 @@ from spikescore.data.fields import (
     text,
     texts,
 )
-from spikescore.data.question import Question, Row, distinct, list_gold
+from spikescore.data.question import GivenAnswer, Question, Row, distinct, list_gold
 from spikescore.pairs import file_id
 
 
@@ -133,32 +133,39 @@ def truthfulqa(row: Row) -> Iterable[Question]:
     """
     worst = optional_text(row, "Best Incorrect Answer")
     wrong = joined_texts(row, "Incorrect Answers", ";")
-    yield Question(
-        id=own_id(row, None),
-        domain="truthfulqa",
-        question=text(row, "Question"),
-        gold_answers=distinct(
-            (text(row, "Best Answer"), *joined_texts(row, "Correct Answers", ";"))
-        ),
-        answer_type="free",
-        meta=_truthful(optional(row, "Category"), (worst, *wrong) if worst else wrong),
+    yield _truthful(
+        row,
+        text(row, "Question"),
+        (text(row, "Best Answer"), *joined_texts(row, "Correct Answers", ";")),
+        (worst, *wrong) if worst else wrong,
+        optional(row, "Category"),
     )
 
 
 def truthfulqa_generation(row: Row) -> Iterable[Question]:
     """The same as the hub ships it: {question, best_answer, correct_answers, incorrect_answers}."""
-    yield Question(
-        id=own_id(row, None),
-        domain="truthfulqa",
-        question=text(row, "question"),
-        gold_answers=distinct((text(row, "best_answer"), *texts(row, "correct_answers"))),
-        answer_type="free",
-        meta=_truthful(optional(row, "category"), texts(row, "incorrect_answers")),
+    yield _truthful(
+        row,
+        text(row, "question"),
+        (text(row, "best_answer"), *texts(row, "correct_answers")),
+        texts(row, "incorrect_answers"),
+        optional(row, "category"),
     )
 
 
-def _truthful(category: object, wrong: tuple[str, ...]) -> Row:
-    return {"stratum": category, "category": category, "incorrect_answers": distinct(wrong)}
+def _truthful(
+    row: Row, question: str, right: tuple[str, ...], wrong: tuple[str, ...], category: object
+) -> Question:
+    """The question of a row whose best answers of both kinds stand first."""
+    return Question(
+        id=own_id(row, None),
+        domain="truthfulqa",
+        question=question,
+        gold_answers=distinct(right),
+        answer_type="free",
+        meta={"stratum": category, "category": category, "incorrect_answers": distinct(wrong)},
+        given=(GivenAnswer(right[0], False), *(GivenAnswer(one, True) for one in wrong[:1])),
+    )
 
 
 def defan(row: Row) -> Iterable[Question]:

@@ -27,7 +27,7 @@ from spikescore.data.fields import (
     text,
     texts,
 )
-from spikescore.data.question import Question, Row
+from spikescore.data.question import GivenAnswer, Question, Row
 from spikescore.pairs import file_id
 
 # --- RAGTruth ---------------------------------------------------------------------------------
@@ -58,16 +58,21 @@ def ragtruth(row: Row) -> Iterable[Question]:
         raise BadRow("task_type", f'"{shown(task)}" is not one of QA, {", ".join(_TASKS)}')
     has_response = "response" in row
     meta = {"stratum": task, "task_type": task}
+    given: tuple[GivenAnswer, ...] = ()
+    pair = file_id(source, source)
     if has_response:
         meta |= {name: optional(row, name) for name in ("model", "split", "quality")}
-        meta["shipped"] = _shipped_response(row)
+        shipped = meta["shipped"] = _shipped_response(row)
+        answer, labels = shipped["messages"][-1]["content"], shipped["labels"]
+        given = (GivenAnswer(answer, bool(labels), pair=pair, said={"labels": labels}),)
     yield Question(
         id=own_id(row, "id" if has_response else "source_id"),
         domain="ragtruth",
         question=question,
         context=passage,
-        group=file_id(source, source),
+        group=pair,
         meta=meta,
+        given=given,
     )
 
 
