@@ -334,6 +334,8 @@ def exact(question: Question, answer: str) -> Reading:
     statement = read_statement(answer, golds)
     text = statement.text
     short = {gold.strip(" .").casefold() for gold in golds}
+    if bare := short & {"yes", "no", "true", "false"}:
+        short = bare | {gold for gold in short if not gold.startswith(tuple(f"{b}," for b in bare))}
     if short <= {"yes", "no", "true", "false"}:
         said = _yes_or_no(text) or (_yes_or_no(statement.whole) if statement.mark else None)
         right = {{"true": "yes", "false": "no"}.get(gold, gold) for gold in short}
