@@ -2,14 +2,29 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CODE := $(wildcard *.py semantic-entropy-probes/*.py) $(shell find spikescore -name '*.py')
 
 .PHONY: demo tables test clean
 
+# on SmolLM2-135M-Instruct; where that cannot be fetched, on the tiny model
 demo: $(VENV)/.run
+	@$(BIN)/python ./models/fetch.py smollm2-135m-instruct; case $$? in 0) report=quick;; \
+	    1) report=quick_tiny; echo "the demo runs on the tiny model instead";; *) exit 2;; esac; \
+	make --no-print-directory reports/$$report/report.html && \
+	sed -n 3p reports/$$report/summary.md && echo "open reports/$$report/report.html"
+
+reports/quick/report.html: config.json $(wildcard datasets/samples/*) $(CODE)
+	$(BIN)/python ./reasoning_lite.py --set dataset_path=./datasets/samples/triviaqa.json --set output_dir=./outputs/demo_train --set max_steps=1 --set sampling.n=150
+	$(BIN)/python ./semantic-entropy-probes/probes_trainer.py --data_dirs ./outputs/demo_train --save_path ./probe_output/demo.pkl --epochs 50
 	$(BIN)/python ./reasoning_lite.py
-	$(BIN)/python ./semantic-entropy-probes/probes_trainer.py --data_dirs ./outputs/demo/trivia --save_path ./probe_output/demo_trivia.pkl --epochs 50
-	$(BIN)/python ./metrics_probe.py --json_dir ./outputs/demo --pkl_dir ./outputs/demo --probe_path ./probe_output/demo_trivia.pkl
+	$(BIN)/python ./metrics_probe.py --json_dir ./outputs/demo --pkl_dir ./outputs/demo --probe_path ./probe_output/demo.pkl
 	$(BIN)/python ./eval_probe.py --data_dir ./outputs/demo --report_dir ./reports/quick
+
+reports/quick_tiny/report.html: config_tiny.json $(wildcard datasets/tiny/*) $(CODE)
+	$(BIN)/python ./reasoning_lite.py --config ./config_tiny.json
+	$(BIN)/python ./semantic-entropy-probes/probes_trainer.py --data_dirs ./outputs/tiny/trivia --save_path ./probe_output/tiny_trivia.pkl --epochs 50
+	$(BIN)/python ./metrics_probe.py --json_dir ./outputs/tiny --pkl_dir ./outputs/tiny --probe_path ./probe_output/tiny_trivia.pkl
+	$(BIN)/python ./eval_probe.py --data_dir ./outputs/tiny --report_dir ./reports/quick_tiny
 
 tables: $(VENV)/.run
 	$(BIN)/python ./reproduce.py --config ./configs/tiny.json
@@ -31,4 +46,4 @@ $(VENV)/.test: requirements.txt pyproject.toml | $(VENV)/bin/python
 	touch $@ $(VENV)/.run
 
 clean:
-	rm -rf outputs/demo outputs/experiments/tiny reports/quick reports/tiny probe_output/demo_trivia.*
+	rm -rf outputs/demo outputs/demo_train outputs/tiny outputs/experiments/tiny reports/quick reports/quick_tiny reports/tiny probe_output/demo.* probe_output/tiny_trivia.*

@@ -37,7 +37,8 @@ def checked_path(model_path: str) -> str:
     if looks_local or path.exists():
         raise UserError(
             f'model_path "{model_path}" is not a folder; give a folder with config.json, weights '
-            "and tokenizer, or a hub id such as meta-llama/Llama-3.2-3B-Instruct"
+            "and tokenizer (python models/fetch.py smollm2-135m-instruct makes one), or a hub id "
+            "such as meta-llama/Llama-3.2-3B-Instruct"
         )
     return model_path
 

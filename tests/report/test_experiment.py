@@ -53,11 +53,11 @@ def test_the_papers_experiment_is_the_papers():
     assert (config.temperature, config.top_p) == (0.2, 0.7)
 
 
-def test_the_tiny_main_run_is_make_demos_run():
+def test_the_tiny_main_run_is_the_demos_where_nothing_can_be_fetched():
     experiment = load_experiment(ROOT / "configs" / "tiny.json")
     settings = experiment.stage_config(experiment.models[0])
     ours = parse_config(settings, source="tiny")
-    quick = load_config(ROOT / "config.json")
+    quick = load_config(ROOT / "config_tiny.json")
     assert ours.hash() == quick.hash() and ours.sampling == quick.sampling
     assert ours.dataset_path == quick.dataset_path
 

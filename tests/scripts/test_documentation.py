@@ -40,12 +40,14 @@ ADAPTED = (
     (r"--model_max_new_tokens=100", "--model_max_new_tokens=8"),
     (r"--p_true_num_fewshot=10", "--p_true_num_fewshot=2"),
     (r"--n_samples 10", "--n_samples 2"),
-    (r"sampling\.n=\d+", "sampling.n=4"),
+    (r"sampling\.n=50\b", "sampling.n=4"),
+    (r"samples/triviaqa\.json(.*) sampling\.n=150", r"tiny/trivia.json\1 sampling.n=60"),
     # the embedded model, its layers and its data in place of larger ones
     (r"\./models/Llama-3\.2-3B-Instruct", "./models/tiny"),
     (r"13,21", "2,4"),
     (r"--dataset=nq\b", "--dataset=trivia"),
     (r"\./outputs/triviaqa", "./outputs/demo/trivia"),
+    (r"(models/fetch\.py) .*", r"\1 --help"),
     (r"--entailment deberta", "--entailment exact"),
     # tests/scripts/test_reproduce.py runs it in small, to the last table
     (r"(reproduce\.py --config configs/tiny\.json)$", r"\1 --dry_run"),
@@ -107,9 +109,9 @@ def sandbox(tmp_path_factory):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, target)
-    settings = json.loads((folder / "config.json").read_text())
+    settings = json.loads((folder / "config_tiny.json").read_text())
     settings["dataset_path"] = settings["dataset_path"][:3]
-    settings |= {"max_steps": 5, "max_new_tokens": 16}
+    settings |= {"output_dir": "./outputs/demo", "max_steps": 5, "max_new_tokens": 16}
     settings["sampling"]["n"] = 60
     (folder / "config.json").write_text(json.dumps(settings))
     for name, source in FILES.items():
@@ -152,10 +154,10 @@ def mentioned() -> list:
     scripts = [
         *ROOT.glob("*.py"), *ROOT.glob("scripts/*.py"), *ROOT.glob("benchmarks/*.py"),
         *ROOT.glob("datasets/*.py"), *ROOT.glob("semantic-entropy-probes/**/*.py"),
-        *ROOT.glob("models/*/train.py"),
+        *ROOT.glob("models/fetch.py"), *ROOT.glob("models/*/train.py"),
     ]  # fmt: skip
     found = []
-    for page in [*PAGES, *ROOT.glob("models/*/README.md")]:
+    for page in [*PAGES, *ROOT.glob("models/**/README.md")]:
         inline = re.findall(r"`(python [^`]+\.py[^`]*)`", page.read_text("utf-8"))
         found += [(page, line) for line in inline]
     for script in sorted(scripts):
@@ -200,11 +202,13 @@ def test_the_readme_is_short():
 
 
 def test_the_readme_prints_what_make_demo_runs():
-    recipe = (ROOT / "Makefile").read_text().split("demo: ")[1].split("\n\n")[0]
-    run = [line.strip().replace("$(BIN)/", "") for line in recipe.splitlines()[1:]]
+    text = (ROOT / "Makefile").read_text()
+    fetch = re.search(r"python \./models/fetch\.py [\w-]+", text.split("demo: ")[1]).group()
+    recipe = text.split("reports/quick/report.html: ")[1].split("\n\n")[0]
+    run = [fetch, *(line.strip().replace("$(BIN)/", "") for line in recipe.splitlines()[1:])]
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
     assert any(block.splitlines() == run for block in blocks)
-    assert len(run) == 4
+    assert len(run) == 6
 
 
 def test_every_key_is_documented():
