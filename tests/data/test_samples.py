@@ -33,6 +33,7 @@ SETS = {  # file -> (format, answer type)
     "math.jsonl": ("math", "math"),
     "svamp.json": ("svamp", "numeric"),
 }
+MINIMUM = {"coqa.json": 40, "math.jsonl": 40, "svamp.json": 40}
 
 
 def load(name: str) -> list[Question]:
@@ -51,10 +52,10 @@ def rows(name: str) -> list[dict]:
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_loads_in_its_native_form_with_forty_items_and_unique_ids(name: str) -> None:
+def test_loads_in_its_native_form_with_unique_ids_and_questions(name: str) -> None:
     loaded = load_questions(SAMPLES / name)
     assert (loaded.dataset_format, loaded.skipped) == (SETS[name][0], [])
-    assert len(loaded.questions) >= 40
+    assert len(loaded.questions) >= MINIMUM.get(name, 150)
     assert len({question.id for question in loaded.questions}) == len(loaded.questions)
     texts = [(question.context, question.question) for question in loaded.questions]
     assert len(set(texts)) == len(texts)
@@ -123,7 +124,7 @@ def test_options_differ_and_the_right_one_stands_anywhere(name: str, n: int) -> 
     assert all(len({choice.casefold() for choice in one.choices}) == n for one in questions)
     places = Counter(gold_option(question) for question in questions)
     assert set(places) == set(range(n))
-    assert max(places.values()) <= 1.5 * len(questions) / n
+    assert max(places.values()) - min(places.values()) <= 0.3 * len(questions) / n
     # the right option is not simply the longest one
     longest = sum(
         len(one.choices[gold_option(one)]) == max(map(len, one.choices)) for one in questions
@@ -342,4 +343,4 @@ def test_mathematics_covers_seven_subjects_and_hides_its_solutions() -> None:
 def test_the_samples_are_small_and_plain() -> None:
     for path in sorted(Path(SAMPLES).iterdir()):
         data = path.read_bytes()
-        assert len(data) < 100_000 and data.decode("utf-8") and b"\r" not in data
+        assert len(data) < 200_000 and data.decode("utf-8") and b"\r" not in data
