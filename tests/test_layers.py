@@ -18,8 +18,8 @@ ALLOWED = {
     "labels": {"data"},
     "dialogues": {"data", "model", "labels"},
     "measures": {"data", "model", "labels", "dialogues"},
-    "probes": {"stats", "measures"},
-    "detectors": {"stats", "measures", "probes"},
+    "probes": {"stats", "dialogues", "measures"},
+    "detectors": {"stats", "data", "model", "dialogues", "measures", "probes"},
     "report": {"stats", "dialogues", "detectors"},
 }
 """What a package may import beside the ground and itself."""

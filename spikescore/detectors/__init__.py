@@ -1,6 +1,7 @@
 """Every method behind one protocol (`base.Detector`): fit(train, val) and score(items).
 
-Start at `base`, then `scoring`, which fits all of them and fills the score book.
+Start at `base`, then `scoring`, which fits all of them and fills the score book. `spike` is the
+paper's method on single questions: it holds their dialogues itself.
 
 `REGISTRY` holds every method by its name, in the order of tables. A new method is a class with a
 `name` in the module of its kind; a new module is one import and one entry of `_MODULES`.

@@ -172,6 +172,13 @@ class Config:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def dialogue_keys() -> list[str]:
+    """The keys that say how dialogues are held, whatever the model and the seed (`sampling`)."""
+    apart = ("model_path", "sampling")
+    changes = {key.name: key.metadata["changes"] for key in fields(Config)}
+    return [name for name, kinds in changes.items() if DIALOGUES in kinds and name not in apart]
+
+
 _TYPES = {
     "bool": (bool,), "int": (int,), "float": (int, float), "str": (str,), "None": (type(None),),
     "dict": (dict,), "list": (list,),
@@ -188,7 +195,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     if not isinstance(raw, dict):
         raise UserError(f'"{path}" must hold a JSON object of settings')
     for override in overrides or []:
-        _apply_override(raw, override)
+        apply_override(raw, override)
     return parse_config(raw, source=str(path))
 
 
@@ -261,7 +268,11 @@ def _check_value(key: str, value: Any, rules: Mapping[str, Any], source: str) ->
             raise UserError(f'{source}: "{key}" is {value}, out of range ({meaning})')
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> None:
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set a key of plain settings as "key=value" says, dotted keys reaching into objects.
+
+    The value is read as JSON, else as a text. UserError for another form.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f'--set "{override}": write it as key=value, for example --set max_steps=5')

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from spikescore.dialogues.config import dialogue_keys
 from spikescore.pairs import read_states, stack_turns
 from spikescore.probes.data import Task, TrainingData
 from spikescore.probes.probe import Probe
@@ -74,7 +75,7 @@ def set_thresholds(
     probes: Sequence[Probe], dialogues: Sequence[tuple[int, Path, dict[str, Any]]]
 ) -> None:
     """Set the spike thresholds of probes of one token on the validation dialogues, where there are
-    any.
+    any, and keep with them how these were held.
     """
     token_key = probes[0].token_key
     spikes: list[list[float]] = [[] for _ in probes]
@@ -86,6 +87,24 @@ def set_thresholds(
     for probe, own in zip(probes, spikes, strict=True):
         probe.metrics["spike_threshold"] = _threshold(y, np.array(own))
         probe.spike_threshold = probe.metrics["spike_threshold"]["value"]
+        probe.dialogues = _how_held([record for _, _, record in dialogues])
+
+
+def _how_held(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return `Probe.dialogues` of these records; empty where one does not say how it was held."""
+    configs = [record.get("config") for record in records]
+    if not configs or not all(configs):
+        return {}
+    prompts = {(record.get("identity") or {}).get("prompts") for record in records}
+    held = {key: [config.get(key) for config in configs] for key in dialogue_keys()}
+    same = {
+        key: values[0] for key, values in held.items() if values.count(values[0]) == len(values)
+    }
+    return {
+        "config": {key: value for key, value in same.items() if key in configs[0]},
+        "several": sorted(held.keys() - same.keys()),
+        "prompts": prompts.pop() if len(prompts) == 1 else None,
+    }
 
 
 def _threshold(y: np.ndarray, spikes: np.ndarray) -> dict[str, Any]:

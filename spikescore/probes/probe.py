@@ -50,7 +50,10 @@ class Probe:
     that is cheap (logistic regression), the probes of all single layers that were compared:
     {layer: {"weights", "mean", "scale", "val_auroc"}}, for `--layer_range`. `training` holds dirs,
     counts and rates per split, and `items` ({"<domain>/<id>": split}). A dialogue is flagged when
-    SpikeScore >= `spike_threshold`.
+    SpikeScore >= `spike_threshold`. `dialogues` says how those were held on which it was set, so
+    that a score can be compared with it: `config` (the settings that are the same for all of them),
+    `several` (those that are not), `prompts` (a digest of the texts, None where they differ); empty
+    in older files.
     """
 
     kind: str
@@ -69,6 +72,7 @@ class Probe:
     layers: Layers | None = None
     identity: dict[str, str] = field(default_factory=dict)
     tried: dict[int, dict[str, Any]] = field(default_factory=dict)
+    dialogues: dict[str, Any] = field(default_factory=dict)
 
     @property
     def input_dim(self) -> int:
@@ -289,6 +293,11 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("hidden_size", "n_layers", "seed"), _is(int, type(None))),
     **dict.fromkeys(("metrics", "identity"), _is(dict)),
     "spike_threshold": _is(int, float, type(None)),
+    "dialogues": lambda value: (
+        type(value) is dict
+        and type(value.get("config", {})) is dict
+        and type(value.get("several", [])) is list
+    ),
     "layers": _are_layers,
     "layer_range": lambda value: _are_layers(value) and (value is None or len(value) == 2),
     "training": lambda value: (

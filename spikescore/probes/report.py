@@ -74,6 +74,7 @@ def report(probe: Probe) -> dict[str, Any]:
         "training": {name: value for name, value in probe.training.items() if name not in lists},
         "metrics": probe.metrics,
         "spike_threshold": probe.spike_threshold,
+        "dialogues": probe.dialogues,
     }
 
 

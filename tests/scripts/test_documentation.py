@@ -49,6 +49,10 @@ ADAPTED = (
     (r"\./outputs/triviaqa", "./outputs/demo/trivia"),
     (r"(models/fetch\.py) .*", r"\1 --help"),
     (r"--entailment deberta", "--entailment exact"),
+    (
+        r"^python detect\.py",
+        'python detect.py --model_path ./models/tiny --probe "$(ls probe_output/*.pkl | head -1)"',
+    ),
     # tests/scripts/test_reproduce.py runs it in small, to the last table
     (r"(reproduce\.py --config configs/tiny\.json)$", r"\1 --dry_run"),
     (r"(reproduce\.py --config configs/paper\.json)$", r"\1 --dry_run"),
