@@ -9,7 +9,7 @@ Each step is a command that could be typed by hand; they are printed as they are
 reports/<experiment>/commands.sh. A step is skipped where it is done: with the same settings, data,
 model and code, after the same runs of the steps before it, and with all that it made still there. A
 killed run goes on where it stopped, inside a step too. What a step prints goes to
-reports/<experiment>/logs/<step>.log.
+reports/<experiment>/logs/<step>.log; the last line of its bar is shown once a minute.
 
 Exit status: 0 all done, 1 a step failed (its log is named), 2 a mistake in the input.
 """
@@ -60,6 +60,7 @@ def main() -> int:
     args = parse_arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that running steps end too
     experiment = load_experiment(args.config)
+    experiment.check_plugins()
     steps = list(experiment.steps(Path(args.config)))
     if args.dry_run:
         print("\n".join(f"# {step.name}\n{step}" for step in steps))
@@ -71,8 +72,8 @@ def main() -> int:
     require_data(experiment)
     experiment.write_configs()
     write_commands(experiment, steps, args.config)
-    runner = Runner(experiment.report_dir, args.redo)
     chosen = [step for step in steps if not args.only or args.only in step.name]
+    runner = Runner(experiment.report_dir, args.redo, n_steps=len(chosen))
     for _, phase in groupby(sorted(chosen, key=lambda step: step.phase), lambda step: step.phase):
         if not runner.run(list(phase), args.jobs or experiment.jobs):
             return 1

@@ -3,6 +3,7 @@
 
     python scripts/label_answers.py --relabel outputs/demo --judge auto
     python scripts/label_answers.py --relabel outputs/demo --judge auto,openai --all
+    python scripts/label_answers.py --relabel outputs/demo --judge mine.py:same
 
 Nothing is generated. By default only pairs without a label are judged, and each label is written
 when it is there, so an interrupted run goes on where it stopped. With --to the labels go to copies
@@ -14,16 +15,15 @@ See how far two judges agree on the same answers, without writing a label:
 
     python scripts/label_answers.py --agreement outputs/demo --judge auto --judge openai
 
-See how well the rules read answers that were labelled by hand (one question a line, as in
-tests/labels/answers.jsonl); exit status 1 where a label is wrong:
+See how well a judge reads answers that were labelled by hand, one question a line:
 
     python scripts/label_answers.py --check tests/labels/answers.jsonl
 
 Several judges joined by commas are asked in turn: with --judge auto,openai a chat model labels what
-the rules leave unread. Its replies are kept in judge_cache.sqlite in the folder of pairs from the
-moment they arrive, and are not asked for, or paid for, again. Key and address: see utils.py.
+the rules leave unread. Its replies are kept in judge_cache.sqlite in the folder of pairs and not
+paid for again. Key and address: utils.py; a judge of your own: docs/own-judge.md.
 
-Exit status: 0 all labelled, 1 some could not be or were unread, 2 a mistake in the command.
+Exit status: 0 all labelled, 1 some not labelled (--check: wrongly), 2 a mistake in the command.
 """
 
 from __future__ import annotations
@@ -97,11 +97,11 @@ def the_judge(name: str, folder: Path, answers: list[FirstAnswer]) -> Judge:
     )
 
 
-def check(path: Path) -> int:
-    """Print how the rules label answers that were labelled by hand; return how many wrongly."""
+def check(path: Path, judge_name: str) -> int:
+    """Print how a judge labels what people labelled; return how many wrongly."""
     from spikescore.labels.checking import check_rules, check_table
 
-    found = check_rules(path)
+    found = check_rules(path, the_judge(judge_name, path.parent, []))
     print("\n".join((*found.faults, check_table(found))))
     return found.n_wrong
 
@@ -113,12 +113,14 @@ def parse_arguments() -> argparse.Namespace:
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--relabel", metavar="DIR", help="folder of pairs, searched recursively")
     task.add_argument("--agreement", metavar="DIR", help="compare two judges on a folder of pairs")
-    task.add_argument("--check", metavar="FILE", help="hold the rules against labels by hand")
+    task.add_argument(
+        "--check", metavar="FILE", help="hold rules or --judge against labels by hand"
+    )
     parser.add_argument(
         "--judge",
         action="append",
-        help="auto (by answer type), exact, numeric, choice, math, nli, openai or llm_<model>, or "
-        "several joined by commas (default: auto); for --agreement given twice",
+        help="auto (by answer type), exact, numeric, choice, math, nli, openai, llm_<model> or "
+        "your own, file.py:function; several joined by commas; default: auto (--agreement: two)",
     )
     parser.add_argument("--to", metavar="DIR", help="label copies of the pairs in this folder")
     parser.add_argument("--all", action="store_true", help="judge labelled pairs again, too")
@@ -142,7 +144,7 @@ def main() -> int:
 
     configure_logging(args.verbose)
     if args.check:
-        return int(check(Path(args.check)) > 0)
+        return int(check(Path(args.check), args.judge[0]) > 0)
     if args.agreement:
         return int(show_agreement(Path(args.agreement), *args.judge) > 0)
     folder = Path(args.relabel)

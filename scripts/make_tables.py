@@ -21,13 +21,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 # The script lies one folder below the project root, where the spikescore package is.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spikescore.errors import UserError, run_main  # noqa: E402
 from spikescore.report.experiment import Experiment, load_experiment  # noqa: E402
+from spikescore.runtime import progress  # noqa: E402
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -66,7 +65,7 @@ def main() -> int:
             )
     reports = [ModelReport(experiment, model, by=args.by) for model in experiment.models]
     chapters = {
-        report.model.name: list(tqdm(report.chapters(), desc=report.model.name, unit="chapter"))
+        report.model.name: list(progress(report.chapters(), report.model.name, unit="chapter"))
         for report in reports
     }
     for path in write_report(experiment, reports, chapters):

@@ -38,7 +38,7 @@ from spikescore.files import locked  # noqa: E402
 from spikescore.labels.entailment import make_entailment  # noqa: E402
 from spikescore.measures.file import GROUPS  # noqa: E402
 from spikescore.measures.groups import Measurer, MeasureRequest, Tally, Work, survey  # noqa: E402
-from spikescore.runtime import this_process  # noqa: E402
+from spikescore.runtime import progress, this_process  # noqa: E402
 from utils import configure_logging, make_client  # noqa: E402
 
 
@@ -96,7 +96,6 @@ def measure_all(work: Work, request: MeasureRequest, todo: Sequence[Path], tally
     if "samples" in work.settings:
         cache = Path(request.data_dir) / "judge_cache.sqlite"
         entailment = make_entailment(request.entailment, client_factory=make_client, cache=cache)
-    from tqdm import tqdm
 
     from spikescore.model.chat import ChatFormat
     from spikescore.model.loading import load_model, load_tokenizer, model_identity
@@ -105,8 +104,7 @@ def measure_all(work: Work, request: MeasureRequest, todo: Sequence[Path], tally
     work.identify(model_identity(placement.model_path))
     chat = ChatFormat(load_tokenizer(placement), enable_thinking=work.config.enable_thinking)
     measurer = Measurer(load_model(placement), chat, work.config, work.settings, entailment)
-    rhythm = 0.5 if sys.stderr.isatty() else 30.0
-    with tqdm(total=len(todo), unit="item", mininterval=rhythm, smoothing=0.05) as bar:
+    with progress(desc="measuring", total=len(todo), unit="item") as bar:
 
         def told(group: str) -> None:
             bar.set_postfix_str(

@@ -1,6 +1,8 @@
 """Stage 2 for many methods: fit every detector on every domain and score every dialogue.
 
     python scripts/score_methods.py --data_dir ./outputs/demo --save_path ./reports/try/scores.pkl
+    python scripts/score_methods.py --data_dir ./outputs/demo --save_path ./scores.pkl \\
+        --detector mine.py:Mine
 
 Reads the finished, labelled pairs of stage 1 under --data_dir (any depth), and what
 measure_answers.py wrote beside them. For every training domain its items are split by question into
@@ -12,7 +14,8 @@ hallucinated and a higher score more hallucinated.
 With --score_dirs the fitted methods score the dialogues of other folders instead, of the same model
 (another prompt schedule, say): each gets a book of its own, <save_path without .pkl>.<folder>.pkl.
 --layer_grid fits SAPLMA on each layer and token instead of choosing, and keeps only what tables of
-layers need.
+layers need. --detector adds a detector of your own to the methods: a class in a file that is no
+part of the project (docs/add-a-detector.md). It is tried before the others are fitted.
 
 Writes a score book, <save_path>.pkl with the scores and <save_path>.json with items, splits,
 methods and what was chosen; tables are made from it alone. A method whose measures are missing, or
@@ -57,6 +60,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--data_dir", required=True, help="folder of the pairs of stage 1, recursive")
     add("--save_path", required=True, metavar="P.pkl", help="where to write the score book")
     add("--methods", type=names, metavar="A,B", help="methods, comma between (default: all)")
+    add(
+        "--detector",
+        action="append",
+        default=[],
+        metavar="FILE.py:CLASS",
+        help="a detector of your own, beside the methods; may be repeated",
+    )
     add("--probe_seeds", type=int, default=5, help="fits of a method with chance (%(default)s)")
     add(
         "--token_key",
@@ -78,8 +88,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--score_dirs", type=names, metavar="A,B", help="score these folders, not --data_dir")
     add("--layer_grid", action="store_true", help="SAPLMA at every layer and token, one seed")
     args = parser.parse_args(arguments)
-    if args.layer_grid and (args.methods or args.turn_scorers or args.score_dirs):
-        parser.error("--layer_grid takes no --methods, --turn_scorers or --score_dirs")
+    if args.layer_grid and (args.methods or args.turn_scorers or args.score_dirs or args.detector):
+        parser.error("--layer_grid takes no --methods, --turn_scorers, --score_dirs or --detector")
     if args.probe_seeds < 1:
         parser.error(f"--probe_seeds must be at least 1, not {args.probe_seeds}")
     return args
@@ -98,6 +108,7 @@ def main() -> int:
         methods=args.methods,
         train_domains=args.train_domains,
         turn_scorers=args.turn_scorers,
+        detectors=args.detector,
         probe_seeds=args.probe_seeds,
         val_fraction=args.val_fraction,
         test_fraction=args.test_fraction,

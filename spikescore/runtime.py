@@ -1,4 +1,4 @@
-"""What a run stands on: processes and their shares, threads, seeds, and calls to servers.
+"""What a run stands on: processes and their shares, threads, seeds, bars, calls to servers.
 
 `accelerate launch` and `torchrun` start the same script several times and number the copies in the
 environment. The copies need not talk to each other: each takes every n-th question, and the pairs
@@ -15,8 +15,9 @@ import multiprocessing
 import os
 import re
 import socket
+import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from threadpoolctl import threadpool_limits
+from tqdm import tqdm
 
 from spikescore.errors import redacted
 
@@ -94,6 +96,33 @@ def limited_threads(number: int = 1) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+LOG_RHYTHM = 30.0
+"""Seconds between the lines that a bar writes into a log."""
+
+
+def progress(
+    steps: Iterable[T] | None = None, desc: str | None = None, *, leave: bool = True, **options: Any
+) -> tqdm:
+    """Return a tqdm bar on the error stream, over `steps` or counted by its `update`.
+
+    On a terminal it moves twice a second, and appears at once, or where it is not to stay (`leave`)
+    after a second. In a log it writes a line every half minute, and none for what is done sooner.
+    `options` are tqdm's `total`, `unit`, `disable` ...
+    """
+    live = sys.stderr.isatty()
+    rhythm = 0.5 if live else LOG_RHYTHM
+    return tqdm(
+        steps,
+        desc,
+        leave=leave,
+        delay=(0.0 if leave else 1.0) if live else rhythm,
+        mininterval=rhythm,
+        maxinterval=max(10.0, rhythm),
+        smoothing=0.05,
+        **options,
+    )
 
 
 def derived_seed(*parts: object) -> int:

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "spikescore"
-GROUND = ("errors", "runtime", "files", "journal", "pickles", "pairs")
+GROUND = ("errors", "plugins", "runtime", "files", "journal", "pickles", "pairs")
 ALLOWED = {
     "stats": set(),
     "data": set(),

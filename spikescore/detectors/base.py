@@ -7,14 +7,21 @@ learnt from the training domain, never from the items that are scored.
 
 from __future__ import annotations
 
+import inspect
+import re
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import numpy as np
 
 from spikescore.detectors.answers import Answers
+from spikescore.errors import UserError
+from spikescore.plugins import load_plugin, own_faults, plugin_file
 
 FAMILIES = ("training-free", "trained", "control")
+MEASURED = frozenset({"lens", "attentions", "samples", "questions"})
+"""Needs that measure_answers.py provides for."""
+NEEDS = MEASURED | {"texts", "logprobs", "states"}
 
 
 class Detector(ABC):
@@ -74,3 +81,37 @@ class TurnDetector(Detector):
 
     def score(self, items: Answers) -> np.ndarray:
         return self.score_turns(items)[:, 0]
+
+
+def load_detector(spec: str) -> type[Detector]:
+    """Return the detector "path/to/file.py:Class" of a user's own.
+
+    Raises UserError, one line with file, line and reason, where it cannot be had or is none.
+    """
+    found = load_plugin(spec)
+    why = _why_none(found)
+    if why:
+        line = f", line {inspect.getsourcelines(found)[1]}" if inspect.isclass(found) else ""
+        raise UserError(f'file "{plugin_file(spec)}"{line}: {spec.rpartition(":")[2]} {why}')
+    with own_faults():
+        found()
+    return found
+
+
+def _why_none(found: object) -> str:
+    """Return what something lacks to be a detector; empty for nothing."""
+    if not (inspect.isclass(found) and issubclass(found, Detector)):
+        return "must be a class derived from spikescore.detectors.base.Detector"
+    if lacking := sorted(found.__abstractmethods__):
+        return f"lacks the method {', '.join(lacking)}"
+    if missing := [key for key in ("name", "title", "family", "needs") if not hasattr(found, key)]:
+        return f"lacks {', '.join(missing)}"
+    if not (isinstance(found.name, str) and re.fullmatch(r"\w[\w.-]*", found.name)):
+        return f"has the name {found.name!r}; use letters, digits and _"
+    if not (isinstance(found.title, str) and found.title.strip()):
+        return f"has the title {found.title!r}; it must be a text"
+    if found.family not in FAMILIES:
+        return f"has the family {found.family!r}; use one of {', '.join(FAMILIES)}"
+    if not (isinstance(found.needs, set | frozenset) and found.needs <= NEEDS):
+        return f"has the needs {found.needs!r}; give a set of {', '.join(sorted(NEEDS))}"
+    return ""

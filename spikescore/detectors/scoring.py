@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,13 @@ from tqdm import tqdm
 
 from spikescore.detectors import REGISTRY
 from spikescore.detectors.answers import Answers, read_answers
-from spikescore.detectors.base import Detector, StateDetector, TurnDetector
+from spikescore.detectors.base import (
+    MEASURED,
+    Detector,
+    StateDetector,
+    TurnDetector,
+    load_detector,
+)
 from spikescore.detectors.lesson import first_answers
 from spikescore.detectors.networks import Saplma
 from spikescore.detectors.score_book import BookItem, Key, ScoreBook
@@ -38,8 +45,9 @@ from spikescore.pairs import (
     question_digests,
     short_meta,
 )
+from spikescore.plugins import fault_place, own_faults, plugin_digest, said
 from spikescore.probes.data import SPLITS, require_fractions, split_by_group
-from spikescore.runtime import limited_threads
+from spikescore.runtime import limited_threads, progress
 from spikescore.stats.trajectory import apply
 
 log = logging.getLogger("spikescore")
@@ -60,20 +68,21 @@ LEAST = {"train": 3, "val": 1}
 """Items of each class below which a split has nothing to teach, or to choose by."""
 BLOCK_BYTES = 2**26
 """FP16 states of dialogues scored at a time: bounds memory whatever the model and the data."""
-MEASURED = frozenset({"lens", "attentions", "samples", "questions"})
-"""Needs that measure_answers.py provides for."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """What is scored by what. None: all methods, all domains, the usual scorers of turns.
 
-    `seed` is that of the splits; the probe seeds are 0 .. probe_seeds - 1.
+    `detectors` are a user's own, "path/to/file.py:Class" each: they are added to the methods, and
+    to the scorers of turns where they score turns. `seed` is that of the splits; the probe seeds
+    are 0 .. probe_seeds - 1.
     """
 
     methods: Sequence[str] | None = None
     train_domains: Sequence[str] | None = None
     turn_scorers: Sequence[str] | None = None
+    detectors: Sequence[str] = ()
     probe_seeds: int = 5
     val_fraction: float = 0.2
     test_fraction: float = 0.3
@@ -83,22 +92,44 @@ class Settings:
         """Raise UserError for what can be seen to be wrong before anything is read."""
         require_fractions(self.val_fraction, self.test_fraction)
         for name in chosen("turn scorer among the methods", self.turn_scorers or (), self.names):
-            if not issubclass(REGISTRY[name], StateDetector | TurnDetector):
+            if not issubclass(self.known[name], StateDetector | TurnDetector):
                 raise UserError(
                     f'"{name}" scores first answers only, not turns; leave it out of the turn '
                     "scorers"
                 )
 
+    @cached_property
+    def own(self) -> dict[str, type[Detector]]:
+        """The user's own detectors by name; UserError for one that is none, or has a taken name."""
+        found: dict[str, type[Detector]] = {}
+        for spec in dict.fromkeys(self.detectors):
+            detector = load_detector(spec)
+            if detector.name in {**REGISTRY, **found}:
+                raise UserError(
+                    f'detector "{spec}" has the name "{detector.name}" of another one; change it'
+                )
+            found[detector.name] = detector
+        return found
+
+    @cached_property
+    def known(self) -> dict[str, type[Detector]]:
+        """All detectors by name."""
+        return {**REGISTRY, **self.own}
+
     @property
     def names(self) -> list[str]:
         """The methods asked for, or all."""
-        return chosen("method", self.methods, REGISTRY)
+        asked = self.methods
+        return chosen("method", None if asked is None else [*asked, *self.own], self.known)
 
     @property
     def readers(self) -> list[str]:
         """Those of them that score every turn."""
         usual = [name for name in TURN_SCORERS if name in self.names]
-        return usual if self.turn_scorers is None else list(self.turn_scorers)
+        asked = usual if self.turn_scorers is None else self.turn_scorers
+        kinds = (StateDetector, TurnDetector)
+        own = [name for name, detector in self.own.items() if issubclass(detector, kinds)]
+        return list(dict.fromkeys([*asked, *own]))
 
 
 def score_methods(
@@ -134,6 +165,7 @@ class _Scoring:
 
     def __init__(self, items: Answers, settings: Settings) -> None:
         self.items, self.settings = items, settings
+        self.known = settings.known
         self.methods, self.turn_scorers = settings.names, settings.readers
         self.domains = training_domains(items, settings)
         self.splits: dict[str, np.ndarray] = {}
@@ -145,19 +177,22 @@ class _Scoring:
 
     def fit(self) -> dict[Key, Detector]:
         """Split the training domains and return every detector, those that learn fitted."""
-        learning = [name for name in self.methods if learns(REGISTRY[name])]
+        learning = [name for name in self.methods if learns(self.known[name])]
         learning = [name for name in learning if self._has_measures(name)]
         if learning:
             self.splits, reasons = split_domains(self.items, self.domains, self.settings)
             self.left_out += reasons
-        free = [name for name in self.methods if not learns(REGISTRY[name])]
-        fitted: dict[Key, Detector] = {(name, "", 0): REGISTRY[name]() for name in free}
+        learning.sort(key=lambda name: name not in self.settings.own)  # faults show soon
+        free = [name for name in self.methods if not learns(self.known[name])]
+        fitted: dict[Key, Detector] = {(name, "", 0): self.known[name]() for name in free}
+        for key, detector in fitted.items():
+            self._try_own(key, detector)
         n_fits = sum(self._n_seeds(name) for name in learning) * len(self.splits)
         if not n_fits:
             return fitted
-        if any("states" in REGISTRY[name].needs for name in learning):
+        if any("states" in self.known[name].needs for name in learning):
             _ = self.items.first_states  # read once: what is selected from the items shares them
-        with limited_threads(), tqdm(total=n_fits, desc="fitting", unit="fit") as bar:
+        with limited_threads(), progress(desc="fitting", total=n_fits, unit="fit") as bar:
             for domain in self.splits:
                 fitted |= self._fit_domain(domain, learning, bar)
         return fitted
@@ -170,18 +205,19 @@ class _Scoring:
         for name in names:
             for seed in range(self._n_seeds(name)):
                 bar.set_postfix_str(f"{name} on {domain}", refresh=False)
-                detector = REGISTRY[name]()
-                with self._leaving_out(f"{name} on {domain}"), timed(self.seconds, name):
+                detector = self.known[name]()
+                with self._leaving_out(name, domain), timed(self.seconds, name):
                     detector.fit(train, val, seed=seed)
                     fitted[name, domain, seed] = detector
+                    self._try_own((name, domain, seed), detector)
                 bar.update()
         return fitted
 
     def _n_seeds(self, name: str) -> int:
-        return self.settings.probe_seeds if REGISTRY[name].seeded else 1
+        return self.settings.probe_seeds if self.known[name].seeded else 1
 
     def _has_measures(self, name: str) -> bool:
-        detector = REGISTRY[name]
+        detector = self.known[name]
         if not detector.needs & MEASURED or any(self.items.measures):
             return True
         self._leave_out(name, f"nothing was measured; {_remedy(detector)}")
@@ -192,18 +228,24 @@ class _Scoring:
             self.left_out.append((what, why))
 
     @contextmanager
-    def _leaving_out(self, what: str) -> Iterator[None]:
+    def _leaving_out(self, name: str, domain: str) -> Iterator[None]:
         """Leave out what fails inside with a UserError, and keep the reason; tell at once of what
-        a detector did wrong.
+        a detector did wrong. A fault of a user's own detector ends the run, told in one line.
         """
+        what = f"{name} on {domain}" if domain else name
         try:
             yield
         except UserError as error:
-            if isinstance(error, Misbehaved) and what not in self.misbehaved:
-                self.misbehaved.append(what)
-                log.error("error: %s; it is left out", error)
+            if isinstance(error, Misbehaved):
+                if name in self.settings.own:
+                    raise
+                if what not in self.misbehaved:
+                    self.misbehaved.append(what)
+                    log.error("error: %s; it is left out", error)
             self._leave_out(what, str(error))
         except Exception as error:
+            if where := fault_place(error):
+                raise UserError(f"{where}: {said(error)} (in the detector {what})") from error
             error.add_note(f"in the detector {what}")
             raise
 
@@ -218,18 +260,23 @@ class _Scoring:
         readers: dict[Key, StateDetector] = {}
         for key, detector in fitted.items():
             name, domain, _ = key
-            with (
-                self._leaving_out(f"{name} on {domain}" if domain else name),
-                timed(self.seconds, name),
-            ):
+            with self._leaving_out(name, domain), timed(self.seconds, name):
                 self._score(book, target, key, detector)
                 if name in self.turn_scorers and isinstance(detector, StateDetector):
                     readers[key] = detector
-        book.turns |= score_turns(target, readers, self.seconds)
+        with own_faults():
+            book.turns |= score_turns(target, readers, self.seconds)
         if not book.scores:
             raise UserError("nothing could be scored: " + "; ".join(told(self.left_out)))
         self._tell_about(book, target)
         return book
+
+    def _try_own(self, key: Key, detector: Detector) -> None:
+        """Score once with a user's own detector, before the many fits of the others."""
+        if key[0] in self.settings.own and key[2] == 0:
+            with self._leaving_out(*key[:2]):
+                checked(key, "score", detector.score(self.items), (len(self.items),))
+                plain(key, detector.chosen)
 
     def _score(self, book: ScoreBook, target: Answers, key: Key, detector: Detector) -> None:
         """Keep the scores of all items, and of computed turns; UserError when no item has one."""
@@ -272,9 +319,12 @@ class _Scoring:
         for (name, _, _), scores in book.scores.items():
             unscored[name] = max(unscored[name], int(np.isnan(scores).sum()))
         scored = {key[0] for key in book.scores}
-        book.methods = {name: _described(REGISTRY[name]) for name in self.methods if name in scored}
+        book.methods = {
+            name: _described(self.known[name]) for name in self.methods if name in scored
+        }
         book.about = {
             "settings": asdict(self.settings),
+            "own_detectors": {spec: plugin_digest(spec) for spec in self.settings.detectors},
             "items_left_out": target.left_out,
             "left_out": self.left_out,
             "misbehaved": self.misbehaved,
@@ -334,7 +384,7 @@ def score_turns(
     tables = {
         key: np.full((len(items), n_turns.max()), np.nan, dtype=np.float32) for key in readers
     }
-    with tqdm(total=len(items), desc="turns", unit="dialogue") as bar:
+    with progress(desc="turns", total=len(items), unit="dialogue") as bar:
         for places in _blocks(n_turns * items.first_states[0].nbytes):
             states = np.concatenate(list(items.select(places).turn_states()))
             filled = np.arange(n_turns.max()) < n_turns[places, None]
@@ -535,9 +585,12 @@ def score_layer_grid(folder: str | Path, settings: Settings) -> ScoreBook:
 
 def _fit(items: Answers, splits: dict[str, np.ndarray]) -> Iterator[tuple[Key, Saplma]]:
     _ = items.first_states  # read once, as in _Scoring.fit
+    bar = progress(desc=f"fitting at {items.token_key}", unit="fit", leave=False)
     for domain, split in splits.items():
         material = first_answers(*(items.select(split == part) for part in ("train", "val")))
         for layer in range(material.features.shape[1]):
             detector = Saplma()
             detector.fit_layer(material, layer, seed=0)
+            bar.update()
             yield (f"{items.token_key}@{layer}", domain, 0), detector
+    bar.close()

@@ -8,7 +8,6 @@ there.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections import Counter
@@ -19,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from openai import AsyncOpenAI
-from tqdm import tqdm
 
 from spikescore.dialogues.config import Config
 from spikescore.dialogues.dialogue import Dialogue, dialogue_record, opening, stop_late
@@ -56,6 +54,7 @@ from spikescore.model.sampling import Sampling
 from spikescore.model.serving import ServedGenerator, Server
 from spikescore.model.turns import Finished, Limits, Turn
 from spikescore.pairs import read_record, write_error, write_pair
+from spikescore.runtime import progress
 
 # for the time and memory estimates; answers seldom reach max_new_tokens
 TYPICAL_ANSWER_TOKENS = 256
@@ -266,10 +265,8 @@ class Progress(AbstractContextManager):
         engine: Engine | None,
         server: ServedGenerator | None,
     ) -> None:
-        # twice a second on a terminal; in a log file, a line every half minute will do
-        rhythm = 0.5 if sys.stderr.isatty() else 30.0
         n_turns = sum(item.n_turns for item in todo)
-        self._bar = tqdm(total=n_turns, unit="turn", smoothing=0.05, mininterval=rhythm)
+        self._bar = progress(total=n_turns, unit="turn")
         self._n_items = len(todo)
         self._tally, self._engine, self._server = tally, engine, server
         self._started = time.monotonic()

@@ -22,12 +22,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from spikescore.errors import UserError, redacted
 from spikescore.labels.reply_cache import ReplyCache, request_key
 from spikescore.labels.statements import plain_answer
-from spikescore.runtime import EventLoop, brief, without_refused
+from spikescore.runtime import EventLoop, brief, progress, without_refused
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -43,7 +41,6 @@ DEFAULT_MODEL = "gpt-4o-mini"
 GIVE_UP_AFTER = 50  # failures in a row: the server, or the model, is not fit for the task
 REST = 60.0  # seconds after which a server that was given up is tried again
 CHECK_SECONDS = 5.0  # for a first answer of a server; it may be slow, and is then believed
-BAR_DELAY = 2.0  # seconds before a bar is worth showing
 _SETTINGS = {"temperature": 0}
 _ATTEMPTS = 3  # at a reply that can be used
 _CALLS_PER_CLIENT = 64  # a client looks at all its connections for each call
@@ -160,9 +157,10 @@ class Asker:
         bar. Raises UserError when the server refuses the key or does not know the model: then
         nothing can be asked.
         """
-        total = len(conversations)
         hidden = desc is None
-        with tqdm(total=total, desc=desc, disable=hidden, delay=BAR_DELAY, leave=False) as bar:
+        with progress(
+            desc=desc, total=len(conversations), unit="reply", disable=hidden, leave=False
+        ) as bar:
 
             async def ask(messages: list[Message]) -> Reply:
                 reply = await self.ask(messages, parse)

@@ -1,7 +1,7 @@
-"""Hold the rules against answers that people have labelled.
+"""Hold a judge against answers that people have labelled.
 
-A file has one question a line, as JSON: {"rule", "gold", "right", "wrong", "unread"} and for
-choices {"choices"}, where "right", "wrong" and "unread" are lists of answers.
+A file has one question a line, as JSON: {"rule", "gold", "right", "wrong", "unread"}, for choices
+{"choices"} and if need be {"question"}, where "right", "wrong" and "unread" are lists of answers.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from spikescore.data.question import Question
 from spikescore.errors import UserError
+from spikescore.labels.judges import Judge, RuleJudge, judge_many
 from spikescore.labels.rules import RULES
 
 LABELS = {"right": 1, "wrong": 0, "unread": None}
@@ -20,7 +21,7 @@ LABELS = {"right": 1, "wrong": 0, "unread": None}
 
 @dataclass
 class Check:
-    """`counts` by (rule, label by hand, label by rule); `faults` are the rows that differ."""
+    """`counts` by (rule, label by hand, by the judge); `faults` are the answers that differ."""
 
     counts: Counter[tuple[str, int | None, int | None]] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
@@ -32,16 +33,18 @@ class Check:
 
     @property
     def unread_share(self) -> float:
-        """The share of the readable answers that the rules leave unread."""
+        """The share of the readable answers that the judge leaves unread."""
         readable = {key: n for key, n in self.counts.items() if key[1] is not None}
         return sum(n for key, n in readable.items() if key[2] is None) / max(
             1, sum(readable.values())
         )
 
 
-def check_rules(path: Path) -> Check:
-    """Label a file's answers by their rules; UserError naming the line that cannot be read."""
-    check = Check()
+def check_rules(path: Path, judge: Judge | None = None) -> Check:
+    """Label a file's answers, by their rules unless a judge is given; UserError naming the line
+    that cannot be read.
+    """
+    cases: list[tuple[Question, str, int | None]] = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -49,23 +52,34 @@ def check_rules(path: Path) -> Check:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            rule, golds = RULES[row["rule"]], tuple(map(str, row["gold"]))
-            choices = tuple(row["choices"]) if row.get("choices") else None
+            if row["rule"] not in RULES:
+                raise KeyError(row["rule"])
+            question = Question(
+                str(number),
+                "",
+                str(row.get("question", "")),
+                choices=tuple(row["choices"]) if row.get("choices") else None,
+                gold_answers=tuple(map(str, row["gold"])),
+                answer_type=row["rule"],
+            )
             answers = [(hand, one) for name, hand in LABELS.items() for one in row.get(name, ())]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             form = '{"rule": "exact", "gold": ["Paris"], "right": [...], "wrong": [...]}'
             raise UserError(f'"{path}", line {number}: {error}; write it as {form}') from error
-        question = Question(
-            str(number), "", "", choices=choices, gold_answers=golds, answer_type=row["rule"]
-        )
-        for hand, answer in answers:
-            label, read = rule(question, str(answer))
-            check.counts[row["rule"], hand, label] += 1
-            if label != hand:
-                check.faults.append(
-                    f"line {number} {row['rule']}: {answer!r}, gold {golds[0]!r}, by hand {hand}, "
-                    f"by rule {label} (read {read!r})"
-                )
+        cases += [(question, str(answer), hand) for hand, answer in answers]
+    check = Check()
+    labelled = judge_many(judge or RuleJudge("auto"), [case[:2] for case in cases])
+    for (question, answer, hand), found in zip(cases, labelled, strict=True):
+        rule = question.answer_type
+        check.counts[rule, hand, found.label] += 1
+        if found.label != hand:
+            why = (
+                found.error if found.label is None and not found.unread else f"read {found.reply!r}"
+            )
+            check.faults.append(
+                f"line {question.id} {rule}: {answer!r}, gold {question.gold_answers[0]!r}, by "
+                f"hand {hand}, by {found.judge} {found.label} ({why})"
+            )
     return check
 
 

@@ -17,11 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tqdm import tqdm
-
 from spikescore.errors import UserError
 from spikescore.labels.chat_server import (
-    BAR_DELAY,
     LLM_PREFIX,
     Asker,
     Message,
@@ -29,6 +26,7 @@ from spikescore.labels.chat_server import (
     read_verdict,
     warn_of_failures,
 )
+from spikescore.runtime import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -231,7 +229,7 @@ class NLIEntailment:
         if max(lengths) >= self._max_length:
             log.warning("%s: pairs of more than %d tokens are cut", self.name, self._max_length)
         scores: list[list[float]] = [[] for _ in pairs]
-        with tqdm(total=len(pairs), desc="entailment", delay=BAR_DELAY, leave=False) as bar:
+        with progress(desc="entailment", total=len(pairs), unit="pair", leave=False) as bar:
             for batch in _batches(lengths):
                 found = self._forward([encoded[index] for index in batch])
                 for index, own in zip(batch, found, strict=True):

@@ -5,6 +5,7 @@ exact, numeric, choice, math, list    the rules of `rules`; `auto` takes the ite
 squad                                 SQuAD's F1 with a gold answer is at least 50
 nli                                   a local model: does a reference follow from the answer?
 openai, llm_<model>                   a chat model compares answer and reference; its reply is kept
+path/to/file.py:function              a user's own: function(question, answer) -> True, False, None
 
 Several judges are asked one after the other, until one gives a label: an answer that a rule cannot
 read is "unread", which is no label, and goes to the next one.
@@ -12,6 +13,7 @@ read is "unread", which is no label, and goes to the next one.
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
@@ -22,14 +24,12 @@ from concurrent.futures import Future, as_completed
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from spikescore.data.question import Question, asked_blocks
 from spikescore.errors import UserError
 from spikescore.labels.chat_server import (
-    BAR_DELAY,
     DEFAULT_MODEL,
     LLM_PREFIX,
     Asker,
@@ -40,7 +40,8 @@ from spikescore.labels.chat_server import (
 from spikescore.labels.entailment import CLASSES, ENTAILMENT, make_entailment
 from spikescore.labels.rules import RULES, NoReference
 from spikescore.labels.statements import plain_answer
-from spikescore.runtime import EventLoop
+from spikescore.plugins import is_plugin, load_plugin, own_faults, plugin_digest, plugin_file
+from spikescore.runtime import EventLoop, progress
 
 log = logging.getLogger("spikescore")
 
@@ -101,8 +102,12 @@ def judge_names(judge: str | Sequence[str]) -> tuple[str, ...]:
     if not names or len(set(names)) < len(names) or ("none" in names and len(names) > 1):
         raise UserError(f'judge {list(names)}: give one name, or several different ones, no "none"')
     for name in names:
-        if name not in (*JUDGES, *RULES, "llm") and not str(name).startswith(LLM_PREFIX):
-            raise UserError(f'judge "{name}" is not one of {", ".join(JUDGES)}, llm_<model>')
+        known = name in (*JUDGES, *RULES, "llm") or str(name).startswith(LLM_PREFIX)
+        if not known and not is_plugin(str(name)):
+            names = ", ".join(JUDGES)
+            raise UserError(
+                f'judge "{name}" is not one of {names}, llm_<model>, path/to/file.py:function'
+            )
     return names
 
 
@@ -130,6 +135,8 @@ def make_judge(
         name = LLM_PREFIX + _nil_model()
     if name == "llm" or name.startswith(LLM_PREFIX):
         return ChatJudge(make_asker(name, **options))
+    if is_plugin(name):
+        return OwnJudge(name, next((one for one in questions if one.gold_answers), None))
     if name == "nli":
         return NLIJudge(os.environ.get("NLI_MODEL") or "deberta")
     if name == "choice":
@@ -233,8 +240,8 @@ def judge_each(
             loop.begin(judge.judge(question=question, answer=answer)): place
             for place, (question, answer) in enumerate(items)
         }
-        options = {"desc": desc, "disable": desc is None, "delay": BAR_DELAY, "leave": False}
-        for future in tqdm(as_completed(futures), total=len(futures), **options):
+        options = {"total": len(futures), "unit": "answer", "disable": desc is None}
+        for future in progress(as_completed(futures), desc, leave=False, **options):
             yield futures[future], future.result()
 
 
@@ -289,6 +296,50 @@ class ChainedJudge(Judge):
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self._opened.aclose()
+
+
+# --- a user's own --------------------------------------------------------------------------------
+
+
+class OwnJudge(Judge):
+    """A user's function, "path/to/file.py:function", called with a `Question` and an answer.
+
+    It returns True or 1 (consistent), False or 0 (not), None (unread), or a coroutine of these. An
+    answer that it fails on has no label, and the file and line are told. It is tried on `trial`,
+    with its first gold answer as the answer, so that a fault ends the run before anything is done.
+    """
+
+    def __init__(self, spec: str, trial: Question | None = None) -> None:
+        self._function = load_plugin(spec)
+        self._where = f'judge "{spec}"'
+        self.name = f"{Path(plugin_file(spec)).name}:{spec.rpartition(':')[2]}"
+        self.name += f"@{plugin_digest(spec)}"
+        if not callable(self._function):
+            raise UserError(f"{self._where} is no function of a question and an answer")
+        if trial is not None:
+            with EventLoop() as loop:
+                loop.run(self._label(trial, trial.gold_answers[0]))
+
+    async def judge(self, *, question: Question, answer: str) -> Judgement:
+        if not question.gold_answers:
+            return Judgement(None, self.name, error=_NO_GOLD)
+        try:
+            label = await self._label(question, answer)
+        except UserError as error:
+            return Judgement(None, self.name, error=str(error))
+        return Judgement(label, self.name, error=UNREAD if label is None else None)
+
+    async def _label(self, question: Question, answer: str) -> int | None:
+        with own_faults(self._where):
+            found = self._function(question, answer)
+            if inspect.isawaitable(found):
+                found = await found
+        if found is not None and (not hasattr(found, "__index__") or found not in (0, 1)):
+            raise UserError(
+                f'{self._where} returned {found!r} for question "{question.id}"; return True '
+                "(consistent), False (not) or None (unread)"
+            )
+        return None if found is None else int(found)
 
 
 # --- a local model ----------------------------------------------------------------------------

@@ -17,8 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from spikescore.data.question import Question
 from spikescore.errors import UserError
 from spikescore.files import write_atomic
@@ -34,6 +32,7 @@ from spikescore.measures.run_plan import BRIEF, Plan
 from spikescore.measures.samples import AnswerPrompt, as_entry, asked_of, draw
 from spikescore.pairs import model_difference
 from spikescore.pickles import load_pickle
+from spikescore.runtime import progress
 
 if TYPE_CHECKING:  # a folder is checked before these, and torch with them, are loaded
     from transformers import PreTrainedModel
@@ -163,7 +162,7 @@ class AnswerRun:
         samplings = {0: self._sampling(args.low_temperature)}
         samplings |= dict.fromkeys(range(1, args.num_generations + 1), high)
         drawn = draw(self.engine, ((q.id, self.prompt.ids(q)) for q in missing), samplings)
-        for place, turns in tqdm(drawn, total=len(missing), desc=f"asking {split}"):
+        for place, turns in progress(drawn, f"asking {split}", total=len(missing)):
             question = missing[place]
             if isinstance(turns, str):
                 self.errors[question.id] = turns
@@ -274,7 +273,7 @@ class AnswerRun:
         ]
         places = [n for n, ids in enumerate(prompts) if len(ids) <= self._max_context]
         ends = read_ends(self.model, [[prompts[n] for n in places]], slots=1)
-        for end in tqdm(ends, total=len(places), desc="asking P(True)"):
+        for end in progress(ends, "asking P(True)", total=len(places)):
             self._keep(*todo[places[end.number]], {"p_true": probability(end, token)})
         for split in self.plan.questions:
             self._write(split)

@@ -15,6 +15,7 @@ import numpy as np
 from spikescore.errors import UserError
 from spikescore.probes.fit import Examples, Fit, best_of, normaliser
 from spikescore.probes.layers import Layers
+from spikescore.runtime import progress
 from spikescore.stats.roc import auroc
 
 
@@ -59,7 +60,8 @@ def fit_logistic(
     """
     fits = []
     labels, train, val = examples.labels, examples.train, examples.val
-    for rows, layers in zip(features, candidates, strict=True):
+    pairs = list(zip(features, candidates, strict=True))
+    for rows, layers in progress(pairs, "logistic", unit="fit", leave=False):
         mean, scale = normaliser(rows[train]) if standardise else (np.float32(0), np.float32(1))
         learned, held_out = ((rows[at].astype(np.float32) - mean) / scale for at in (train, val))
         w, b = solve(learned, labels[train])

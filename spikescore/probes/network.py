@@ -11,12 +11,11 @@ from itertools import pairwise
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from spikescore.probes.fit import Examples, Fit, Recipe, best_of, normaliser
 from spikescore.probes.layers import Layers
 from spikescore.probes.losses import LOSSES
-from spikescore.runtime import derived_seed
+from spikescore.runtime import derived_seed, progress
 from spikescore.stats.roc import auroc
 
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "mish": nn.Mish}
@@ -39,8 +38,7 @@ def fit_network(
     All follows from the seed alone, and the caller's random state is left as it is.
     """
     pairs = list(zip(features, candidates, strict=True))
-    # disable=None: no bar where nobody watches
-    bar = tqdm(pairs, desc=recipe.name, unit="fit", leave=False, disable=None)
+    bar = progress(pairs, recipe.name, unit="fit", leave=False)
     return best_of([_fit(rows, own, examples, recipe, seed, standardise) for rows, own in bar])
 
 

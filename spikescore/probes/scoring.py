@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from spikescore.errors import Refused, UserError
 from spikescore.files import read_json, write_json
@@ -35,7 +34,7 @@ from spikescore.pairs import (
 )
 from spikescore.probes.layers import LayerRange
 from spikescore.probes.probe import Probe
-from spikescore.runtime import end_with_parent, usable_cores
+from spikescore.runtime import end_with_parent, progress, usable_cores
 
 log = logging.getLogger("spikescore")
 
@@ -169,7 +168,7 @@ def score_all(
     tally = Tally()
     work = partial(score_block, folders=folders, probe=probe, probe_name=probe_name)
     try:
-        with tqdm(total=len(paths), desc="scoring", unit="dialogue") as bar:
+        with progress(desc="scoring", total=len(paths), unit="dialogue") as bar:
             for block, done in zip(blocks, (pool.map if pool else map)(work, blocks), strict=True):
                 tally.add(done)
                 bar.update(len(block))

@@ -27,6 +27,7 @@ from spikescore.report.comparison import Comparison, Entry, static_entries
 from spikescore.report.main_tables import part_tables
 from spikescore.report.page import Table
 from spikescore.report.verdict import verdict
+from spikescore.runtime import progress
 from spikescore.stats.bootstrap import Area, Contrast
 from spikescore.stats.roc import flag_metrics
 from spikescore.stats.trajectory import MIN_SCORES, spike_score, spike_turn
@@ -112,8 +113,6 @@ def read_and_score(data_dir: Path, *, by: str = "") -> Found:
     are split by, such as "meta.scope". Raises UserError when there is no sound dialogue, when none
     has that name, and where two were not made by one run.
     """
-    from tqdm import tqdm
-
     if data_dir.exists() and not data_dir.is_dir():
         raise UserError(
             f'--data_dir "{data_dir}" is not a folder; give the folder of the .json files'
@@ -123,7 +122,7 @@ def read_and_score(data_dir: Path, *, by: str = "") -> Found:
     pool = ThreadPoolExecutor(AT_ONCE)
     try:
         read = pool.map(lambda path: score_file(path, by), paths)
-        bar = tqdm(read, "reading", len(paths), unit="file", disable=None)
+        bar = progress(read, "reading", total=len(paths), unit="file", leave=False)
         for path, one in zip(paths, bar, strict=True):
             if isinstance(one, UserError):
                 found.damaged.append(str(one))
@@ -451,14 +450,14 @@ class Evaluation:
         """
         learnt = any(item.probe_split in TRAINING_SPLITS for item in self.items)
         title = "in-domain, training items included" if learnt else "in-domain, held-out"
-        views = []
+        views: list[tuple] = []
         if self.inside.any():
-            views.append(self._view("in-domain", self._pool(title, self.inside), self.inside))
+            views.append(("in-domain", self._pool(title, self.inside), self.inside))
         if not self.inside.all():
-            views.append(self._view("pooled", self._pool("cross-domain", ~self.inside)))
+            views.append(("pooled", self._pool("cross-domain", ~self.inside)))
             several = np.unique(self.domains[~self.inside]).size
             if several > 1:
-                views.append(self._view("macro", f"cross-domain, macro over {several}"))
+                views.append(("macro", f"cross-domain, macro over {several}"))
         places = list(dict.fromkeys((item.domain, item.folder) for item in self.items))
         folders = Counter(domain for domain, _ in places)
         for place in places:
@@ -466,8 +465,8 @@ class Evaluation:
             domain, folder = place
             name = f"{domain} ({folder})" if folders[domain] > 1 else domain
             known = "in-domain" if domain in self.trained else "cross-domain"
-            views.append(self._view("domain", f"{name}, {known}", part))
-        return views
+            views.append(("domain", f"{name}, {known}", part))
+        return [self._view(*one) for one in progress(views, "bootstrap", unit="view", leave=False)]
 
     def _pool(self, title: str, part: np.ndarray) -> str:
         names = list(dict.fromkeys(self.domains[part].tolist()))

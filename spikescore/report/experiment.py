@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -18,6 +19,7 @@ from spikescore.dialogues.config import Config, parse_config
 from spikescore.errors import UserError
 from spikescore.files import read_json, write_json
 from spikescore.pairs import TOKEN_KEYS
+from spikescore.plugins import is_plugin, load_plugin, plugin_file
 from spikescore.report.paper import BASE_SCORER, MODELS
 from spikescore.report.steps import Step
 
@@ -88,6 +90,8 @@ class Experiment:
     reports_dir: str = "./reports"
     measures: Measures | None = field(default_factory=Measures)
     methods: str = "all"
+    detectors: tuple[str, ...] = ()
+    """A user's own, "path/to/file.py:Class" each, beside the methods."""
     turn_scorers: str = (
         "saplma,sep,perplexity,reasoning_score,sharpness,all_turn_probe,random_projection"
     )
@@ -169,8 +173,20 @@ class Experiment:
                     {"max_steps": turns + 1},
                 ),
             ]
-        rows += [Variant(f"judge_{name}", name, "judges", judge=name) for name in wanted.judges]
+        for name in wanted.judges:
+            folder = re.sub(r"[^\w.,-]", "_", name)
+            rows.append(Variant(f"judge_{folder}", name, "judges", judge=name))
         return rows
+
+    def check_plugins(self) -> None:
+        """Import the detectors and judges that are a user's own; UserError for one that is none."""
+        for judge in (self.dialogues.get("judge", ()), *self.ablations.judges):
+            for name in own_judges(judge):
+                load_plugin(name)
+        if self.detectors:
+            from spikescore.detectors.scoring import Settings
+
+            _ = Settings(detectors=self.detectors).own
 
     def write_configs(self) -> None:
         """Write the stage-1 configuration of every run that generates."""
@@ -208,7 +224,8 @@ class Experiment:
                 command += [f"--{key}", str(getattr(self.measures, key))]
             made = (str(self.data_dir(model)), ".measures.pkl")
             yield Step(asked[0], tuple(command), 3, (main,), makes=(made,))
-        full = ("--methods", self.methods, "--turn_scorers", self.turn_scorers)
+        own = [word for spec in self.detectors for word in ("--detector", spec)]
+        full = ("--methods", self.methods, "--turn_scorers", self.turn_scorers, *own)
         yield self._score(model, "scores", MAIN, full, (main, *asked), 4)
         brief = ("--methods", "saplma,perplexity,answer_length", "--turn_scorers", "saplma")
         if generated:  # scored by what was learnt from the main run
@@ -227,6 +244,7 @@ class Experiment:
         command = ("python", "reasoning_lite.py", "--config", str(self.config_file(model, variant)))
         paths = self.dialogues.get("dataset_path", ())
         reads = (*paths, model.model_path) if isinstance(paths, list) else (model.model_path,)
+        reads += judge_files(self.dialogues.get("judge", ()))
         made = tuple((str(self.data_dir(model, variant)), ending) for ending in (".json", ".pkl"))
         return Step(f"{model.name}.{variant}", command, phase, reads=reads, makes=made)
 
@@ -235,7 +253,8 @@ class Experiment:
         command = ("python", "scripts/label_answers.py", "--relabel", main)
         command += ("--judge", str(variant.judge), "--to", copy)
         name, needs = f"{model.name}.{variant.name}", (f"{model.name}.{MAIN}",)
-        return Step(name, command, 2, needs, makes=((copy, ".json"),))
+        files = judge_files(str(variant.judge))
+        return Step(name, command, 2, needs, files, makes=((copy, ".json"),))
 
     def _score(
         self, model: Model, name: str, book: str | None, what: Sequence[str],
@@ -256,7 +275,19 @@ class Experiment:
             for ending in (".pkl", ".json")
         )
         command += [*what, "--save_path", str(path)]
-        return Step(f"{model.name}.{name}", tuple(command), phase, needs, makes=made)
+        files = tuple(map(plugin_file, self.detectors)) if "--detector" in what else ()
+        return Step(f"{model.name}.{name}", tuple(command), phase, needs, files, made)
+
+
+def own_judges(judge: str | Sequence[str]) -> list[str]:
+    """Return the judges that are a user's own, "path/to/file.py:function", among one or several."""
+    names = judge.split(",") if isinstance(judge, str) else judge
+    return [name for name in names if is_plugin(name)]
+
+
+def judge_files(judge: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the files of the judges that are a user's own."""
+    return tuple(map(plugin_file, own_judges(judge)))
 
 
 # --- reading ----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import secrets
 import shlex
 import subprocess
@@ -27,6 +28,8 @@ from spikescore.errors import STARTER
 from spikescore.files import make_folder, read_json, walk, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
+LOOK_EVERY = 60.0
+"""Seconds between what is told of a step that runs."""
 _READ_WHOLE = 2**20  # a larger file is known by its size and time
 
 
@@ -34,7 +37,8 @@ _READ_WHOLE = 2**20  # a larger file is known by its size and time
 class Step:
     """One command and what it is called; those of a phase need nothing of each other.
 
-    `needs` names steps of earlier phases. `reads` lists files and folders that no step makes.
+    `needs` names steps of earlier phases. `reads` lists files and folders that no step makes, a
+    user's own code (.py) among them.
     `makes` lists what the step makes, as (file or folder, how the names of its files end).
     """
 
@@ -57,20 +61,25 @@ class Step:
     def key(self) -> str:
         """Return what the result depends on, beside the steps that it needs, as a digest."""
         settings = [word for word in self.command if word.endswith(".json")]
-        parts = [str(self), _content((path, "") for path in (*settings, *self.reads))]
-        return _digest([*parts, source_digest(ROOT / self.command[1])])
+        scripts = [ROOT / self.command[1], *(ROOT / p for p in self.reads if p.endswith(".py"))]
+        data = [path for path in self.reads if not path.endswith(".py")]
+        parts = [str(self), _content((path, "") for path in (*settings, *data))]
+        return _digest([*parts, *map(source_digest, scripts)])
 
 
 class Runner:
     """Runs steps, skipping those that are done, and keeps the record in `<report_dir>/done`.
 
-    `redo`: steps whose name holds this text are run again, and with them all that need them.
+    `redo`: steps whose name holds this text are run again, and with them all that need them. Each
+    step is announced as one of `n_steps` with its command and log, and tells once a minute where
+    it is.
     """
 
-    def __init__(self, report_dir: Path, redo: str | None = None) -> None:
+    def __init__(self, report_dir: Path, redo: str | None = None, *, n_steps: int = 0) -> None:
         self._logs = make_folder(report_dir / "logs")
         self._done = make_folder(report_dir / "done")
         self._redo = redo
+        self._n_steps, self._n_told = n_steps, 0
         self._processes: set[subprocess.Popen] = set()
         self._lock = threading.Lock()
 
@@ -79,7 +88,7 @@ class Runner:
         todo = [step for step in steps if not self._is_done(step)]
         for step in steps:
             if step not in todo:
-                print(f"done before: {step.name}")
+                print(f"{self._place()}done before: {step.name}")
         jobs = min(jobs, max(len(todo), 1))
         with ThreadPoolExecutor(jobs) as pool:
             try:
@@ -91,7 +100,7 @@ class Runner:
 
     def _run(self, step: Step, jobs: int) -> bool:
         log = self._logs / f"{step.name}.log"
-        print(f"{step.name}: {step}", flush=True)
+        print(f"{self._place()}{step.name}: {step}\n    log: {log}", flush=True)
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", STARTER: str(os.getpid())}
         if jobs > 1:
             threads = str(max(1, (os.cpu_count() or 1) // jobs))
@@ -104,7 +113,7 @@ class Runner:
             )
             with self._lock:
                 self._processes.add(process)
-            status = process.wait()
+            status = _wait(process, step.name, log)
         seconds = time.monotonic() - started
         text = log.read_text(encoding="utf-8", errors="replace")
         some = status == 1 and step.counts_failures and "Traceback (most recent" not in text
@@ -128,6 +137,12 @@ class Runner:
             },
         )  # fmt: skip
         return True
+
+    def _place(self) -> str:
+        """Return "[3 of 14] " for the next step."""
+        with self._lock:
+            self._n_told += 1
+            return f"[{self._n_told} of {self._n_steps}] " if self._n_steps else ""
 
     def _is_done(self, step: Step) -> bool:
         record = self._record(step.name)
@@ -158,6 +173,27 @@ class Runner:
             process.terminate()
         for process in self._processes:
             process.wait()
+
+
+def _wait(process: subprocess.Popen, name: str, log: Path) -> int:
+    """Wait for a step's end, saying once a minute where it is; return its status."""
+    started = time.monotonic()
+    while True:
+        try:
+            return process.wait(timeout=LOOK_EVERY)
+        except subprocess.TimeoutExpired:
+            minutes = (time.monotonic() - started) / 60
+            print(f"    {name}, {minutes:.0f} min: {last_line(log)}", flush=True)
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a log's bar, or where it has none its last line of any kind."""
+    with open(log, "rb") as file:
+        file.seek(max(0, log.stat().st_size - 8192))
+        text = file.read().decode("utf-8", errors="replace")
+    lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+    bars = [line for line in lines if re.search(r"\d+%\||\d+(?:it|\w+)/s\b|\ds/\w+\b", line)]
+    return (bars or lines or ["it has said nothing yet"])[-1]
 
 
 # --- digests ------------------------------------------------------------------------------------

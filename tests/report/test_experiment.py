@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from spikescore.report.steps import (
     _code,
     _imported,
     _tree,
+    _wait,
     source_digest,
 )
 from tests.helpers.running import LIMIT, run_script, start_script, wait_until
@@ -282,6 +284,45 @@ def test_a_failed_step_stops_the_run_and_shows_the_end_of_its_log(tmp_path, caps
     out = capsys.readouterr().out
     assert "failed with status 2" in out and "the reason" in out
     assert not Runner(tmp_path / "reports").run([step], 1)  # not taken for done
+
+
+class Slow:
+    """A process that ends at the third look."""
+
+    looks = 0
+
+    def wait(self, timeout):
+        self.looks += 1
+        if self.looks < 3:
+            raise subprocess.TimeoutExpired("slow", timeout)
+        return 7
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        (
+            "loading\r 10%|█   | 1/10\r 20%|██   | 2/10 [00:30<02:00, 15.0s/it]\nWARNING x\n\n",
+            "20%|██   | 2/10 [00:30<02:00, 15.0s/it]",
+        ),
+        ("one\ntwo\n", "two"),
+        ("", "it has said nothing yet"),
+    ],
+)
+def test_a_running_step_says_where_it_is(tmp_path, capsys, text, shown):
+    log = tmp_path / "slow.log"
+    log.write_text("x" * 20_000 + "\n" + text if text else "")
+    assert _wait(Slow(), "slow", log) == 7
+    assert capsys.readouterr().out.splitlines() == [f"    slow, 0 min: {shown}"] * 2
+
+
+def test_each_step_is_announced_with_its_place_command_and_log(tmp_path, capsys):
+    steps = [python_step(tmp_path, name, "pass") for name in ("one", "two")]
+    for part in (steps[:1], steps):
+        assert Runner(tmp_path / "reports", n_steps=2).run(part, 1)
+    out = capsys.readouterr().out
+    assert f"[1 of 2] one: {steps[0]}\n    log: {tmp_path / 'reports' / 'logs' / 'one.log'}" in out
+    assert "[1 of 2] done before: one" in out and "[2 of 2] two: " in out
 
 
 def running_commands() -> str:

@@ -29,7 +29,7 @@ from tests.helpers.native_rows import ragtruth
 from tests.helpers.running import ROOT, run
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-ORDER = ["README.md", "stages.md", "data.md", "probes.md", "tables.md"]
+ORDER = ["README.md", "stages.md", "data.md", "own-data.md", "probes.md", "tables.md"]
 """Pages that are read in this order; the others come after them."""
 
 ADAPTED = (
@@ -53,7 +53,13 @@ ADAPTED = (
         r"^python detect\.py",
         'python detect.py --model_path ./models/tiny --probe "$(ls probe_output/*.pkl | head -1)"',
     ),
-    # tests/scripts/test_reproduce.py runs it in small, to the last table
+    (r"\./models/SmolLM2-135M-Instruct", "./models/tiny"),
+    (r"range\(100\)", "range(40)"),
+    (r'"max_new_tokens": 48', '"max_new_tokens": 12'),
+    # 1: some answers could not be read
+    (r"(label_answers\.py --(?:relabel|agreement) \./outputs/quiz.*)", r"\1; [ $? -le 1 ]"),
+    # tests/scripts/test_reproduce.py runs them in small, to the last table
+    (r"(reproduce\.py --config quiz_tables\.json)$", r"\1 --dry_run"),
     (r"(reproduce\.py --config configs/tiny\.json)$", r"\1 --dry_run"),
     (r"(reproduce\.py --config configs/paper\.json)$", r"\1 --dry_run"),
     # processes on the CPU where there is no GPU
@@ -76,8 +82,13 @@ FILES = {"my.json": "config.json"}
 def commands_of(text: str) -> list[str]:
     """Return the commands in a page's bash blocks, continued lines joined, comments gone."""
     blocks = re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [found for line in lines if (found := re.sub(r"(^|\s)#.*", "", line).strip())]
+    found = []
+    for block in blocks:
+        # a file that the page brings (<<'END' ... END) belongs to its command as it stands
+        for line, file in re.findall(r"((?:.*\\\n)*.*)\n((?<=<<'END'\n)(?:.*\n)*?END\n)?", block):
+            command = re.sub(r"(^|\s)#.*", "", line.replace("\\\n", " ")).strip()
+            found += [f"{command}\n{file}".strip()] if command else []
+    return found
 
 
 def printed() -> list:

@@ -18,6 +18,19 @@ MODEL_TABLES = {
 }  # fmt: skip
 
 
+OWN_DETECTOR = """
+import numpy as np
+from spikescore.detectors.base import TurnDetector
+from spikescore.detectors.answers import padded
+
+class Letters(TurnDetector):
+    name, title, family, needs = "letters", "Letters", "training-free", frozenset({"texts"})
+
+    def score_turns(self, items):
+        return padded([[len(s["response"]) for s in r["cot_steps"]] for r in items.records])
+"""
+
+
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory):
     """Run reproduce.py on three domains of 40 questions, 5 turns, with ablations."""
@@ -42,9 +55,11 @@ def experiment(tmp_path_factory):
         "ablations": {
             "n": 26, "release": True, "judges": ["exact"], "layers": True,
         },
+        "detectors": [f"{folder / 'mine.py'}:Letters"],
         "jobs": 2,
         "wandb": True,
     }  # fmt: skip
+    (folder / "mine.py").write_text(OWN_DETECTOR)
     path = folder / "small.json"
     path.write_text(json.dumps(settings))
     done = run_script("reproduce.py", "--config", path, env={"WANDB_MODE": "offline"})
@@ -75,7 +90,7 @@ def test_the_main_table_holds_all_methods_with_numbers(experiment):
     assert {"spike_score", "perplexity", "reasoning_score", "sharpness", "p_true", "eigenscore",
             "semantic_entropy_rao", "saplma", "sep", "ccs", "haloscope", "prism", "icr_probe",
             "mind", "mass_mean", "linear_probe", "all_turn_probe", "tfidf_answer",
-            "domain_identity"} <= methods  # fmt: skip
+            "domain_identity", "letters"} <= methods  # fmt: skip
     pooled = {row["method"]: row for row in rows
               if (row["view"], row["training_domain"]) == ("pooled", "mean")}  # fmt: skip
     computed = [row for row in pooled.values() if row["auroc"]]
@@ -84,6 +99,14 @@ def test_the_main_table_holds_all_methods_with_numbers(experiment):
         assert 0 <= float(row["low"]) <= float(row["auroc"]) <= float(row["high"]) <= 1
     spike = pooled["spike_score"]
     assert float(spike["difference"]) == pytest.approx(float(spike["auroc"]) - 0.7473)
+
+
+def test_a_detector_of_ones_own_is_in_all_tables(experiment):
+    _, reports, _ = experiment
+    tables = reports / "tables" / "tiny"
+    for name in ("macro", "pooled", "in_domain", "paired_tests", "operating_macro", "base_scorers"):
+        assert "Letters" in (tables / f"{name}.md").read_text(), name
+    assert "Letters" in (reports / "report.html").read_text()
 
 
 def test_a_first_answer_does_not_depend_on_what_follows(experiment):
