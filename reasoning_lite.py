@@ -2,7 +2,7 @@
 """Stage 1: hold a multi-turn dialogue about every question and keep its hidden states.
 
     python reasoning_lite.py                                    # everything config.json says
-    python reasoning_lite.py --dry_run                          # prompts, judge, disk size, leaks
+    python reasoning_lite.py --dry_run                          # prompts, judge, leaks, size, time
     python reasoning_lite.py --config my.json --set max_steps=5 --set sampling.n=50
     python reasoning_lite.py --set backend=openai --set server_url=http://localhost:8000/v1
     python reasoning_lite.py --replay outputs/demo --set output_dir=outputs/read_by_another
@@ -58,8 +58,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--dry_run",
         action="store_true",
-        help="show three rendered prompts per domain with token counts, the judge, the expected "
-        "disk size and what the leak guard finds; load no weights, generate and write nothing",
+        help="show three rendered prompts per domain with token counts and gold answers, judge, "
+        "leaks, and what the run takes: disk, tokens, judge calls, time (measured with weights of "
+        "up to 4 GB); generate and write nothing",
     )
     parser.add_argument(
         "--replay",
@@ -96,7 +97,7 @@ def main() -> int:
 def run(config: Config, items: list[Item], judge: Judge, dry: bool) -> int:
     """Do what is not done yet of the items, or with `dry` show what that would be."""
     from spikescore.dialogues import keeping, plan, running
-    from spikescore.dialogues.preview import preview
+    from spikescore.dialogues.preview import needs, preview
     from spikescore.model.architecture import pair_bytes
     from spikescore.model.chat import ChatFormat
     from spikescore.model.loading import load_architecture, load_model, load_tokenizer
@@ -121,7 +122,8 @@ def run(config: Config, items: list[Item], judge: Judge, dry: bool) -> int:
     print(f"expected size of the hidden states: {needed / 1e6:.1f} MB ({len(todo)} pairs)")
     plan.check_disk(needed, config)
     if dry:
-        print(*preview(items, config, chat), sep="\n")
+        print(*preview(items, config, chat), sep="\n", flush=True)  # what follows takes seconds
+        print(*needs(items, todo, config, chat), sep="\n")
         return 0
     server = running.connect(config, chat) if config.is_served else None
     model = load_model(config.placement)  # it may be large: a server was reached first

@@ -16,7 +16,7 @@ ALLOWED = {
     "data": set(),
     "model": set(),
     "labels": {"data"},
-    "dialogues": {"data", "model", "labels"},
+    "dialogues": {"stats", "data", "model", "labels"},
     "measures": {"data", "model", "labels", "dialogues"},
     "probes": {"stats", "dialogues", "measures"},
     "detectors": {"stats", "data", "model", "dialogues", "measures", "probes"},

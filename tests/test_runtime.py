@@ -12,8 +12,9 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
+from spikescore import runtime
 from spikescore.errors import keep_secret, redacted, run_main
-from spikescore.runtime import EventLoop, limited_threads, without_refused
+from spikescore.runtime import EventLoop, limited_threads, progress, without_refused
 from tests.helpers.running import ROOT, ended_after, start_script, wait_until
 
 
@@ -174,3 +175,15 @@ def lives(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_a_bar_is_silent_in_a_log_until_its_time_has_come(capsys, monkeypatch):
+    assert list(progress(range(3), "short")) == [0, 1, 2]
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(runtime, "LOG_RHYTHM", 0.0)
+    with progress(desc="long", total=2, unit="fit") as bar:
+        bar.update()
+        bar.update()
+    out, err = capsys.readouterr()
+    lines = [line for line in err.replace("\n", "\r").split("\r") if line]
+    assert out == "" and lines[-1].startswith("long: 100%") and "2/2" in lines[-1]

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -76,26 +76,52 @@ class Tally:
 
 
 def summary(tally: Tally, config: Config, seconds: float) -> Iterator[str]:
-    """Say what happened."""
-    labels = ", ".join(f"{count} {name}" for name, count in sorted(tally.labels.items()))
-    yield (
-        f"wrote {tally.written} pairs to {config.output_dir} in {seconds:.0f} s "
-        f"({labels or 'no new labels'}); {tally.skipped} were done before; {tally.failed} failed"
-    )
-    if tally.judgements:
-        yield coverage_line(tally.judgements)
-    if cut := tally.cut_off.total():
-        by_label = ", ".join(f"{n} {name}" for name, n in sorted(tally.cut_off.items()) if n)
-        yield (
-            f"first answers cut off by max_new_tokens or generation_timeout: {cut} ({by_label}); "
-            "their labels may say more of the limit than of the model"
+    """Say what happened, in one aligned block, and what to do next."""
+    folder = config.output_dir
+    rows = [
+        (
+            "pairs",
+            f"wrote {tally.written} pairs; {tally.skipped} were done before; {tally.failed} failed",
         )
+    ]
+    if tally.judgements:
+        rows.append(("labels", coverage_line(tally.judgements).removeprefix("labels: ")))
+    if tally.labels:
+        rows.append(("first answers", _counts(tally.labels)))
+    if cut := tally.cut_off.total():
+        rows.append(
+            ("cut off", f"{cut} first answers ({_counts(tally.cut_off)}) by max_new_tokens or "
+             "generation_timeout: their labels may say more of the limit than of the model")
+        )  # fmt: skip
+    speed = f"{tally.n_tokens / seconds:,.0f} tokens/s" if seconds else ""
+    rows.append(("time", f"{seconds:.0f} s for {tally.n_tokens:,} tokens of answers: {speed}"))
+    rows.append(("where", folder))
+    if tally.failed:
+        told = "run the same command again to retry those that failed; each left an <id>.error.json"
+        rows.append(("next", told))
+    if tally.labels["unlabelled"] or tally.labels["unread"]:
+        label = f"python scripts/label_answers.py --relabel {folder} --judge NAME"
+        rows.append(("next", f"{label}  (who labels the rest)"))
+    _, first = config.datasets()[0]
+    train = "python ./semantic-entropy-probes/probes_trainer.py"
+    first = folder if config.replay else first
+    rows.append(("next", f"{train} --data_dirs {first} --save_path ./probe_output/NAME.pkl"))
+    yield "stage 1 is done"
+    yield from block(rows)
     if tally.guard:
         yield tally.guard
-    if tally.failed:
-        yield "each failed item left an <id>.error.json that says why; run again to retry them"
-    if tally.labels["unlabelled"] or tally.labels["unread"]:
-        yield "label the rest with: python scripts/label_answers.py --relabel DIR --judge NAME"
+
+
+def _counts(labels: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(labels.items()) if count)
+
+
+def block(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Yield (name, text) as lines of two aligned columns; a name is not repeated."""
+    before = ""
+    for name, text in rows:
+        yield f"  {'' if name == before else name:<17}{text}"
+        before = name
 
 
 # --- who answers ------------------------------------------------------------------------------
@@ -125,8 +151,7 @@ def make_engine(config: Config, chat: ChatFormat, model: Any, n_items: int) -> E
     limits = limits_of(config, model)
     batch_size = config.batch_size
     if batch_size == "auto":
-        answer = min(config.max_new_tokens, TYPICAL_ANSWER_TOKENS)
-        tokens = min(limits.max_context, config.max_steps * (answer + 64))
+        tokens = min(limits.max_context, config.max_steps * (answer_tokens(config) + 64))
         batch_size = auto_batch_size(model, tokens_per_dialogue=tokens, n_items=n_items)
     return Engine(
         model,
@@ -139,6 +164,22 @@ def make_engine(config: Config, chat: ChatFormat, model: Any, n_items: int) -> E
         ),
         limits=limits,
         batch_size=batch_size,
+    )
+
+
+def answer_tokens(config: Config) -> int:
+    """How long an answer is taken to be where nobody knows."""
+    return min(config.max_new_tokens, TYPICAL_ANSWER_TOKENS)
+
+
+def expected_time(engine: Engine, todo: list[Item], config: Config) -> str:
+    """Time the engine for two seconds and say how long the items will take it."""
+    length, seconds = answer_tokens(config), engine.seconds_per_token()
+    minutes = sum(item.n_turns for item in todo) * length * seconds / 60
+    spent = f"{minutes:.1f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
+    return (
+        f"about {spent} if every answer has {length} tokens (measured: {1 / seconds:,.0f} tokens/s "
+        f"with batch size {engine.batch_size})"
     )
 
 
@@ -198,10 +239,7 @@ def hold(
         else:
             engine = make_engine(config, chat, model, len(todo))
             how = f"batch size {engine.batch_size}"
-            longest = min(config.max_new_tokens, TYPICAL_ANSWER_TOKENS)
-            n_tokens = sum(item.n_turns for item in todo) * longest
-            minutes = n_tokens * engine.seconds_per_token() / 60
-            print(f"about {minutes:.1f} minutes if every answer has {longest} tokens")
+            print(expected_time(engine, todo, config))
         who = f"judge: {describe_judge(config.judge, [item.question for item in todo])}"
         if config.first_answers == "shipped":
             who = "first answers and their labels are the data set's"

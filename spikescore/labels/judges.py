@@ -168,6 +168,22 @@ def describe_judge(judge: str | Sequence[str], questions: Sequence[Question]) ->
     return said + (f"; {bare} without a gold answer stay unlabelled" if bare else "")
 
 
+def server_calls(judge: str | Sequence[str], questions: Sequence[Question]) -> str:
+    """Say how many calls of a server it takes to label these questions, kept replies aside."""
+    names = judge_names(judge)
+    place = next((n for n, name in enumerate(names) if _is_chat(name)), None)
+    if place is None:
+        return "none"
+    n = sum(bool(question.gold_answers) for question in questions)
+    model = _nil_model() if names[place] == "openai" else names[place].removeprefix(LLM_PREFIX)
+    before = f", of what {', '.join(names[:place])} leaves unread"
+    return f"{'at most ' if place else ''}{n:,} to {model}{before if place else ''}"
+
+
+def _is_chat(name: str) -> bool:
+    return name in ("openai", "llm") or name.startswith(LLM_PREFIX)
+
+
 def shipped_judgement(shipped: Mapping[str, Any]) -> Judgement:
     """Return the label that a dialogue came with; the reply is what its publisher said, as JSON.
 

@@ -129,24 +129,36 @@ class Engine:
         self.stats = dict.fromkeys(counted, 0)
 
     def seconds_per_token(self) -> float:
-        """Time a full batch of throw-away dialogues: seconds per new token, for an estimate.
+        """Time throw-away dialogues: seconds per new token, for an estimate; about two seconds.
 
-        Takes about two seconds at most, or 8 steps where processes must stay in step (no time
-        limit of ours then).
+        Batches of growing size are timed, as far as that goes in the time: what a token of a batch
+        costs hardly falls where it is slow. Where processes must stay in step (no time limit of
+        ours then), it is the whole batch at once.
         """
-        seconds = 2.0 / self.batch_size if self.limits.item_seconds is not None else None
+        size = 1 if self.limits.item_seconds is not None else self.batch_size
+        started = time.monotonic()
+        while True:
+            # the difference leaves out what reading the prompts takes
+            short, long = (self._time_trial(size, n) for n in (1, 1 + _TRIAL_STEPS))
+            per_token = (long - short if long > short else long) / (size * _TRIAL_STEPS)
+            if size == self.batch_size or time.monotonic() - started > 0.7:
+                return per_token
+            size = min(2 * size, self.batch_size)
+
+    def _time_trial(self, size: int, n_tokens: int) -> float:
+        """Return the seconds that so many dialogues of one answer of so many tokens take."""
         trial = Engine(
             self.model,
             stop_ids=(),
             sampling=Sampling(temperature=0, top_p=1, seed=0),
-            limits=Limits(32 if seconds else 8, self.limits.max_context, seconds),
-            batch_size=self.batch_size,
+            limits=Limits(n_tokens, self.limits.max_context, None),
+            batch_size=size,
             draft_tokens=0,  # a trial about nothing would be guessed too well
         )
         started = time.monotonic()
-        for _ in trial.run(_Trial() for _ in range(self.batch_size)):
+        for _ in trial.run(_Trial() for _ in range(size)):
             pass
-        return (time.monotonic() - started) / trial.stats["new_tokens"]
+        return time.monotonic() - started
 
     def run(self, conversations: Iterable[Conversation]) -> Iterator[Finished]:
         """Run all conversations, at most `batch_size` at a time; yield each when it ends, in any
@@ -507,6 +519,9 @@ class Engine:
                         self._end(row, "error", f"turn {row.turn.number}: {problem}")
         index = torch.tensor(newest)
         self._newest = [state[index.to(state.device)] for state in both]
+
+
+_TRIAL_STEPS = 4
 
 
 class _Trial:

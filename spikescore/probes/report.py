@@ -12,6 +12,7 @@ from spikescore.errors import UserError
 from spikescore.files import write_atomic, write_json
 from spikescore.probes.probe import Probe
 from spikescore.probes.training import Settings, train_probe
+from spikescore.stats.roc import MIN_PER_CLASS, questions_needed
 
 DPI = 150
 
@@ -104,8 +105,34 @@ def summary(probe: Probe) -> str:
     if len(metrics["starts"]) > 1:
         areas = ", ".join(f"{start['test_auroc']:.3f}" for start in metrics["starts"])
         rows.append(("starts", f"test AUROC {areas}; kept: the best on validation"))
+    if lacking := _lacking(probe):
+        rows.append(("missing", lacking))
     rows.append(("lambda", _threshold(metrics["spike_threshold"])))
     return "\n".join(f"{name:<12}{text}" for name, text in rows)
+
+
+def _lacking(probe: Probe) -> str:
+    """Return which splits have too few items of a class for an AUROC, and about how many more
+    questions it takes; empty where both have enough.
+    """
+    training = probe.training
+    rates = training.get("high_entropy_rate", training["hallucination_rate"])
+    needed = f"{MIN_PER_CLASS} hallucinated and {MIN_PER_CLASS} consistent first answers"
+    if "high_entropy_rate" in training:
+        needed = f"{MIN_PER_CLASS} answers of high entropy and {MIN_PER_CLASS} of low"
+    total, counts, missing = sum(training["n"].values()), [], 0
+    for split in ("val", "test"):
+        n, rate = training["n"][split], rates[split]
+        if rate is None or probe.metrics[split]["value"] is not None:
+            continue
+        positive = round(n * rate)
+        counts.append(f"{split} has {positive} and {n - positive}")
+        if 0 < positive < n:
+            missing = max(missing, questions_needed(positive / n, n / total) - total)
+    if not counts:
+        return ""
+    more = f"; about {missing} questions more at this rate" if missing else ""
+    return f"an AUROC takes {needed}, {', '.join(counts)}{more}"
 
 
 def _sizes(probe: Probe) -> str:
@@ -121,7 +148,8 @@ def _sizes(probe: Probe) -> str:
 
 def _figure(figure: dict[str, Any]) -> str:
     if figure["value"] is None:
-        return figure["note"]
+        note = figure["note"]  # that a class has too few is said once, in `_lacking`
+        return note.partition(":")[0] if note.endswith("of each needed") else note
     low, high = figure["low"], figure["high"]
     interval = f" [{low:.3f}, {high:.3f}]" if low is not None else ""
     return f"{figure['value']:.3f}{interval} n={figure['n']}"
@@ -165,10 +193,14 @@ def draw_curve(probe: Probe, path: Path) -> None:
     axis.axvspan(first - 0.5, last + 0.5, color="0.9", zorder=0, label="chosen")
     axis.axhline(0.5, color="0.6", linestyle=":", linewidth=1)
     axis.set_xlabel(f"layer (of {probe.n_layers})")
-    axis.set_ylabel("validation AUROC")
+    n = probe.training["n"]["val"]
+    axis.set_ylabel(f"validation AUROC (n = {n})")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=8)
-    axis.set_title(f"{probe.kind}, {probe.token_key}", fontsize=10)
+    title = f"{probe.kind}, {probe.token_key}"
+    if probe.metrics["val"]["value"] is None:
+        title += f"\nonly {n} validation items: which layer is best is mostly chance"
+    axis.set_title(title, fontsize=10)
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=DPI)
     write_atomic(path, data.getvalue())

@@ -34,6 +34,7 @@ from spikescore.report.text import (
     tex_table,
 )
 from spikescore.stats.bootstrap import Area, Contrast
+from spikescore.stats.roc import MIN_PER_CLASS, questions_missing
 from spikescore.stats.trajectory import second_differences
 
 CONVENTIONS = (
@@ -111,7 +112,10 @@ class EvalReport:
 
     def lines(self) -> Iterator[str]:
         """Yield the result lines of all views, and last the verdict."""
+        missing = [view for view in self.views if _lacks_questions(view)]
         for view in self.views:
+            if view in missing:
+                continue
             shown = view.methods if view.kind != "domain" else ("spike_score",)
             for method in shown:
                 yield figure_line(method, view.methods[method], view.title)
@@ -124,6 +128,15 @@ class EvalReport:
         for table in self.splits:
             for name, size, cell, *_ in table.rows:
                 yield f"{table.header[2]} {cell} n={size} ({table.caption}, {name})"
+        if missing:
+            counts = [(sum(item.y for item in view.items), view) for view in missing]
+            each = [
+                f"{view.title} ({questions_missing(n, len(view.items) - n)})" for n, view in counts
+            ]
+            yield (
+                f"no AUROC for want of questions (it takes {MIN_PER_CLASS} hallucinated and "
+                f"{MIN_PER_CLASS} consistent first answers): {'; '.join(each)}"
+            )
         yield self.verdict
 
     def summary(self) -> dict[str, Any]:
@@ -363,6 +376,11 @@ def _cell(view: View, method: str) -> str:
 
 def _interval(interval: tuple[float, float] | None, form: str = ".3f") -> str:
     return "" if interval is None else f"[{interval[0]:{form}}, {interval[1]:{form}}]"
+
+
+def _lacks_questions(view: View) -> bool:
+    """Whether no figure of a view has enough items of both classes."""
+    return all(area.value is None for area in view.methods.values())
 
 
 def _notes(figures: Mapping[str, Area | Contrast]) -> str:

@@ -7,6 +7,8 @@ below 0.5. Intervals and tests are in `bootstrap`.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 MIN_PER_CLASS = 10
@@ -25,6 +27,24 @@ def not_computable(y: np.ndarray) -> str:
         f"not computable: {positive} hallucinated and {negative} consistent, "
         f"at least {MIN_PER_CLASS} of each needed"
     )
+
+
+def questions_needed(rate: float, share: float = 1.0) -> int:
+    """Return how many questions give `MIN_PER_CLASS` of each class to a split of a `share` of them,
+    where `rate`, inside 0 and 1, of the answers are of one class.
+    """
+    return math.ceil(MIN_PER_CLASS / (share * min(rate, 1 - rate)) - 1e-9)
+
+
+def questions_missing(positive: int, negative: int) -> str:
+    """Return, of so many hallucinated and consistent items, about how many more an AUROC takes:
+    "4 hallucinated and 8 consistent, about 18 more at this rate".
+    """
+    n = positive + negative
+    told = f"{positive} hallucinated and {negative} consistent"
+    if not positive or not negative:
+        return told
+    return f"{told}, about {max(0, questions_needed(positive / n) - n)} more at this rate"
 
 
 def auroc(y: np.ndarray, scores: np.ndarray) -> float:

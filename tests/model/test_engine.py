@@ -76,6 +76,27 @@ def run(model, batch_size, numbers, *, rewrite=False, sampling=None, limits=None
     return finished, engine
 
 
+@pytest.mark.parametrize("seconds", [60.0, None])
+def test_the_time_of_a_token_is_measured_up_to_the_whole_batch(seconds, monkeypatch):
+    """By a clock of the test's own: a pass over the prompts takes 8 s, one over n tokens 1 + n."""
+    limits = Limits(max_new_tokens=12, max_context=600, item_seconds=seconds)
+    engine = Engine(
+        make_model("llama"), stop_ids=STOP_IDS, sampling=Sampling(1.0, 0.9, 7), limits=limits,
+        batch_size=6,
+    )  # fmt: skip
+    sizes = []
+
+    def taken(size, n_tokens):
+        sizes.append(size)
+        return 8.0 + (n_tokens - 1) * (1 + size)
+
+    monkeypatch.setattr(engine, "_time_trial", taken)
+    assert engine.seconds_per_token() == pytest.approx(7 / 6)
+    assert sizes == ([1, 1, 2, 2, 4, 4, 6, 6] if seconds else [6, 6])
+    monkeypatch.undo()
+    assert engine.seconds_per_token() > 0
+
+
 def assert_same(one: Turn, two: Turn) -> None:
     """What is equal whatever the batch, the order, drafts or a restart: ids, and figures nearly."""
     assert (one.answer_ids, one.finish_reason) == (two.answer_ids, two.finish_reason)

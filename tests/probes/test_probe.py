@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import pickle
+import re
 import sys
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, field, replace
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch import nn
 
@@ -26,6 +28,7 @@ from spikescore.probes.fit import SAPLMA, SEP_MLP, Examples, Recipe
 from spikescore.probes.layers import parse_layer_range
 from spikescore.probes.network import build, fit_network, operations, start_at
 from spikescore.probes.probe import Probe, load_probe
+from spikescore.probes.report import draw_curve, summary
 from spikescore.probes.training import Settings, train_probe
 from spikescore.runtime import derived_seed
 from spikescore.stats.trajectory import spike_score
@@ -47,6 +50,34 @@ def trained(toy: Path) -> Probe:
 
 def random_probe(d: int) -> Probe:
     return Probe("saplma", operations(build(SAPLMA, d), SAPLMA))
+
+
+def test_how_many_questions_are_missing_is_said_once(toy, tmp_path, trained):
+    few = tmp_path / "few"
+    make_pairs(few, n=24)
+    probe = train_probe([few], Settings(epochs=2))[0]
+    told = summary(probe)
+    counts = {split: probe.training["n"][split] for split in ("val", "test")}
+    assert told.count("an AUROC takes 10 hallucinated and 10 consistent first answers") == 1
+    assert told.count("at least 10 of each") == 0
+    for split, n in counts.items():
+        positive = round(n * probe.training["hallucination_rate"][split])
+        assert f"{split} has {positive} and {n - positive}" in told
+    more = int(re.search(r"about (\d+) questions more", told).group(1))
+    rarer = min(
+        min(rate, 1 - rate) * counts[split] / 24
+        for split, rate in probe.training["hallucination_rate"].items()
+        if split in counts
+    )
+    assert (24 + more) * rarer >= 10 > (24 + more - 1) * rarer
+    titles = []
+    original = Axes.set_title
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Axes, "set_title", lambda *a, **k: (titles.append(a[1]), original(*a, **k)))
+        draw_curve(probe, tmp_path / "few.png")
+        draw_curve(trained, tmp_path / "enough.png")
+    assert f"only {counts['val']} validation items" in titles[0] and "only" not in titles[1]
+    assert "missing" not in summary(trained)
 
 
 # --- scoring ----------------------------------------------------------------------------------

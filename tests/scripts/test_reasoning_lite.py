@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from spikescore.data.question import Question
+from spikescore.dialogues import preview as preview_module
 from spikescore.dialogues.config import load_config
 from spikescore.dialogues.dialogue import Dialogue
 from spikescore.dialogues.plan import (
@@ -24,7 +25,7 @@ from spikescore.dialogues.plan import (
     refuse_other_run,
     unfinished,
 )
-from spikescore.dialogues.preview import preview
+from spikescore.dialogues.preview import needs, preview
 from spikescore.errors import UserError
 from spikescore.model.chat import ChatFormat
 from spikescore.model.turns import Turn, token_sequences
@@ -57,7 +58,7 @@ def test_pairs_follow_the_format(finished_run):
     folder, result = finished_run
     assert "wrote 12 pairs" in result.stdout
     labels = [json.loads(path.read_text())["nil_label"] for path in folder.glob("sum-*.json")]
-    assert f"labels: {12 - labels.count(None)} of 12" in result.stdout
+    assert re.search(rf"^  labels +{12 - labels.count(None)} of 12 ", result.stdout, re.MULTILINE)
     # what a random model says is seldom a number, and is then no answer that is wrong
     assert not labels.count(None) or f"{labels.count(None)} unread" in result.stdout
     assert re.search(r"about \d+\.\d minutes if every answer has 8 tokens", result.stdout)
@@ -710,6 +711,7 @@ def test_a_dry_run_shows_each_domain_and_what_leaks(config_file, tmp_path):
         "judge: auto: 5 list",
         "judge: auto: 5 free, which no rule labels (use openai or nli)",
     ]
+    assert text.count("gold answers (for the judge, not in the prompt): Ann; Bo") == 3
     assert text.count("<assistant>") == 9 and "=== names: 5 questions" in text
     shown = [line for line in lines if line.startswith("--- sums")]
     assert len(shown) == 3
@@ -719,6 +721,32 @@ def test_a_dry_run_shows_each_domain_and_what_leaks(config_file, tmp_path):
     assert "leak guard: 15 of 15 prompts" in text and 'sums-0: gold answer "7"' in text
     clean = load_config(config_file, settings[:1])
     assert "leak guard: 0 of 15 prompts" in "\n".join(preview(load_items(clean), clean, chat))
+
+
+def test_a_dry_run_says_what_the_run_takes(config_file, monkeypatch):
+    def block(*settings):
+        config = load_config(config_file, list(settings))
+        items = load_items(config)
+        chat = ChatFormat(make_tokenizer(), enable_thinking=False)
+        return "\n".join(needs(items, items, config, chat)), items, chat, config
+
+    told, items, chat, config = block()
+    lengths = [len(chat.render(Dialogue(one.question, config, chat).messages)) for one in items]
+    first = f"first prompts of {np.mean(lengths):,.0f} on average, {max(lengths):,} at most"
+    assert f"  tokens           {first}; 60 answers of at most 8, 480 in all" in told
+    assert "  judge calls      none" in told
+    assert re.search(r"  time             about \d+\.\d minutes .*measured: [\d,]+ tokens/s", told)
+    assert "about 34 questions of a domain if 30% are right, 20 if half are" in told
+    assert "20% of it, about 167 and 100" in told
+    assert "no AUROC of any kind, whatever the model answers: sums (12)" in told
+    monkeypatch.setenv("NIL_MODEL", "judge-model")
+    monkeypatch.setattr(preview_module, "TRIAL_BYTES", 10)
+    told, *_ = block("judge=auto,openai")
+    assert "at most 12 to judge-model, of what auto leaves unread" in told
+    assert "not measured: the weights are" in told and "10 GB" not in told
+    told, *_ = block("backend=openai", "server_url=http://localhost:9/v1", "judge=openai")
+    assert "judge calls      12 to judge-model" in told
+    assert "not measured: a server generates" in told
 
 
 def test_the_time_of_a_run_is_kept_with_its_tokens(config_file):

@@ -11,7 +11,16 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from spikescore.stats.roc import auroc, average_precision, flag_metrics, fpr_at_tpr, roc_points
+from spikescore.stats.roc import (
+    MIN_PER_CLASS,
+    auroc,
+    average_precision,
+    flag_metrics,
+    fpr_at_tpr,
+    questions_missing,
+    questions_needed,
+    roc_points,
+)
 
 
 def random_set(rng, n, levels=None, gap=0.7):
@@ -71,3 +80,19 @@ def test_flag_metrics_equal_scikit_learn():
     assert found["tpr"] == pytest.approx(recall_score(y, flagged))
     assert found["fpr"] == pytest.approx(1 - recall_score(y, flagged, pos_label=0))
     assert flag_metrics(np.zeros(5), np.zeros(5), 1.0)["tpr"] is None
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.5, 0.75])
+@pytest.mark.parametrize("share", [0.2, 0.25, 1.0])
+def test_the_questions_needed_are_the_fewest_that_hold_enough_of_both_classes(rate, share):
+    def rarer(n):
+        return n * share * min(rate, 1 - rate) + 1e-9
+
+    needed = questions_needed(rate, share)
+    assert rarer(needed) >= MIN_PER_CLASS > rarer(needed - 1)
+
+
+def test_how_many_questions_are_missing_is_said_where_it_can_be_known():
+    # 4 of 12 are a third, and a third of 30 is 10
+    assert questions_missing(4, 8) == "4 hallucinated and 8 consistent, about 18 more at this rate"
+    assert questions_missing(12, 0) == "12 hallucinated and 0 consistent"
