@@ -245,7 +245,7 @@ class _Scoring:
             self._leave_out(what, str(error))
         except Exception as error:
             if where := fault_place(error):
-                raise UserError(f"{where}: {said(error)} (in the detector {what})") from error
+                raise Misbehaved(f"{where}: {said(error)} (in the detector {what})") from error
             error.add_note(f"in the detector {what}")
             raise
 
