@@ -34,7 +34,7 @@ from spikescore.report.text import (
     tex_table,
 )
 from spikescore.stats.bootstrap import Area, Contrast
-from spikescore.stats.roc import MIN_PER_CLASS, questions_missing
+from spikescore.stats.roc import MIN_PER_CLASS
 from spikescore.stats.trajectory import second_differences
 
 CONVENTIONS = (
@@ -114,7 +114,7 @@ class EvalReport:
         """Yield the result lines of all views, and last the verdict."""
         missing = [view for view in self.views if _lacks_questions(view)]
         for view in self.views:
-            if view in missing:
+            if _lacks_questions(view):
                 continue
             shown = view.methods if view.kind != "domain" else ("spike_score",)
             for method in shown:
@@ -127,15 +127,15 @@ class EvalReport:
                 yield f"SpikeScore at {flags_text(view.flags)} ({view.title})"
         for table in self.splits:
             for name, size, cell, *_ in table.rows:
+                if missing and cell == "not computable":
+                    continue
                 yield f"{table.header[2]} {cell} n={size} ({table.caption}, {name})"
-        if missing:
-            counts = [(sum(item.y for item in view.items), view) for view in missing]
-            each = [
-                f"{view.title} ({questions_missing(n, len(view.items) - n)})" for n, view in counts
-            ]
+        if missing:  # how many it would take, the verdict says
+            counts = [(view.title, sum(item.y for item in view.items), view) for view in missing]
+            each = [f"{title} ({n} and {len(view.items) - n})" for title, n, view in counts]
             yield (
-                f"no AUROC for want of questions (it takes {MIN_PER_CLASS} hallucinated and "
-                f"{MIN_PER_CLASS} consistent first answers): {'; '.join(each)}"
+                f"no AUROC for want of {MIN_PER_CLASS} hallucinated and {MIN_PER_CLASS} consistent "
+                f"first answers: {', '.join(each)}"
             )
         yield self.verdict
 

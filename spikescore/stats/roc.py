@@ -36,17 +36,6 @@ def questions_needed(rate: float, share: float = 1.0) -> int:
     return math.ceil(MIN_PER_CLASS / (share * min(rate, 1 - rate)) - 1e-9)
 
 
-def questions_missing(positive: int, negative: int) -> str:
-    """Return, of so many hallucinated and consistent items, about how many more an AUROC takes:
-    "4 hallucinated and 8 consistent, about 18 more at this rate".
-    """
-    n = positive + negative
-    told = f"{positive} hallucinated and {negative} consistent"
-    if not positive or not negative:
-        return told
-    return f"{told}, about {max(0, questions_needed(positive / n) - n)} more at this rate"
-
-
 def auroc(y: np.ndarray, scores: np.ndarray) -> float:
     """Return P(score of a hallucinated item > score of a consistent one), a tie counting half.
 

@@ -17,7 +17,6 @@ from spikescore.stats.roc import (
     average_precision,
     flag_metrics,
     fpr_at_tpr,
-    questions_missing,
     questions_needed,
     roc_points,
 )
@@ -90,9 +89,3 @@ def test_the_questions_needed_are_the_fewest_that_hold_enough_of_both_classes(ra
 
     needed = questions_needed(rate, share)
     assert rarer(needed) >= MIN_PER_CLASS > rarer(needed - 1)
-
-
-def test_how_many_questions_are_missing_is_said_where_it_can_be_known():
-    # 4 of 12 are a third, and a third of 30 is 10
-    assert questions_missing(4, 8) == "4 hallucinated and 8 consistent, about 18 more at this rate"
-    assert questions_missing(12, 0) == "12 hallucinated and 0 consistent"
