@@ -191,6 +191,7 @@ def last_line(log: Path) -> str:
     with open(log, "rb") as file:
         file.seek(max(0, log.stat().st_size - 8192))
         text = file.read().decode("utf-8", errors="replace")
+    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)  # how bars below each other move the cursor
     lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
     bars = [line for line in lines if re.search(r"\d+%\||\d+(?:it|\w+)/s\b|\ds/\w+\b", line)]
     return (bars or lines or ["it has said nothing yet"])[-1]
