@@ -131,19 +131,22 @@ class Engine:
     def seconds_per_token(self) -> float:
         """Time throw-away dialogues: seconds per new token, for an estimate; about two seconds.
 
-        Batches of growing size are timed, as far as that goes in the time: what a token of a batch
-        costs hardly falls where it is slow. Where processes must stay in step (no time limit of
-        ours then), it is the whole batch at once.
+        Batches of growing size are timed, two of them at least, and where that takes too long to
+        come to the whole batch, the line through the last two gives its time. Where processes must
+        stay in step (no time limit of ours then), it is the whole batch at once.
         """
         size = 1 if self.limits.item_seconds is not None else self.batch_size
-        started = time.monotonic()
+        started, before = time.monotonic(), None
         while True:
             # the difference leaves out what reading the prompts takes
             short, long = (self._time_trial(size, n) for n in (1, 1 + _TRIAL_STEPS))
-            per_token = (long - short if long > short else long) / (size * _TRIAL_STEPS)
-            if size == self.batch_size or time.monotonic() - started > 0.7:
-                return per_token
-            size = min(2 * size, self.batch_size)
+            step = (long - short if long > short else long) / _TRIAL_STEPS
+            if before and time.monotonic() - started > 2.0:
+                more = (step - before[1]) / (size - before[0]) * (self.batch_size - size)
+                return (step + max(0.0, more)) / self.batch_size
+            if size == self.batch_size:
+                return step / size
+            before, size = (size, step), min(8 * size, self.batch_size)
 
     def _time_trial(self, size: int, n_tokens: int) -> float:
         """Return the seconds that so many dialogues of one answer of so many tokens take."""

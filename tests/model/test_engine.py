@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import count
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -25,6 +28,7 @@ from transformers.generation.logits_process import (
 )
 
 from spikescore.errors import UserError
+from spikescore.model import engine as engine_module
 from spikescore.model.architecture import longest_context
 from spikescore.model.engine import Engine
 from spikescore.model.reading import read_turns
@@ -76,23 +80,28 @@ def run(model, batch_size, numbers, *, rewrite=False, sampling=None, limits=None
     return finished, engine
 
 
-@pytest.mark.parametrize("seconds", [60.0, None])
-def test_the_time_of_a_token_is_measured_up_to_the_whole_batch(seconds, monkeypatch):
-    """By a clock of the test's own: a pass over the prompts takes 8 s, one over n tokens 1 + n."""
+@pytest.mark.parametrize(
+    ("seconds", "ticks", "sizes"),
+    [(60.0, 0, [1, 8, 64, 100]), (60.0, 9, [1, 8]), (None, 9, [100])],
+)
+def test_the_time_of_a_token_is_that_of_the_whole_batch(seconds, ticks, sizes, monkeypatch):
+    """A pass over the prompts takes 8 s here, and one for b new tokens 1 + b."""
     limits = Limits(max_new_tokens=12, max_context=600, item_seconds=seconds)
     engine = Engine(
         make_model("llama"), stop_ids=STOP_IDS, sampling=Sampling(1.0, 0.9, 7), limits=limits,
-        batch_size=6,
+        batch_size=100,
     )  # fmt: skip
-    sizes = []
+    timed, clock = [], count(step=ticks)
 
     def taken(size, n_tokens):
-        sizes.append(size)
+        timed.append(size)
         return 8.0 + (n_tokens - 1) * (1 + size)
 
     monkeypatch.setattr(engine, "_time_trial", taken)
-    assert engine.seconds_per_token() == pytest.approx(7 / 6)
-    assert sizes == ([1, 1, 2, 2, 4, 4, 6, 6] if seconds else [6, 6])
+    own = SimpleNamespace(monotonic=lambda: next(clock))
+    monkeypatch.setattr(engine_module, "time", own)
+    assert engine.seconds_per_token() == pytest.approx(101 / 100)
+    assert timed == [size for size in sizes for _ in range(2)]
     monkeypatch.undo()
     assert engine.seconds_per_token() > 0
 
