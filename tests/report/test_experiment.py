@@ -302,7 +302,7 @@ class Slow:
     "text, shown",
     [
         (
-            "loading\r 10%|█   | 1/10\r 20%|██   | 2/10 [00:30<02:00, 15.0s/it]\x1b[A\nWARNING x\n\n",
+            "loading\r 10%|█   | 1/10\r 20%|██   | 2/10 [00:30<02:00, 15.0s/it]\x1b[A\nWARNING\n",
             "20%|██   | 2/10 [00:30<02:00, 15.0s/it]",
         ),
         ("one\ntwo\n", "two"),
