@@ -153,11 +153,11 @@ def _right_and_wrong(domains: Counter[str]) -> Iterator[str]:
         f"for the training domain's own test split, {HELD_OUT:.0%} of it, about {held_out[0]} and "
         f"{held_out[1]}"
     )
-    for least, what in ((whole[1], "no AUROC of any kind"), (held_out[1], "none of a test split")):
+    for least, what in ((whole[1], "any AUROC"), (held_out[1], "the AUROC of a test split")):
         short = [f"{name} ({n})" for name, n in domains.items() if n < least]
         domains = Counter({name: n for name, n in domains.items() if n >= least})
         if short:
-            yield f"{what}, whatever the model answers: {_few(short)}"
+            yield f"too few for {what}, whatever the model answers: {_few(short)}"
 
 
 def _few(names: Sequence[str]) -> str:

@@ -738,7 +738,7 @@ def test_a_dry_run_says_what_the_run_takes(config_file, monkeypatch):
     assert re.search(r"  time             about \d+\.\d minutes .*measured: [\d,]+ tokens/s", told)
     assert "about 34 questions of a domain if 30% are right, 20 if half are" in told
     assert "20% of it, about 167 and 100" in told
-    assert "no AUROC of any kind, whatever the model answers: sums (12)" in told
+    assert "too few for any AUROC, whatever the model answers: sums (12)" in told
     monkeypatch.setenv("NIL_MODEL", "judge-model")
     monkeypatch.setattr(preview_module, "TRIAL_BYTES", 10)
     told, *_ = block("judge=auto,openai")
