@@ -59,6 +59,8 @@ def needs(items: list[Item], todo: list[Item], config: Config, chat: ChatFormat)
     rows = [("tokens", _tokens(todo, config, chat)), ("time", _time(todo, config, chat))]
     if not config.replay:
         asked = server_calls(config.judge, [item.question for item in todo])
+        if config.first_answers == "shipped":
+            asked = "none: the labels are the data set's"
         rows.insert(1, ("judge calls", asked))
     domains = Counter(item.question.domain or "no domain" for item in items)
     rows += [("right and wrong", line) for line in _right_and_wrong(domains)]
