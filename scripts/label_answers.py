@@ -19,9 +19,8 @@ See how well a judge reads answers that were labelled by hand, one question a li
 
     python scripts/label_answers.py --check tests/labels/answers.jsonl
 
-Several judges joined by commas are asked in turn: with --judge auto,openai a chat model labels what
-the rules leave unread. Its replies are kept in judge_cache.sqlite in the folder of pairs and not
-paid for again. Key and address: utils.py; a judge of your own: docs/own-judge.md.
+Several judges joined by commas are asked in turn, each for what the one before left unread. Replies
+of a server are kept in judge_cache.sqlite in the folder of pairs. All about it: docs/own-judge.md.
 
 Exit status: 0 all labelled, 1 some not labelled (--check: wrongly), 2 a mistake in the command.
 """

@@ -53,7 +53,7 @@ ADAPTED = (
         r"^python detect\.py",
         'python detect.py --model_path ./models/tiny --probe "$(ls probe_output/*.pkl | head -1)"',
     ),
-    (r"\./models/SmolLM2-135M-Instruct", "./models/tiny"),
+    (r"\./models/smollm2-135m-instruct", "./models/tiny"),
     (r"range\(100\)", "range(40)"),
     (r'"max_new_tokens": 48', '"max_new_tokens": 12'),
     # 1: some answers could not be read
