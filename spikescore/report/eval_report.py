@@ -384,12 +384,17 @@ def _lacks_questions(view: View) -> bool:
 
 
 def _notes(figures: Mapping[str, Area | Contrast]) -> str:
-    """Return what there is to say of a view's figures, each remark once with its methods."""
+    """Return what there is to say of a view's figures, each remark once, and with its methods
+    where it is not about all.
+    """
     methods: dict[str, list[str]] = {}
     for method, figure in figures.items():
         if figure.note:
             methods.setdefault(figure.note, []).append(METHODS[method])
-    return ". ".join(f"{', '.join(names)}: {note}" for note, names in methods.items())
+    return ". ".join(
+        note if len(names) == len(figures) else f"{', '.join(names)}: {note}"
+        for note, names in methods.items()
+    )
 
 
 def _notes_of(views: Sequence[View], methods: Sequence[str]) -> str:
