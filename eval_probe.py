@@ -11,6 +11,8 @@ What it writes
   scores.csv                one row per dialogue: label, scores of all turns, SpikeScore
   summary.md, summary.json  AUROC with 95% interval, n and hallucination rate, beside the controls
   table_main.md, .csv, .tex the same figures as one table
+  table_twins.md, .csv, .tex  of dialogues that begin with a given answer: does the wrong one of a
+                            question score higher than the right one?
   roc.png, histogram.png, trajectories.png, spikes.png
   report.html               all of it on one page, and every dialogue to read; open it in a browser
   spiky_dialogue.md         the dialogue with the largest SpikeScore, turn by turn
@@ -93,6 +95,7 @@ def main() -> int:
         verdict=evaluation.verdict(),
         views=evaluation.views(),
         splits=evaluation.splits(args.by),
+        twins=evaluation.twins(),
         draws=args.draws,
         seed=args.seed,
         with_dialogues=not args.without_dialogues,

@@ -49,10 +49,13 @@ def relabel(folder: Path, judge_name: str, *, everything: bool = False) -> int:
 
     found = first_answers(folder)
     ours = [one for one in found if not one.legacy]
-    todo = [one for one in ours if everything or one.label is None]
+    given = [one for one in ours if one.question.first_answer and one.label is not None]
+    todo = [one for one in ours if one.label is None or (everything and one not in given)]
     judge = the_judge(judge_name, folder, todo)
     left = len(found) - len(ours)
     alone = f", {left} in the older form left alone" if left else ""
+    if given and everything:
+        alone += f", {len(given)} of given answers keep the label that their data set ships"
     print(f"{len(found)} pairs, {len(todo)} to label with {judge_name}{alone}")
     judgements = list(label_pairs(judge, todo))
     print(coverage_line(judgements))

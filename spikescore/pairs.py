@@ -202,6 +202,14 @@ def _are_ids(value: Any) -> bool:
     return isinstance(value, JsonText)
 
 
+def _is_given(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("text"), str)
+        and isinstance(value.get("hallucinated"), bool)
+    )
+
+
 def _are_exchanges(value: Any) -> bool:
     return isinstance(value, list) and all(_are_names(pair) and len(pair) == 2 for pair in value)
 
@@ -216,10 +224,11 @@ _NUMBER: _Kind = (_is_finite, "a finite number")
 _COUNT: _Kind = (_is_count, "a whole number that counts something")
 _IDS: _Kind = (_are_ids, "a list of token ids")
 _FIELDS: dict[str, _Kind] = {
-    **dict.fromkeys(("id", "group"), _NAME),
+    **dict.fromkeys(("id", "group", "pair_id"), _NAME),
     **dict.fromkeys(("question", "context", "domain", "model", "config_hash"), _TEXT),
     **dict.fromkeys(("finish_reason", "backend", "server_model"), _TEXT),
     **dict.fromkeys(("config", "identity", "meta", "nil_judge", "metrics"), _OBJECT),
+    "given_answer": (_is_given, "an object with text and hallucinated"),
     **dict.fromkeys(("gold_answers", "incorrect_answers"), _ANSWERS),
     "choices": _NAMES,
     "history": (_are_exchanges, "a list of [question, answer]"),
@@ -358,9 +367,21 @@ def item_key(record: dict[str, Any]) -> str:
     return f"{record.get('domain') or 'unknown'}/{record.get('id')}"
 
 
+def pair_key(record: dict[str, Any]) -> str:
+    """Return what the twins of one question share, unique over domains; "" for no twin."""
+    pair = record.get("pair_id")
+    return "" if pair is None else f"{record.get('domain') or 'unknown'}/{pair}"
+
+
 def question_digest(record: dict[str, Any]) -> str:
-    """Return 12 hex digits that stand for what was asked: question, passage, choices, history."""
+    """Return 12 hex digits that stand for what was asked: question, passage, choices, history.
+
+    Statements that are given as answers all answer one request: they themselves are what was asked.
+    """
     asked = [record.get(key) or None for key in ("question", "context", "choices", "history")]
+    given = record.get("given_answer") or {}
+    if given.get("is_statement"):
+        asked.append(given.get("text"))
     return sha256(json.dumps(asked).encode()).hexdigest()[:12]
 
 

@@ -151,7 +151,11 @@ def record_fields(question: Question) -> dict[str, Any]:
         **(
             {
                 "pair_id": question.pair_id,
-                "given_answer": {"text": first.text, "hallucinated": first.hallucinated},
+                "given_answer": {
+                    "text": first.text,
+                    "hallucinated": first.hallucinated,
+                    **({"is_statement": True} if first.question else {}),
+                },
             }
             if first
             else {}
@@ -188,9 +192,14 @@ def question_from_record(record: Mapping[str, Any]) -> Question:
         history=tuple((str(ask), str(answer)) for ask, answer in record.get("history") or ()),
         answer_type=record.get("answer_type") or ("choice" if choices else "exact"),
         meta={**said, **({"incorrect_answers": wrong} if wrong else {})},
-        given=(GivenAnswer(first["text"], first["hallucinated"]),) if first else (),
-        pair_id=record.get("pair_id") if first else None,
+        given=(_given(first, record),) if first else (),
+        pair_id=str(record["pair_id"]) if first and record.get("pair_id") is not None else None,
     )
+
+
+def _given(first: Mapping[str, Any], record: Mapping[str, Any]) -> GivenAnswer:
+    asked = str(record.get("question") or "") if first.get("is_statement") else None
+    return GivenAnswer(first["text"], first["hallucinated"], question=asked)
 
 
 # --- as a model is shown it -------------------------------------------------------------------

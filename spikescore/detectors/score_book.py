@@ -29,7 +29,8 @@ class BookItem:
     """One dialogue as tables need it; y = 1 hallucinated. `turn_tokens`: length of each answer.
 
     `cut_off` names the limit that ended the first answer, if one did; `meta` is what the data set
-    says of the item, as far as it is short.
+    says of the item, as far as it is short. `pair` is shared by the right and the wrong given
+    answer to one question, and unique over domains; "" where the model answered.
     """
 
     path: str
@@ -40,6 +41,7 @@ class BookItem:
     turn_tokens: tuple[int, ...]
     cut_off: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
+    pair: str = ""
 
 
 @dataclass
@@ -79,6 +81,11 @@ class ScoreBook:
     def groups(self) -> np.ndarray:
         """Group of each item [n], unique over domains."""
         return np.array([item.group for item in self.items])
+
+    @property
+    def pairs(self) -> np.ndarray:
+        """What each item's twins share [n]; "" where it has none."""
+        return np.array([item.pair for item in self.items])
 
     def domain_names(self) -> list[str]:
         """The domains in order of first appearance."""
@@ -167,7 +174,7 @@ def _damage(book: ScoreBook) -> str:
     if not set(book.y.tolist()) <= {0, 1}:
         return "a label is neither 0 nor 1"
     for item in book.items:
-        texts = (item.path, item.id, item.domain, item.group, item.cut_off)
+        texts = (item.path, item.id, item.domain, item.group, item.cut_off, item.pair)
         counts = [type(count) is int and count >= 0 for count in item.turn_tokens]
         if not (all(isinstance(text, str) for text in texts) and isinstance(item.meta, dict)):
             return f"item {item.id!r}"

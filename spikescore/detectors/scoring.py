@@ -42,6 +42,7 @@ from spikescore.pairs import (
     TOKEN_KEYS,
     cut_off,
     model_difference,
+    pair_key,
     question_digests,
     short_meta,
 )
@@ -519,6 +520,7 @@ def book_items(items: Answers) -> list[BookItem]:
                 turn_tokens=() if None in lengths else tuple(map(int, lengths)),
                 cut_off=cut_off(record),
                 meta=short_meta(record),
+                pair=pair_key(record),
             )
         )
     return found

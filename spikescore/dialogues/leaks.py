@@ -5,6 +5,7 @@ So the blocks that belong in the prompt are blanked out, each as often as it bel
 is left over is searched, as whole words, for
 
     gold answer        every alias; of a list, every member
+    given answer       that the dialogue begins with: it stands in the assistant's turn alone
     incorrect answer   known to be wrong: no secret, but to show one outside the options helps, too
     shipped answer     what another model said in a dialogue that came with the item, and what its
                        tools returned: whole, and sentence by sentence
@@ -103,9 +104,12 @@ def _secrets(question: Question) -> Iterator[tuple[str, str]]:
     golds = [*question.gold_answers]
     if question.answer_type == "list":
         golds += [name for names in list_members(question.gold_answers) for name in names]
-    meta = dict(question.meta)
+    meta, first = dict(question.meta), question.first_answer
     wrong, shipped = meta.pop("incorrect_answers", ()), meta.pop("shipped", None)
-    for kind, texts in (("gold answer", golds), ("incorrect answer", _texts(wrong))):
+    given = [first.text] if first else []
+    for kind, texts in (
+        ("gold answer", golds), ("given answer", given), ("incorrect answer", _texts(wrong)),
+    ):  # fmt: skip
         yield from ((kind, text) for text in texts if text.strip())
     if isinstance(shipped, dict):
         said = _answers(shipped.get("messages"))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spikescore.data.question import question_from_record
 from spikescore.dialogues.config import Config
 from spikescore.errors import UserError
 from spikescore.labels.entailment import Entailment, NLIEntailment
@@ -332,7 +333,10 @@ class Measurer:
                 limits=limits,
                 batch_size=self._batch_size(limits.max_new_tokens, n_draws),
             )
-            prompts = ((str(item.record["id"]), item.turns[0][0]) for item in fresh)
+            # twins have one prompt: what is drawn of it is theirs together
+            prompts = (
+                (question_from_record(item.record).seed_id, item.turns[0][0]) for item in fresh
+            )
             numbers = dict.fromkeys(range(1, asked["n_samples"] + 1), sampling)
             for place, turns in draw(engine, prompts, numbers):
                 if isinstance(turns, str):

@@ -247,6 +247,21 @@ class Comparison:
         return self._areas[key]
 
 
+class TwinComparison(Comparison):
+    """Cells of paired accuracies instead of AUROCs: how often the wrong given answer to a question
+    scores higher than the right one (`Resampler.paired`), on the draws of another comparison.
+    """
+
+    def __init__(self, other: Comparison) -> None:
+        self.book, self.resampler = other.book, other.resampler
+        self.y, self.domains = other.y, other.domains
+        self.training_domains = other.training_domains
+        self._areas = {}
+
+    def _area(self, scores: np.ndarray, mask: np.ndarray) -> Area:
+        return self.resampler.paired(scores, mask, self.book.pairs)
+
+
 def seed_means(comparison: Comparison, entry: Entry, view: str) -> list[Area]:
     """Return the mean over training domains for each probe seed by itself."""
     found = []

@@ -7,7 +7,7 @@ import io
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from spikescore.report.evaluation import (
     View,
     describe_coverage,
 )
+from spikescore.report.main_tables import ABOUT_TWINS, TWIN_HEADER, TWINS_TITLE, Twins
 from spikescore.report.page import Dialogue, Figure, Section, Table, write_page
 from spikescore.report.plots import histogram_png, roc_png, spikes_png, trajectories_png
 from spikescore.report.text import (
@@ -81,6 +82,7 @@ COMPARED_METHODS = tuple(method for method in METHODS if method not in CONTROLS)
 CSV_FIELDS = (
     "path", "id", "domain", "y", "n_turns", "spike_score", "spike_turn", "first_score",
     "mean_score", "perplexity", "answer_tokens", "dialogue_tokens", "probe_split",
+    "pair",
 )  # fmt: skip
 
 
@@ -97,6 +99,7 @@ class EvalReport:
     verdict: str
     views: Sequence[View]
     splits: Sequence[Table]
+    twins: Sequence[Twins]
     draws: int
     seed: int
     with_dialogues: bool = True
@@ -130,6 +133,15 @@ class EvalReport:
                 if missing and cell == "not computable":
                     continue
                 yield f"{table.header[2]} {cell} n={size} ({table.caption}, {name})"
+        for found in self.twins:
+            for method, cells in found.cells.items():
+                spike = method == METHODS["spike_score"]
+                for name, area in islice(cells.items(), None if spike else 1):
+                    if spike or area.value is not None:
+                        yield (
+                            f"{method} paired accuracy {_or_why(area)} pairs={area.n} "
+                            f"({found.view}, {name})"
+                        )
         if missing:  # how many it would take, the verdict says
             counts = [(view.title, sum(item.y for item in view.items), view) for view in missing]
             each = [f"{title} ({n} and {len(view.items) - n})" for title, n, view in counts]
@@ -154,8 +166,12 @@ class EvalReport:
                 {"caption": table.caption, "header": table.header, "rows": table.rows}
                 for table in self.splits
             ],
+            "twins": [dict(zip(TWIN_HEADER, row, strict=True)) for row in self._twin_rows()],
             "versions": versions(),
         }
+
+    def _twin_rows(self) -> list[tuple]:
+        return [row for found in self.twins for row in found.rows()]
 
     def write(self, folder: Path) -> list[Path]:
         """Write every file of the report and return their paths.
@@ -177,6 +193,15 @@ class EvalReport:
             "table_main.tex": tex_table(main),
             "scores.csv": scores_csv(self.items, self.data_dir),
         }
+        if self.twins:
+            tables = [found.table() for found in self.twins]
+            texts |= {
+                "table_twins.md": "\n".join(
+                    f"## {one.caption}\n\n{markdown_table(one)}" for one in tables
+                ),
+                "table_twins.csv": csv_table(TWIN_HEADER, self._twin_rows()),
+                "table_twins.tex": "\n".join(map(tex_table, tables)),
+            }
         if self.with_dialogues:
             texts[SPIKIEST] = dialogue_markdown(read_record(spikiest.path), spikiest)
         else:
@@ -211,7 +236,9 @@ class EvalReport:
                     flags = flags_text(view.flags)
                     lines += [f"At the threshold carried over from training: {flags}.", ""]
         domains = domain_table([view for view in self.views if view.kind == "domain"])
-        for table in (domains, *self.splits):
+        twins = [found.table() for found in self.twins]
+        lines += [f"## {TWINS_TITLE}\n\n{ABOUT_TWINS}\n"] * bool(twins)
+        for table in (*twins, domains, *self.splits):
             lines += [f"## {table.caption}", "", markdown_table(table)]
         return "\n".join([*lines, f"Made by: `{self.command}`", ""])
 
@@ -242,6 +269,9 @@ class EvalReport:
         ]
         if self.splits:
             found.append(Section("Parts of the items", (), tuple(self.splits)))
+        if self.twins:
+            tables = tuple(twins.table() for twins in self.twins)
+            found.insert(1, Section(TWINS_TITLE, (ABOUT_TWINS,), tables))
         flags = threshold_table(self.views)
         if flags.rows:
             found.append(Section("At the fixed threshold", (ABOUT_FLAGS,), (flags,)))

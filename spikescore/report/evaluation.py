@@ -24,7 +24,7 @@ from spikescore.detectors.score_book import BookItem, ScoreBook
 from spikescore.errors import Refused, UserError
 from spikescore.files import read_json, write_json
 from spikescore.report.comparison import Comparison, Entry, static_entries
-from spikescore.report.main_tables import part_tables
+from spikescore.report.main_tables import Twins, part_tables, twin_figures
 from spikescore.report.page import Table
 from spikescore.report.verdict import verdict
 from spikescore.runtime import progress
@@ -72,6 +72,7 @@ class Item:
     folder: str
     domain: str
     group: str
+    pair: str
     y: int | None
     unread: bool
     status: str
@@ -197,6 +198,7 @@ def read_item(record: dict[str, Any], path: Path, *, by: str = "") -> Item:
         domain=domain,
         # a question met twice (two runs of one domain) is still one question to the bootstrap
         group=f"{domain}/{record.get('group') or name}",
+        pair=pairs.pair_key(record),
         y=None if label is None else 1 - int(label),
         unread=label is None and judge != "none",
         status=status,
@@ -419,7 +421,7 @@ class Evaluation:
         book = ScoreBook(
             self.items[0].model,
             pairs.DEFAULT_TOKEN_KEY,
-            [BookItem(str(one.path), one.id, one.domain, one.group, one.y, ())
+            [BookItem(str(one.path), one.id, one.domain, one.group, one.y, (), pair=one.pair)
              for one in self.items],
             splits={PROBE: np.where(np.isin(domains, sorted(self.trained)), "test", "")},
         )  # fmt: skip
@@ -504,6 +506,14 @@ class Evaluation:
         y, scores = self.comparison.y, spike.scores[PROBE][0]
         each = [flag_metrics(y[mask], scores[mask], threshold) for mask in masks]
         return {"threshold": [threshold], **{k: [one[k] for one in each] for k in each[0]}}
+
+    def twins(self) -> list[Twins]:
+        """Return the paired accuracy of every method where questions have twins.
+
+        Domain identity is left out: twins are of one domain.
+        """
+        names = [name for name in self.entries if name != "domain_identity"]
+        return twin_figures(self.comparison, [self.entries[name] for name in names])
 
     def splits(self, by: str) -> list[Table]:
         """Return the main figures without the answers that were cut off, and by value of `by`."""

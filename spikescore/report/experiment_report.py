@@ -28,7 +28,9 @@ from spikescore.report.comparison import (
 from spikescore.report.eval_report import page_texts
 from spikescore.report.experiment import Experiment, Model, Variant
 from spikescore.report.main_tables import (
+    ABOUT_TWINS,
     MAIN_HEADER,
+    TWINS_TITLE,
     main_entries,
     main_rows,
     main_tables,
@@ -36,6 +38,7 @@ from spikescore.report.main_tables import (
     paired_table,
     part_tables,
     seed_table,
+    twin_figures,
 )
 from spikescore.report.page import Dialogue, Figure, Section, Table, write_page
 from spikescore.report.paper import BASE_SCORER
@@ -124,6 +127,7 @@ class ModelReport:
         """Yield the chapters in order; one whose data was not made is left out."""
         spike = any(entry.name == SPIKE for entry in self.entries)
         yield self._main()
+        yield from self._twins()
         yield from self._matrices()
         yield self._statistics()
         yield self._controls()
@@ -154,6 +158,15 @@ class ModelReport:
             dict(zip(("macro", "pooled", "in_domain"), tables, strict=True)),
             {"main": _figure(png, "Mean AUROC over training domains with 95% intervals.")},
         )
+
+    def _twins(self) -> Iterator[Chapter]:
+        """Yield the paired accuracies of dialogues that begin with given answers."""
+        entries = [entry for entry in self.entries if entry.name != "domain_identity"]
+        found = twin_figures(self.comparison, entries)
+        names = (f"twins_{one.view.split(',')[0].replace('-', '_')}" for one in found)
+        if found:
+            tables = dict(zip(names, (one.table() for one in found), strict=True))
+            yield Chapter(TWINS_TITLE, (ABOUT_TWINS,), tables)
 
     def _left_out(self) -> list[str]:
         """Return what the score book says was left out, and why."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from spikescore.report.comparison import (
     VIEWS,
     Comparison,
     Entry,
+    TwinComparison,
     seed_means,
     static_entries,
     trajectory_entry,
@@ -24,7 +26,7 @@ from spikescore.report.comparison import (
 from spikescore.report.page import Table
 from spikescore.report.paper import BASE_SCORER, published
 from spikescore.report.text import MISSING, figure_cell, mean_cell, number, p_value, share
-from spikescore.stats.bootstrap import holm
+from spikescore.stats.bootstrap import Area, holm
 from spikescore.stats.operating_points import (
     choose_threshold,
     fit_calibration,
@@ -236,6 +238,105 @@ def split_tables(
         note = f"Not computable: fewer than {MIN_PER_CLASS} items of a class. {MISSING}"
         tables.append(Table(f"{caption}: {title}", header, tuple(rows), note))
     return tables
+
+
+# --- right and wrong twins --------------------------------------------------------------------
+
+TWINS_TITLE = "Right and wrong answers to one question"
+ABOUT_TWINS = (
+    "Both dialogues of a pair are about one question and differ in the answer that they were made "
+    "to begin with: a right one, or a wrong one. The paired accuracy is the share of questions of "
+    "which the wrong twin scores higher; a tie counts half, and 0.5 is chance."
+)
+TWIN_HEADER = ("view", "domain", "method", "accuracy", "low", "high", "n_pairs", "note")
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Paired accuracies on one view: `cells[method][column]`, the mean over test domains where
+    there are several, and each of them; `pairs` says how many pairs a column has.
+    """
+
+    view: str
+    pairs: dict[str, int]
+    cells: dict[str, dict[str, Area]]
+
+    def table(self) -> Table:
+        """Return it as a table, a row for each method."""
+        rows = [("pairs", *map(str, self.pairs.values()))]
+        for title, cells in self.cells.items():
+            fewer = (f" (n={area.n})" * (area.value is not None and area.n < self.pairs[name])
+                     for name, area in cells.items())  # fmt: skip
+            told = map(figure_cell, cells.values())
+            rows.append((title, *map("".join, zip(told, fewer, strict=True))))
+        note = f"95% bootstrap intervals over questions. {_twin_notes(self.cells)}{MISSING}"
+        return Table(
+            f"Paired accuracy, {self.view}", ("method", *self.pairs), tuple(rows), note.strip()
+        )
+
+    def rows(self) -> list[tuple]:
+        """Return every cell as numbers, under TWIN_HEADER."""
+        return [
+            (self.view, name, title, area.value, *(area.interval or (None, None)), area.n,
+             area.note)
+            for title, cells in self.cells.items()
+            for name, area in cells.items()
+        ]  # fmt: skip
+
+
+def _twin_notes(cells: Mapping[str, Mapping[str, Area]]) -> str:
+    notes = {f"{name}: {area.note}. " for row in cells.values() for name, area in row.items()
+             if area.value is None and area.note}  # fmt: skip
+    return "".join(sorted(notes))
+
+
+def twin_figures(comparison: Comparison, entries: Sequence[Entry]) -> list[Twins]:
+    """Return the entries' paired accuracies by view, cross-domain and in-domain, as far as there
+    are twins in it: the mean over domains, and each domain.
+    """
+    compare, found = TwinComparison(comparison), []
+    same = np.zeros((1, compare.y.size))
+    everyone = Entry("", "", "", dict.fromkeys(compare.training_domains, same))
+    for view, title in (("pooled", "cross-domain"), ("in-domain", "in-domain, held-out")):
+        columns: dict[str, tuple[list[str], np.ndarray]] = {}
+        for name in compare.book.domain_names():
+            own = compare.domains == name
+            trained = [
+                domain
+                for domain in compare.training_domains
+                if any((mask & own).any() for mask in compare.items(view, domain))
+            ]
+            if trained and _twins_of(compare, everyone, view, trained, own).n:
+                columns[name] = (trained, own)
+        if not columns:
+            continue
+        cells = {
+            one.title: _twin_cells(compare, one, view, columns) for one in (everyone, *entries)
+        }
+        pairs = {name: area.n for name, area in cells.pop("").items()}
+        found.append(Twins(title, pairs, cells))
+    return found
+
+
+def _twin_cells(
+    compare: TwinComparison,
+    entry: Entry,
+    view: str,
+    columns: Mapping[str, tuple[list[str], np.ndarray]],
+) -> dict[str, Area]:
+    parts = {name: _twins_of(compare, entry, view, *of) for name, of in columns.items()}
+    if len(parts) == 1:
+        return parts
+    mean = compare.resampler.mean([*parts.values()], of="domains")
+    return {f"macro over {len(parts)}": mean, **parts}
+
+
+def _twins_of(
+    compare: TwinComparison, entry: Entry, view: str, trained: Sequence[str], own: np.ndarray
+) -> Area:
+    """Return an entry's accuracy on one test domain, the mean over these training domains."""
+    each = [compare.cell(entry, view, domain, own) for domain in trained]
+    return compare.resampler.mean(each, of="training domains")
 
 
 # --- operating points -------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from spikescore.runtime import derived_seed
-from spikescore.stats.roc import not_computable
+from spikescore.stats.roc import MIN_PER_CLASS, not_computable
 
 DRAWS = 2000
 """Enough for the 2.5% and 97.5% points to be steady to about 0.002 at n = 200."""
@@ -203,6 +203,40 @@ class Resampler:
             if np.unique(self.groups[used]).size == 1:
                 draws[:] = np.nan
         return Area(value, draws, influence, used, positive.size, note)
+
+    def paired(self, scores: np.ndarray, items: np.ndarray, pairs: np.ndarray) -> Area:
+        """Return the paired accuracy of scores [seeds, n]: how often the hallucinated item of a
+        pair scores higher than its consistent twin, a tie counting half.
+
+        `pairs` [n] names each item's pair, "" for none; both twins are of one group. Every pair
+        counts once: where several of its items are hallucinated or consistent, as the mean over
+        them. Items that lack a score under any seed are left out, pairs without a twin with them.
+        `Area.items` marks one item of each pair that is left. Not computable with fewer than
+        `roc.MIN_PER_CLASS` pairs.
+        """
+        scores = np.atleast_2d(scores)
+        used = np.asarray(items, bool) & np.isfinite(scores).all(axis=0) & (pairs != "")
+        members: dict[str, tuple[list[int], list[int]]] = {}
+        for place in np.flatnonzero(used):
+            members.setdefault(str(pairs[place]), ([], []))[self.y[place]].append(int(place))
+        whole = [(right, wrong) for right, wrong in members.values() if right and wrong]
+        marks = np.zeros(self.y.size, dtype=bool)
+        first = np.array([wrong[0] for _, wrong in whole], dtype=np.intp)
+        marks[first] = True
+        if len(whole) < MIN_PER_CLASS:
+            return self.nothing(marks, f"{len(whole)} pairs; at least {MIN_PER_CLASS} are needed")
+        won = np.array([_kernel(scores[:, wrong], scores[:, right]).mean(dtype=np.float64)
+                        for right, wrong in whole])  # fmt: skip
+        value, weights = float(won.mean()), self.weights[:, first].astype(np.float64)
+        total = weights.sum(axis=1)
+        draws = np.divide(weights @ won, total, out=np.full(len(total), np.nan), where=total > 0)
+        influence, n_groups = np.zeros((3, self.y.size)), np.unique(self.groups[first]).size
+        if n_groups == 1:
+            note = "no interval: all pairs are one group"
+            draws[:], influence[:] = np.nan, np.nan
+            return Area(value, draws, influence, marks, len(whole), note)
+        influence[0, first] = math.sqrt(n_groups / (n_groups - 1)) * (won - value) / len(whole)
+        return Area(value, draws, influence, marks, len(whole))
 
     def _influence(
         self, centred: np.ndarray, positive: np.ndarray, negative: np.ndarray

@@ -29,6 +29,7 @@ from spikescore.report.main_tables import (
     paired_table,
     part_tables,
     seed_table,
+    twin_figures,
 )
 from spikescore.report.page import Dialogue
 from spikescore.report.text import csv_table, markdown_table, tex_table
@@ -485,3 +486,89 @@ def test_a_book_without_training_domains_and_an_unknown_field_are_refused(tmp_pa
         report_of(book, tmp_path)
     with pytest.raises(UserError, match='has "meta.scope"; the score book has no meta'):
         report_of(make_book(), tmp_path)
+
+
+# --- right and wrong twins ----------------------------------------------------------------------
+
+
+def twins_book():
+    """A book whose domains d0 and d1 hold pairs; d2 has none, and each pair is in one split."""
+    book = make_book(n=80)
+    items = list(book.items)
+    for place, item in enumerate(items):
+        pair = f"{item.domain}/{place // 2}"
+        items[place] = replace(
+            item, y=place % 2, group=pair, pair=pair if item.domain != "d2" else "",
+            meta={"scope": "all"},
+        )  # fmt: skip
+    book.items = items
+    for domain, split in book.splits.items():
+        own = np.flatnonzero(book.domains == domain)
+        split[own] = np.repeat(np.resize(["train", "val", "test"], own.size // 2), 2)
+    rng = np.random.default_rng(2)
+    for domain in book.domain_names():
+        for seed in range(2):
+            wide = 1 + 2 * book.y[:, None]
+            swing = rng.normal(0.5, 0.05 * wide, (len(items), 8))
+            book.turns["saplma", domain, seed] = swing.astype(np.float32)
+    book.scores["perplexity", "", 0][:6] = np.nan
+    return book
+
+
+def wins(book, scores, mask) -> list[float]:
+    """Of each pair, 1 where the wrong twin scores higher, 1/2 for a tie, by looking at each."""
+    by_pair = {}
+    for place in np.flatnonzero(mask):
+        by_pair.setdefault(book.items[place].pair, {})[book.items[place].y] = scores[place]
+    return [
+        float(pair[1] > pair[0]) + 0.5 * (pair[1] == pair[0])
+        for pair in by_pair.values()
+        if np.isfinite([*pair.values()]).all()
+    ]
+
+
+def test_paired_accuracies_are_those_of_counting_on_unseen_domains_and_held_out_pairs():
+    book = twins_book()
+    comparison = Comparison(book, draws=60)
+    entries = [one for one in main_entries(comparison) if one.name != "domain_identity"]
+    cross, inside = twin_figures(comparison, entries)
+    assert cross.pairs == {"macro over 2": 80, "d0": 40, "d1": 40}
+    assert inside.pairs == {"macro over 2": 26, "d0": 13, "d1": 13}
+    spike = np.array([
+        [np.mean([np.mean(wins(book, np.apply_along_axis(spike_score, 1, book.turns["saplma",
+         other, seed]), book.domains == domain)) for seed in range(2)])
+         for other in book.domain_names() if other != domain]
+        for domain in ("d0", "d1")
+    ])  # fmt: skip
+    cells = cross.cells["SpikeScore"]
+    assert cells["d0"].value == pytest.approx(spike[0].mean())
+    assert cells["macro over 2"].value == pytest.approx(spike.mean())
+    assert cells["d0"].interval[0] < cells["d0"].value < cells["d0"].interval[1]
+    scores = book.scores["perplexity", "", 0]
+    perplexity = cross.cells["perplexity"]["d0"]
+    assert perplexity.value == pytest.approx(np.mean(wins(book, scores, book.domains == "d0")))
+    assert perplexity.n == 37  # of three pairs a twin, or both, have no score
+    held_out = (book.splits["d1"] == "test") & (book.domains == "d1")
+    assert inside.cells["perplexity"]["d1"].value == pytest.approx(
+        np.mean(wins(book, scores, held_out))
+    )
+    table = cross.table()
+    assert table.header == ("method", "macro over 2", "d0", "d1")
+    assert table.rows[0] == ("pairs", "80", "40", "40")
+    row = next(row for row in table.rows if row[0] == "perplexity")
+    assert row[2].endswith("(n=37)") and value_of(row[3]) == pytest.approx(
+        np.mean(wins(book, scores, book.domains == "d1")), abs=5e-4
+    )
+    assert [row[1] for row in cross.rows()[:3]] == ["macro over 2", "d0", "d1"]
+    assert twin_figures(Comparison(make_book(), draws=5), entries) == []
+
+
+def test_a_report_of_twins_says_how_often_the_wrong_one_scores_higher(tmp_path):
+    report, folder = report_of(twins_book(), tmp_path)
+    text = (folder / "tables/m/twins_cross_domain.md").read_text()
+    assert "| pairs | 80 | 40 | 40 |" in text
+    assert (folder / "tables/m/twins_in_domain.csv").exists()
+    assert "Right and wrong answers to one question" in (folder / "report.html").read_text()
+    assert not any(
+        "Right and wrong" in one.title for one in report_of(scoped(), tmp_path)[0].chapters()
+    )

@@ -7,6 +7,7 @@ import gzip
 import json
 import math
 import re
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
+import eval_probe
 from spikescore.report.evaluation import Evaluation, read_item
 from tests.helpers.running import run_script
 
@@ -621,3 +623,40 @@ def test_a_mean_of_flags_says_over_how_many_domains_it_is(tmp_path):
     line = next(line for line in done.stdout.splitlines() if "lambda" in line and "macro" in line)
     assert "(2 of 3)" in line.split("FPR")[1] and "(2 of 3)" not in line.split("TPR")[0]
     assert re.search(r"SpikeScore AUROC \S+ \[.*\] \(2 of 3\) n=80", done.stdout)
+
+
+def test_of_given_answers_it_says_how_often_the_wrong_one_scores_higher(
+    tmp_path, monkeypatch, capsys
+):
+    rng = np.random.default_rng(4)
+    won = {}
+    for domain, gap in (("halueval", 0.2), ("truthfulqa", 0.03)):
+        records = make_domain(domain, 40, rng, gap=gap)
+        for place, record in enumerate(records):
+            pair, name = f"q{place // 2}", ("right", "wrong")[place % 2]
+            record |= {"id": f"{pair}.{name}", "pair_id": pair, "group": pair}
+        write(tmp_path / "data" / domain, records)
+        peaks = scores_of(records)[1]
+        won[domain] = float((peaks[1::2] > peaks[::2]).mean())
+    monkeypatch.setattr(sys, "argv", [
+        "eval_probe.py", "--data_dir", f"{tmp_path}/data", "--report_dir", f"{tmp_path}/rep",
+        "--draws", "200",
+    ])  # fmt: skip
+    assert eval_probe.main() == 0
+    macro = (won["halueval"] + won["truthfulqa"]) / 2
+    shown = capsys.readouterr().out
+    assert f"SpikeScore paired accuracy {macro:.3f} [" in shown
+    assert "pairs=40 (cross-domain, macro over 2)" in shown
+    assert "first-answer probe paired accuracy 0.500 [" in shown  # all begin alike: ties
+    told = json.loads((tmp_path / "rep/summary.json").read_text())["twins"]
+    found = {(one["domain"], one["method"]): one for one in told}
+    for domain, value in (("macro over 2", macro), *won.items()):
+        one = found[domain, "SpikeScore"]
+        assert one["accuracy"] == pytest.approx(value) and one["low"] <= value <= one["high"]
+    assert ("macro over 2", "domain identity (oracle)") not in found
+    rows = list(csv.DictReader((tmp_path / "rep/table_twins.csv").open()))
+    assert len(rows) == len(told) and rows[0]["n_pairs"] == "40"
+    for name in ("summary.md", "table_twins.md", "table_twins.tex", "report.html"):
+        assert "Paired accuracy, cross-domain" in (tmp_path / "rep" / name).read_text()
+    scores = list(csv.DictReader((tmp_path / "rep/scores.csv").open()))
+    assert scores[0]["pair"] == "halueval/q0"

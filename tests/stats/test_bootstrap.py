@@ -463,3 +463,49 @@ def test_holm_by_hand():
     assert holm([]) == []
     with pytest.raises(ValueError, match="p value"):
         holm([math.nan])
+
+
+# --- right and wrong twins ----------------------------------------------------------------------
+
+
+def test_paired_accuracy_is_what_counting_gives():
+    # pair a is won, b lost, c tied; d has two wrong ones, one of which is above its right one
+    pairs = np.array([*"aabbccddd", "", "e"] + [f"p{place // 2}" for place in range(20)])
+    y = np.array([0, 1, 0, 1, 0, 1, 0, 1, 1, 1, 1] + [0, 1] * 10)
+    scores = np.array([1, 2, 4, 3, 5, 5, 2, 1, 3, 9, 9, *range(20)], dtype=float)
+    groups = np.array([f"g{name}" if name not in ("a", "b") else "ab" for name in pairs])
+    resampler = Resampler(y, np.zeros(y.size), groups, draws=400, seed=3)
+    found = resampler.paired(scores, everything(y), pairs)
+    assert (found.value, found.n, found.n_positive) == ((1 + 0 + 0.5 + 0.5 + 10) / 14, 14, 14)
+    won = dict(zip("abcd", (1, 0, 0.5, 0.5), strict=True))
+    for draw in range(5):  # as often as its group was drawn, a pair counts
+        times = {name: resampler.weights[draw, place] for place, name in enumerate(pairs) if name}
+        del times["e"]
+        total = sum(int(n) * won.get(name, 1) for name, n in times.items())
+        assert found.draws[draw] == pytest.approx(total / sum(map(int, times.values())))
+    assert resampler.weights[:, 0].tolist() == resampler.weights[:, 3].tolist()
+    # the error of a mean over groups: a and b are one observation
+    residual = {"ab": 1 + 0 - 2 * found.value}
+    residual |= {name: won.get(name, 1) - found.value for name in pairs if name not in (*"abe", "")}
+    error = math.sqrt(13 / 12 * sum(value**2 for value in residual.values())) / 14
+    assert found.standard_error(groups) == pytest.approx(error)
+    # a pair of which a twin has no score is left out, and too few make no figure
+    scores[1] = np.nan
+    assert resampler.paired(scores, everything(y), pairs).n == 13
+    few = resampler.paired(scores, np.arange(y.size) < 9, pairs)
+    assert (few.value, few.note) == (None, "3 pairs; at least 10 are needed")
+
+
+def test_paired_accuracy_over_probe_seeds_is_the_mean_over_them():
+    rng = np.random.default_rng(5)
+    y, pairs = np.arange(60) % 2, np.array([f"p{place // 2}" for place in range(60)])
+    scores = rng.normal(size=(3, 60)) + y
+    resampler = Resampler(y, np.zeros(60), pairs, draws=200)
+    each = [(row[1::2] > row[::2]).mean() for row in scores]
+    found = resampler.paired(scores, everything(y), pairs)
+    assert found.value == pytest.approx(np.mean(each))
+    low, high = found.interval
+    # of 30 pairs by the normal approximation
+    won = (scores[:, 1::2] > scores[:, ::2]).mean(axis=0)
+    reach = 1.96 * won.std() / math.sqrt(30)
+    assert (low, high) == pytest.approx((found.value - reach, found.value + reach), abs=0.05)
