@@ -364,6 +364,7 @@ class Job:
         self.exchanges: list[Exchange] = []
         self.is_over = False
         self.given: list[int] | None = None
+        self.first_turn = 2 if item.question.first_answer else 1  # that is asked for
         self._next: list[int] | UserError | None = None  # what resuming found of the next prompt
         self._run = run
 

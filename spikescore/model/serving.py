@@ -66,7 +66,10 @@ _FULL = re.compile(
 
 
 class Spoken(Protocol):
-    """What a server can hold: a conversation in messages, told each answer as text."""
+    """What a server can hold: a conversation in messages, told each answer as text.
+
+    One whose first answer is given says so by a `first_turn` of 2.
+    """
 
     item_id: str
     messages: list[Message]
@@ -217,7 +220,8 @@ class ServedGenerator:
                 raise UserError(f"turn {number}: {brief(error)}") from error
             if ending == "length" and asked < limits.max_new_tokens:
                 return self._end_by_context(transcript, f"{limits.max_context} (model_max_tokens)")
-            if ending == "length" and self._is_stump(response, answer, number, asked):
+            is_first = number == getattr(conversation, "first_turn", 1)
+            if ending == "length" and self._is_stump(response, answer, is_first, asked):
                 return self._end_by_context(transcript, "the server")
             transcript.exchanges.append(Exchange(messages, answer, ending))
             more = conversation.answered(answer, self.chat.length(answer))
@@ -228,20 +232,20 @@ class ServedGenerator:
         if not transcript.exchanges:
             raise UserError(f"the first turn has more tokens than the context of {whose} allows")
 
-    def _is_stump(self, response: Any, answer: str, number: int, asked: int) -> bool:
+    def _is_stump(self, response: Any, answer: str, is_first: bool, asked: int) -> bool:
         """Whether the server's context cut an answer that could have had `asked` tokens.
 
-        An answer cut as short at the first turn, whose prompt is the shortest, was cut by the most
-        that the server lets any answer have.
+        An answer cut as short at the first turn that is asked for, whose prompt is the shortest,
+        was cut by the most that the server lets any answer have.
         """
         written = getattr(getattr(response, "usage", None), "completion_tokens", None)
         if not isinstance(written, int) or "max_tokens" in self._refused:
             return False
         if written == 0 and not answer:
             return True
-        if number == 1 and written + COUNTED < asked:
+        if is_first and written + COUNTED < asked:
             self._cap = max(self._cap, written)
-        return number > 1 and written + COUNTED < (self._cap or asked)
+        return not is_first and written + COUNTED < (self._cap or asked)
 
     async def _request(
         self, client: AsyncOpenAI, messages: list[Message], *, max_tokens: int, seed: int

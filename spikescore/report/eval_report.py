@@ -531,6 +531,9 @@ def page_texts(record: dict[str, Any]) -> dict[str, Any]:
     """Return a dialogue's question, gold answer and turns as `Dialogue` takes them."""
     fields = ("prompt_type", "prompt", "response")
     turns = [tuple(_text(step.get(field)) for field in fields) for step in record["cot_steps"]]
+    if record.get("given_answer") and turns:
+        kind, *said = turns[0]
+        turns[0] = (f"{kind}, answer given", *said)
     return {
         "question": _text(record.get("question")),
         "gold": gold_text(record),

@@ -182,7 +182,7 @@ def test_the_given_answer_is_the_models_turn_and_the_dialogue_goes_on(
     folder = Path(settings["output_dir"])
     told = capsys.readouterr().out
     assert "wrote 6 pairs" in told and "2 failed" in told
-    assert "(4 consistent, 2 hallucinated)" in told and "leak guard: 0 of 8" in told
+    assert "4 consistent, 2 hallucinated" in told and "leak guard: 0 of 8" in told
     empty = json.loads((folder / "well.wrong.error.json").read_text())["error"]
     assert empty == "the given answer is empty"
     long = json.loads((folder / "tale.wrong.error.json").read_text())["error"]

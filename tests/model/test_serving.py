@@ -16,6 +16,7 @@ from spikescore.dialogues.running import connect
 from spikescore.errors import UserError
 from spikescore.model import serving
 from spikescore.model.chat import ChatFormat
+from spikescore.model.reading import Exchange
 from spikescore.model.sampling import Sampling
 from spikescore.model.serving import ServedGenerator, Server
 from spikescore.model.turns import Limits
@@ -298,6 +299,19 @@ def test_the_ways_in_which_servers_say_that_the_context_is_full(start_server, st
 
     ended = hold(start_server(reply).url, [Talk("a")])["a"]
     assert (ended.reason, ended.error, len(ended.exchanges)) == ("context", None, 2)
+
+
+def test_a_servers_own_limit_is_known_also_where_the_first_answer_is_given(start_server):
+    def reply(body, _):
+        status, headers, text = completion("ye", "length")
+        return status, headers, json.dumps({**json.loads(text), "usage": {"completion_tokens": 4}})
+
+    talk = Talk("a")
+    talk.exchanges, talk.first_turn = [Exchange(list(talk.messages), "given")], 2
+    assert talk.answered("given", 1)
+    ended = hold(start_server(reply).url, [talk])["a"]
+    assert (ended.reason, ended.error, len(ended.exchanges)) == ("complete", None, 3)
+    assert [one.answer for one in ended.exchanges] == ["given", "ye", "ye"]
 
 
 @pytest.mark.parametrize(
