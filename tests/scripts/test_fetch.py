@@ -260,7 +260,10 @@ def hub(monkeypatch):
 
 def test_a_hubs_model_comes_with_one_form_of_its_weights(hub, call, tmp_path):
     made = hub("config.json", "tokenizer.json", "a.safetensors", "pytorch_model.bin", "README.md",
-               "original/params.json")  # fmt: skip
+               "original/params.json", "consolidated.safetensors")  # fmt: skip
+    half = tmp_path / "models" / ".Name-1B.arriving" / "old.safetensors"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"of another revision")
     assert call("org/Name-1B", "--revision", "v2") == 0
     assert made.asked == {"name": "org/Name-1B", "revision": "commit of v2"}
     folder = tmp_path / "models" / "Name-1B"
