@@ -10,6 +10,7 @@ answer.
 from __future__ import annotations
 
 import ast
+import difflib
 import io
 import json
 import math
@@ -155,7 +156,9 @@ def _literal(node: ast.expr) -> Any:
 def get(row: Row, name: str) -> Any:
     """Return a field that must be there; it may be null."""
     if name not in row:
-        raise BadRow(name, f"missing (the row has {keys_of(row)})")
+        near = difflib.get_close_matches(name, map(str, row), n=1)
+        hint = f', did you mean "{shown(near[0])}"?' if near else ""
+        raise BadRow(name, f"missing (the row has {keys_of(row)}{hint})")
     return row[name]
 
 

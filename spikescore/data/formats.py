@@ -110,7 +110,11 @@ def check_format(name: str, fields: Mapping[str, str] | None) -> None:
         raise UserError(f'config key "fields" is for dataset_format "generic", not "{name}"')
     unknown = [key for key in fields if key not in FIELDS]
     if unknown or "question" not in fields:
-        what = f'"{unknown[0]}" is not a known name' if unknown else '"question" is missing'
+        what = '"question" is missing'
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], FIELDS, n=1)
+            hint = f', did you mean "{near[0]}"?' if near else ""
+            what = f'"{unknown[0]}" is not a known name{hint}'
         raise UserError(f'config key "fields": {what}; it maps {", ".join(FIELDS)} to the file\'s')
 
 

@@ -185,9 +185,10 @@ class QuestionStream:
         except BadRow as error:
             bad = error
         if not self._skip:
+            mend = 'mend "fields" or the row' if self._fields else "mend the row"
             raise UserError(
                 f'dataset "{self._path}", {where}, {bad}; '
-                'mend the row, or set "on_bad_row": "skip" to leave such rows out'
+                f'{mend}, or set "on_bad_row": "skip" to leave such rows out'
             ) from bad
         self.skipped.append(Skipped(where, str(bad)))
         return []

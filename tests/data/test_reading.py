@@ -152,8 +152,13 @@ def test_generic_form_with_named_fields(tmp_path: Path) -> None:
     assert question.meta["secret"] == "S" and "S" not in first_message(question)
     with pytest.raises(UserError, match='field "a": missing'):
         one(tmp_path, {"q": "Who?"}, fields=fields)
-    with pytest.raises(UserError, match='"fields": "quest" is not a known name'):
+    with pytest.raises(UserError, match='"fields": "quest" .* known name, did you mean "question"'):
         one(tmp_path, row, fields={"quest": "q"})
+    row = {"Frage": "Wer?", "Antwort": "X"}
+    with pytest.raises(
+        UserError, match=r'"Frgae": .* did you mean "Frage".*; mend "fields" or the'
+    ):
+        one(tmp_path, row, fields={"question": "Frgae", "gold_answers": "Antwort"})
     with pytest.raises(UserError, match='needs the config key "fields"'):
         one(tmp_path, row, dataset_format="generic")
     with pytest.raises(UserError, match='did you mean "svamp"'):
