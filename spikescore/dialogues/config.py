@@ -135,9 +135,9 @@ class Config:
         """What its items are and where they come from, for messages."""
         if self.replay:
             return f"dialogues from {self.replay}"
-        if self.first_answers == "shipped":
-            return f"given answers from {len(self.datasets())} data sets"
-        return f"questions from {len(self.datasets())} data sets"
+        what = "given answers" if self.first_answers == "shipped" else "questions"
+        n = len(self.datasets())
+        return f"{what} from {n} data set{'s' * (n > 1)}"
 
     def resolved(self) -> dict[str, Any]:
         """The whole configuration as plain data, kept in every pair; no password in it."""

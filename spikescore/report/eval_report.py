@@ -143,11 +143,14 @@ class EvalReport:
                             f"({found.view}, {name})"
                         )
         if missing:  # how many it would take, the verdict says
-            counts = [(view.title, sum(item.y for item in view.items), view) for view in missing]
-            each = [f"{title} ({n} and {len(view.items) - n})" for title, n, view in counts]
+            by_items = {tuple(one.path for one in view.items): view for view in reversed(missing)}
+            each = []
+            for view in reversed(by_items.values()):
+                n = sum(item.y for item in view.items)
+                each.append(f"{view.title} ({n} and {len(view.items) - n})")
             yield (
                 f"no AUROC for want of {MIN_PER_CLASS} hallucinated and {MIN_PER_CLASS} consistent "
-                f"first answers: {', '.join(each)}"
+                f"first answers: {'; '.join(each)}"
             )
         yield self.verdict
 
