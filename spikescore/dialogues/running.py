@@ -89,10 +89,10 @@ def summary(tally: Tally, config: Config, seconds: float) -> Iterator[str]:
     if tally.labels:
         rows.append(("first answers", _counts(tally.labels)))
     if cut := tally.cut_off.total():
-        rows.append(
-            ("cut off", f"{cut} first answers ({_counts(tally.cut_off)}) by max_new_tokens or "
-             "generation_timeout: their labels may say more of the limit than of the model; raise it")
-        )  # fmt: skip
+        rows += [
+            ("cut off", f"{cut} first answers ({_counts(tally.cut_off)}) by max_new_tokens or"),
+            ("cut off", "generation_timeout: raise it, or labels tell of the limit, not the model"),
+        ]
     speed = f"{tally.n_tokens / seconds:,.0f} tokens/s" if seconds else ""
     rows.append(("time", f"{seconds:.0f} s for {tally.n_tokens:,} tokens of answers: {speed}"))
     rows.append(("where", folder))
