@@ -3,7 +3,6 @@
 
     python scripts/label_answers.py --relabel outputs/demo --judge auto
     python scripts/label_answers.py --relabel outputs/demo --judge auto,openai --all
-    python scripts/label_answers.py --relabel outputs/demo --judge mine.py:same
 
 Nothing is generated. By default only pairs without a label are judged, and each label is written
 when it is there, so an interrupted run goes on where it stopped. With --to the labels go to copies
@@ -63,9 +62,7 @@ def relabel(folder: Path, judge_name: str, *, everything: bool = False) -> int:
 
 
 def show_agreement(folder: Path, first: str, second: str) -> int:
-    """Judge first answers with two judges and print how far they agree; return how many lack a
-    label of one of them.
-    """
+    """Print how far two judges agree on first answers; return how many lack one of the labels."""
     from spikescore.labels.judges import coverage_line, judge_many
     from spikescore.labels.relabelling import first_answers
     from spikescore.stats.agreement import agree, agreement_report
