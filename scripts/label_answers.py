@@ -44,17 +44,11 @@ if TYPE_CHECKING:
 def relabel(folder: Path, judge_name: str, *, everything: bool = False) -> int:
     """Label the pairs under a folder; print coverage; return how many are left without a label."""
     from spikescore.labels.judges import coverage_line
-    from spikescore.labels.relabelling import first_answers, label_pairs
+    from spikescore.labels.relabelling import first_answers, label_pairs, to_label
 
     found = first_answers(folder)
-    ours = [one for one in found if not one.legacy]
-    given = [one for one in ours if one.question.first_answer and one.label is not None]
-    todo = [one for one in ours if one.label is None or (everything and one not in given)]
+    todo, alone = to_label(found, everything=everything)
     judge = the_judge(judge_name, folder, todo)
-    left = len(found) - len(ours)
-    alone = f", {left} in the older form left alone" if left else ""
-    if given and everything:
-        alone += f", {len(given)} of given answers keep the label that their data set ships"
     print(f"{len(found)} pairs, {len(todo)} to label with {judge_name}{alone}")
     judgements = list(label_pairs(judge, todo))
     print(coverage_line(judgements))

@@ -64,6 +64,19 @@ def _first_answer(path: Path, record: dict[str, Any]) -> FirstAnswer:
     )
 
 
+def to_label(answers: Sequence[FirstAnswer], *, everything: bool) -> tuple[list[FirstAnswer], str]:
+    """Return the answers that a judge is to label, those without a label or `everything`, and which
+    are left alone, to be printed: files that are read only, and given answers with their labels.
+    """
+    asked = [one for one in answers if everything or one.label is None]
+    unknown = [one for one in asked if one.label is None or one.question.first_answer is None]
+    left = sum(one.legacy for one in answers)
+    alone = f", {left} in the older form left alone" if left else ""
+    if known := len(asked) - len(unknown):
+        alone += f", {known} of given answers keep the label that their data set ships"
+    return [one for one in unknown if not one.legacy], alone
+
+
 def label_pairs(judge: Judge, answers: Sequence[FirstAnswer]) -> Iterator[Judgement]:
     """Judge first answers; write each label into its pair when it is there, and yield it.
 
