@@ -104,7 +104,10 @@ def main() -> int:
         questions = read_questions(args.questions, detector.config)
     else:
         questions = [as_question(args.question)]
-    return detect(detector, questions, args)
+    try:
+        return detect(detector, questions, args)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("what is printed is all there is; nothing was written") from None
 
 
 def require_defaults(args: argparse.Namespace) -> None:
