@@ -77,6 +77,7 @@ def main() -> int:
     from spikescore.detectors.spike import SpikeDetector, as_question, read_questions
     from spikescore.dialogues.config import apply_override
     from spikescore.probes.layers import parse_layer_range
+    from spikescore.report.terminal import how_held
     from utils import configure_logging
 
     configure_logging()
@@ -91,13 +92,7 @@ def main() -> int:
         token_key=args.token_key,
         layer_range=parse_layer_range(args.layer_range),
     )
-    told = detector.config
-    print(
-        f"{args.model_path}: K = {told.max_steps}, {told.strategy} prompts, temperature "
-        f"{told.temperature:g}, at most {told.max_new_tokens} tokens an answer, seed "
-        f"{told.sampling.seed}",
-        file=sys.stderr,
-    )
+    print(*how_held(detector), sep="\n", file=sys.stderr)
     for note in detector.notes(given=args.answer is not None):
         print(f"note: {note}", file=sys.stderr)
     if args.questions:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 from spikescore.stats.trajectory import MIN_SCORES
 
 if TYPE_CHECKING:
-    from spikescore.detectors.spike import Detection
+    from spikescore.detectors.spike import Detection, SpikeDetector
 
 WIDTH = 80
 HEIGHT = 8
@@ -55,6 +55,23 @@ class Style:
 
     def painted(self, text: str, colour: str) -> str:
         return f"{colour}{text}{_PLAIN}" if self.colour and colour else text
+
+
+def how_held(detector: SpikeDetector) -> list[str]:
+    """Return how the dialogues are held, and what the threshold was worth where it was set."""
+    config, set_on = detector.config, detector.probe.metrics.get("spike_threshold") or {}
+    lines = [
+        f"{config.model_path}: K = {config.max_steps}, {config.strategy} prompts, temperature "
+        f"{config.temperature:g}, at most {config.max_new_tokens} tokens an answer, seed "
+        f"{config.sampling.seed}"
+    ]
+    if set_on.get("balanced_accuracy") is not None:
+        lines.append(
+            f"threshold {detector.probe.spike_threshold:.4f}: balanced accuracy "
+            f"{set_on['balanced_accuracy']:.3f} on the {set_on['n']} validation dialogues that it "
+            "was set on; 0.5 is a coin"
+        )
+    return lines
 
 
 def detection_block(found: Detection, style: Style) -> str:

@@ -25,7 +25,9 @@ def probe(tmp_path_factory, tiny_model) -> Path:
     """A probe of the tiny model whose threshold every dialogue reaches at turn 3."""
     path = tmp_path_factory.mktemp("detect") / "probe.pkl"
     told = {"config": HELD, "several": [], "prompts": None}
-    random_probe(model=str(tiny_model), spike_threshold=0.0, dialogues=told).save(path)
+    worth = {"spike_threshold": {"balanced_accuracy": 0.625, "n": 40}}
+    own = {"model": str(tiny_model), "spike_threshold": 0.0, "metrics": worth}
+    random_probe(**own, dialogues=told).save(path)
     return path
 
 
@@ -51,6 +53,7 @@ def test_a_question(ask):
     assert out.startswith("question  Who wrote Hamlet?\n  answer  ")
     assert "FLAGGED: SpikeScore" in out and "stopped after turn 3 of 4" in out
     assert "probe score, by turn" in out and "\x1b" not in out
+    assert "threshold 0.0000: balanced accuracy 0.625 on the 40 validation dialogues" in err
     assert "K = 4, progressive prompts, temperature 1, at most 6 tokens" in err
 
 
