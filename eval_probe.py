@@ -13,7 +13,7 @@ What it writes
   table_main.md, .csv, .tex the same figures as one table
   table_twins.md, .csv, .tex  of dialogues that begin with a given answer: does the wrong one of a
                             question score higher than the right one?
-  roc.png, histogram.png, trajectories.png, spikes.png
+  roc.png, histogram.png (and per domain), trajectories.png, spikes.png, spike_turns.png
   report.html               all of it on one page, and every dialogue to read; open it in a browser
   spiky_dialogue.md         the dialogue with the largest SpikeScore, turn by turn
 
@@ -77,6 +77,7 @@ def main() -> int:
         find_warnings,
         read_and_score,
     )
+    from spikescore.report.tracking import log_run
 
     found = read_and_score(data_dir, by=args.by)
     evaluated, coverage = choose_items(found, include_train=args.include_train)
@@ -91,6 +92,7 @@ def main() -> int:
         items=found.items,
         evaluated=evaluated,
         coverage=coverage,
+        config=found.config,
         warnings=warnings,
         verdict=evaluation.verdict(),
         views=evaluation.views(),
@@ -104,6 +106,8 @@ def main() -> int:
         print(line)
     for path in report.write(Path(args.report_dir)):
         print(f"wrote {path}")
+    told = {**vars(args), "dialogues": found.config}
+    log_run("stage 3", told, report.figures(), folder=Path(args.report_dir))
     return 1 if found.damaged else 0
 
 

@@ -26,7 +26,9 @@ from spikescore.errors import UserError, run_main
 from spikescore.pairs import DEFAULT_TOKEN_KEY, TOKEN_KEYS, find_records
 from spikescore.probes.layers import parse_layer_range
 from spikescore.probes.probe import load_probe
+from spikescore.probes.report import report
 from spikescore.probes.scoring import Folders, complete_probe, score_all, worker_processes
+from spikescore.report.tracking import log_run
 
 SHOWN = 20
 """Dialogues that are named when they could not be scored; more are only counted."""
@@ -91,6 +93,8 @@ def main() -> int:
         print(f"warning: {missing} of {n_finished} dialogues have no .pkl and were not scored")
     if failed:
         print(f"warning: {failed} of {n_finished} dialogues cannot be read and were not scored")
+    figures = {**done.counts, "failed": len(done.failed), "lambda": probe.spike_threshold}
+    log_run("stage 2", vars(args) | {"probe": report(probe)}, figures)
     return 1 if missing or failed else 0
 
 

@@ -101,6 +101,7 @@ def run(config: Config, items: list[Item], judge: Judge, dry: bool) -> int:
     from spikescore.model.architecture import pair_bytes
     from spikescore.model.chat import ChatFormat
     from spikescore.model.loading import load_architecture, load_model, load_tokenizer
+    from spikescore.report.tracking import log_run
     from spikescore.runtime import this_process
 
     process = this_process()
@@ -137,9 +138,10 @@ def run(config: Config, items: list[Item], judge: Judge, dry: bool) -> int:
         return 0
     running.hold(todo, config, chat, model, judge, server, identity, tally)
     seconds = time.monotonic() - started
+    print(*running.summary(tally, config, seconds), sep="\n")
     if process.is_first:
         plan.write_speed(config, seconds, tally.n_tokens)
-    print(*running.summary(tally, config, seconds), sep="\n")
+        log_run("stage 1", config.resolved(), tally.figures(seconds))
     return 1 if tally.failed else 0
 
 

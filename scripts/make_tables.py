@@ -18,8 +18,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # The script lies one folder below the project root, where the spikescore package is.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,6 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from spikescore.errors import UserError, run_main  # noqa: E402
 from spikescore.report.experiment import Experiment, load_experiment  # noqa: E402
 from spikescore.runtime import progress  # noqa: E402
+
+if TYPE_CHECKING:
+    from spikescore.report.experiment_report import ModelReport
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -70,26 +74,27 @@ def main() -> int:
     }
     for path in write_report(experiment, reports, chapters):
         print(f"wrote {path}")
-    track(experiment, chapters)
     for report in reports:
         print("\n".join(report.headline()))
+    track(experiment, reports, chapters)
     return 0
 
 
-def track(experiment: Experiment, chapters: dict) -> None:
-    """Log tables and plots to Weights & Biases, where the experiment says so."""
-    if not experiment.wandb:
-        return
-    from spikescore.report.tracking import Tracker
+def track(experiment: Experiment, reports: list[ModelReport], chapters: dict) -> None:
+    """Log figures, tables and plots to W&B, where the experiment or the environment says so."""
+    from spikescore.report.tracking import log_run
 
-    told = {"experiment": experiment.name, "command": " ".join(sys.argv)}
-    with Tracker("spikescore", experiment.report_dir, told, enabled=True) as tracker:
-        for name, found in chapters.items():
-            for chapter in found:
-                for slug, table in chapter.tables.items():
-                    tracker.table(f"{name}/{slug}", table.header, table.rows)
-                for slug, figure in chapter.figures.items():
-                    tracker.image(f"{name}/{slug}", figure.png, figure.caption)
+    found = [(report.model.name, chapter) for report in reports
+             for chapter in chapters[report.model.name]]  # fmt: skip
+    log_run(
+        "tables",
+        asdict(experiment),
+        {report.model.name: report.figures() for report in reports},
+        folder=experiment.report_dir,
+        always=experiment.wandb,
+        tables={f"{name}/{slug}": each for name, one in found for slug, each in one.tables.items()},
+        plots={f"{name}/{slug}": each for name, one in found for slug, each in one.figures.items()},
+    )
 
 
 if __name__ == "__main__":

@@ -34,8 +34,9 @@ from spikescore.files import make_folder  # noqa: E402
 from spikescore.pairs import TOKEN_KEYS  # noqa: E402
 from spikescore.probes.layers import parse_layer_range  # noqa: E402
 from spikescore.probes.probe import KINDS  # noqa: E402
-from spikescore.probes.report import ProbeTrainer, save_with_report, summary  # noqa: E402
+from spikescore.probes.report import ProbeTrainer, report, save_with_report, summary  # noqa: E402
 from spikescore.probes.training import LOSS_NAMES, RECIPES, Settings  # noqa: E402
+from spikescore.report.tracking import log_run  # noqa: E402
 
 SemanticEntropyProbeTrainer = ProbeTrainer
 """As the public release calls it, for code written for that."""
@@ -144,6 +145,7 @@ def main() -> int:
     written = save_with_report(trainer.best, args.save_path)
     print(summary(trainer.best))
     print(f"saved       {', '.join(map(str, written))}")
+    log_run("probe", vars(args), report(trainer.best))
     return 0
 
 

@@ -102,12 +102,16 @@ class ScoreBook:
 
     def subset(self, kept: np.ndarray) -> ScoreBook:
         """Return the book of the items that a mask [n] keeps."""
+        return self.take(np.flatnonzero(kept))
+
+    def take(self, places: np.ndarray) -> ScoreBook:
+        """Return the book of the items at these places, in their order."""
         return replace(
             self,
-            items=[item for item, keep in zip(self.items, kept, strict=True) if keep],
-            scores={key: values[kept] for key, values in self.scores.items()},
-            turns={key: values[kept] for key, values in self.turns.items()},
-            splits={domain: split[kept] for domain, split in self.splits.items()},
+            items=[self.items[place] for place in places],
+            scores={key: values[places] for key, values in self.scores.items()},
+            turns={key: values[places] for key, values in self.turns.items()},
+            splits={domain: split[places] for domain, split in self.splits.items()},
         )
 
     def save(self, path: str | Path) -> list[Path]:

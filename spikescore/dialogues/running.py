@@ -74,6 +74,16 @@ class Tally:
     # first answers that a limit cut off, by their label
     cut_off: Counter[str] = field(default_factory=Counter)
 
+    def figures(self, seconds: float) -> dict[str, float]:
+        """Return what a log keeps of a run that took so long."""
+        judged = self.labels["hallucinated"] + self.labels["consistent"]
+        rate = {"hallucination_rate": self.labels["hallucinated"] / judged} if judged else {}
+        return {
+            "written": self.written, "skipped": self.skipped, "failed": self.failed,
+            "first_answers_cut_off": self.cut_off.total(), "answer_tokens": self.n_tokens,
+            "seconds": seconds, "tokens_per_second": self.n_tokens / max(seconds, 1e-9), **rate,
+        }  # fmt: skip
+
 
 def summary(tally: Tally, config: Config, seconds: float) -> Iterator[str]:
     """Say what happened, in one aligned block, and what to do next."""

@@ -9,7 +9,7 @@ over training domains has an interval of its own, as all cells share their boots
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -260,6 +260,39 @@ class TwinComparison(Comparison):
 
     def _area(self, scores: np.ndarray, mask: np.ndarray) -> Area:
         return self.resampler.paired(scores, mask, self.book.pairs)
+
+
+def leaders(
+    comparison: Comparison, entries: Sequence[Entry], view: str, valid: np.ndarray | None = None
+) -> frozenset[str]:
+    """Return the names of the best entry and of those that are not significantly worse.
+
+    The best has the largest mean of those computable in the most cells; another is not worse where
+    the 95% interval of their paired difference, on the items that both score, holds 0. Controls,
+    which nobody would use, do not compete.
+    """
+    means = {
+        entry.name: comparison.mean(entry, view, valid)
+        for entry in entries
+        if entry.family != "control"
+    }
+    whole = max((area.parts[0] for area in means.values() if area.value is not None), default=0)
+    running = [one for one in entries if one.name in means and means[one.name].parts[0] == whole]
+    if not whole or not running:
+        return frozenset()
+    best = max(running, key=lambda entry: means[entry.name].value)
+    found = {best.name}
+    for entry in running:
+        interval = comparison.contrast(best, entry, view, valid).interval
+        if interval and interval[0] <= 0:
+            found.add(entry.name)
+    return frozenset(found)
+
+
+LEADERS = (
+    "Bold: the best, and all that are not significantly worse (the 95% interval of the paired "
+    "difference to the best, on the same items, holds 0); controls do not compete."
+)
 
 
 def seed_means(comparison: Comparison, entry: Entry, view: str) -> list[Area]:

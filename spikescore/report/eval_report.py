@@ -15,16 +15,27 @@ import numpy as np
 
 from spikescore.files import read_json, write_atomic, write_json
 from spikescore.pairs import as_record, read_record
+from spikescore.report.comparison import LEADERS
 from spikescore.report.evaluation import (
     CONTROLS,
     METHODS,
     Item,
     View,
     describe_coverage,
+    evaluation_settings,
 )
 from spikescore.report.main_tables import ABOUT_TWINS, TWIN_HEADER, TWINS_TITLE, Twins
 from spikescore.report.page import Dialogue, Figure, Section, Table, write_page
-from spikescore.report.plots import histogram_png, roc_png, spikes_png, trajectories_png
+from spikescore.report.plots import (
+    histogram_png,
+    panels_of,
+    roc_png,
+    spike_turns_png,
+    spikes_png,
+    trajectories_png,
+)
+from spikescore.report.settings import made_now
+from spikescore.report.spike_places import Spike, family_table
 from spikescore.report.text import (
     csv_table,
     figure_cell,
@@ -71,14 +82,20 @@ PLOTS = {
     "roc": "ROC curves: the share of hallucinations flagged against the share of consistent "
     "answers flagged, over all thresholds.",
     "histogram": "SpikeScore by class. Each class sums to 100%.",
+    "roc_domains": "ROC curves per domain.",
+    "histogram_domains": "SpikeScore by class, per domain.",
     "trajectories": "Mean probe score of every turn by class; the band is the 95% interval of "
     "the mean.",
     "spikes": "Of each class, the dialogue of the largest and that of the median SpikeScore; the "
     "spike is circled.",
+    "spike_turns": "Turns at which the spikes of each class fall.",
 }
 FLAGS = {"threshold": "lambda", "f1": "F1", "accuracy": "accuracy", "tpr": "TPR", "fpr": "FPR"}
 SPIKIEST = "spiky_dialogue.md"
+ORDER = {"macro": 0, "pooled": 1, "in-domain": 2}
 COMPARED_METHODS = tuple(method for method in METHODS if method not in CONTROLS)
+MAIN_METHODS = (COMPARED_METHODS[0], "domain_identity", *COMPARED_METHODS[1:])
+"""Those of the main table: in a pool, what knows only the domain stands next to SpikeScore."""
 CSV_FIELDS = (
     "path", "id", "domain", "y", "n_turns", "spike_score", "spike_turn", "first_score",
     "mean_score", "perplexity", "answer_tokens", "dialogue_tokens", "probe_split",
@@ -95,6 +112,7 @@ class EvalReport:
     items: Sequence[Item]
     evaluated: Sequence[Item]
     coverage: dict[str, int]
+    config: Mapping[str, Any]
     warnings: Sequence[str]
     verdict: str
     views: Sequence[View]
@@ -154,6 +172,17 @@ class EvalReport:
             )
         yield self.verdict
 
+    def figures(self) -> dict[str, Any]:
+        """Return coverage, the rate of hallucinations, and AUROC by view and method."""
+        areas = {
+            view.title if view.kind == "domain" else view.kind: {
+                name: area.value for name, area in view.methods.items()
+            }
+            for view in self.views
+        }
+        rate = float(np.mean([item.y for item in self.evaluated]))
+        return {"auroc": areas, "hallucination_rate": rate, "coverage": self.coverage}
+
     def summary(self) -> dict[str, Any]:
         """Return summary.json."""
         return {
@@ -181,13 +210,9 @@ class EvalReport:
 
         Without dialogues no file holds a text of theirs, and one of before that does is removed.
         """
-        plots = {
-            "roc": roc_png(self.views, self.run),
-            "histogram": histogram_png(self.views, self.run),
-            "trajectories": trajectories_png(self.views, self.run),
-            "spikes": spikes_png(self.evaluated, self.run),
-        }
-        main = main_table(self.views, (*COMPARED_METHODS, *CONTROLS), "AUROC with 95% interval")
+        plots = self.plots()
+        others = tuple(method for method in CONTROLS if method not in MAIN_METHODS)
+        main = main_table(self.views, (*MAIN_METHODS, *others), "AUROC with 95% interval")
         spikiest = max(self.evaluated, key=lambda item: item.spike_score)
         texts = {
             "summary.md": self.markdown(),
@@ -218,18 +243,48 @@ class EvalReport:
             folder / "report.html",
             title=f"SpikeScore report: {self.run}",
             headline=self.headline(),
+            settings=[*evaluation_settings(self.config, self.evaluated), *made_now()],
             sections=self.sections(plots),
-            dialogues=page_dialogues(self.items) if self.with_dialogues else (),
+            dialogues=self.dialogues() if self.with_dialogues else (),
             footer=self.made_by(),
         )
         return [folder / name for name in (*files, "summary.json", "report.html")]
+
+    def plots(self) -> dict[str, bytes]:
+        """Return the PNGs by their names in PLOTS."""
+        pools = panels_of(self.views, "pooled", "in-domain")
+        domains = panels_of(self.views, "domain")
+        return {
+            "roc": roc_png(pools, f"ROC: {self.run}"),
+            "histogram": histogram_png(pools, f"SpikeScore by class: {self.run}"),
+            "roc_domains": roc_png(domains, f"ROC per domain: {self.run}"),
+            "histogram_domains": histogram_png(domains, f"SpikeScore per domain: {self.run}"),
+            "trajectories": trajectories_png(self.views, self.run),
+            "spikes": spikes_png(self.evaluated, self.run),
+            "spike_turns": spike_turns_png(self.spikes(), f"Where spikes fall: {self.run}"),
+        }
+
+    def spikes(self) -> list[Spike]:
+        """Return the spike of every evaluated dialogue."""
+        return [
+            Spike(item.y, item.spike_turn, len(item.scores), item.families)
+            for item in self.evaluated
+        ]
+
+    def dialogues(self) -> Iterator[Dialogue]:
+        """Yield the dialogues to read, one file at a time."""
+        evaluated = {item.path for item in self.evaluated}
+        for item in self.items:
+            record = as_record(read_json(item.path, ids_as_text=True), item.path)
+            yield page_dialogue(record, item, evaluated=item.path in evaluated)
 
     def markdown(self) -> str:
         """Return summary.md: coverage, warnings, a table per view, paired tests, fixed flags."""
         lines = [f"# SpikeScore report: {self.run}", "", self.verdict, ""]
         lines += [f"Dialogues: {describe_coverage(self.coverage)}.", ""]
         lines += [f"> Warning: {warning}." for warning in self.warnings]
-        lines += [""] * bool(self.warnings) + [f"{CONVENTIONS} {DIRECTIONS} {ORACLE}", ""]
+        about = f"{CONVENTIONS} {DIRECTIONS} {ORACLE} {LEADERS}"
+        lines += [""] * bool(self.warnings) + [about, ""]
         for view in self.views:
             if view.kind != "domain":
                 lines += [f"## {view.title[0].upper()}{view.title[1:]}", ""]
@@ -247,26 +302,31 @@ class EvalReport:
 
     def headline(self) -> list[str]:
         """Return the verdict, SpikeScore's figures, cross-domain first, coverage and warnings."""
-        first = {"macro": 0, "pooled": 1, "in-domain": 2}
-        shown = sorted((v for v in self.views if v.kind in first), key=lambda v: first[v.kind])
-        lines = [figure_line("spike_score", v.methods["spike_score"], v.title) for v in shown]
+        lines = []
+        for view in sorted((v for v in self.views if v.kind in ORDER), key=lambda v: ORDER[v.kind]):
+            lines.append(figure_line("spike_score", view.methods["spike_score"], view.title))
+            if identity := view.methods.get("domain_identity"):
+                lines[-1] += f"; domain identity alone {_or_why(identity)}"
         lines.append(f"Dialogues: {describe_coverage(self.coverage)}.")
         return [self.verdict, *lines, *(f"Warning: {warning}." for warning in self.warnings)]
 
     def sections(self, plots: Mapping[str, bytes]) -> list[Section]:
         """Return the page's sections; `plots` holds PNGs by the names in PLOTS."""
-        main = main_table(self.views, COMPARED_METHODS, "AUROC with 95% interval")
-        controls = main_table(self.views, CONTROLS, "AUROC with 95% interval, controls")
+        main = main_table(self.views, MAIN_METHODS, "AUROC with 95% interval")
+        others = tuple(method for method in CONTROLS if method not in MAIN_METHODS)
+        controls = main_table(self.views, others, "AUROC with 95% interval, controls")
         shown = [view for view in self.views if view.kind != "domain"]
         per_domain = domain_table([view for view in self.views if view.kind == "domain"])
         figures = tuple(
             Figure(PLOTS[name], png, alt=f"{PLOTS[name]} The tables give the figures.")
             for name, png in plots.items()
         )
+        families = family_table(self.spikes())
         found = [
-            Section("Main table", (CONVENTIONS, DIRECTIONS), (main,)),
-            Section("Plots", figures=figures),
-            Section("Controls", (ABOUT_CONTROLS, ORACLE), (controls,)),
+            Section("Main table", (CONVENTIONS, DIRECTIONS, LEADERS, ORACLE), (main,)),
+            Section("Plots", figures=figures[:-1]),
+            Section("Where spikes fall", (), (families,) if families else (), figures[-1:]),
+            Section("Controls", (ABOUT_CONTROLS,), (controls,)),
             Section("Per domain", tables=(per_domain,)),
             Section("Paired tests", (ABOUT_PAIRS,), tuple(map(paired_table, shown))),
         ]
@@ -346,7 +406,8 @@ def view_table(view: View) -> Table:
         for method, area in view.methods.items()
     ]  # fmt: skip
     header = ("method", "AUROC", "95% interval", "n", "hallucinated", "DeLong's interval")
-    return Table(view.title, header, tuple(rows), _notes(view.methods))
+    bold = frozenset((row, 1) for row, name in enumerate(view.methods) if name in view.best)
+    return Table(view.title, header, tuple(rows), _notes(view.methods), bold)
 
 
 def paired_table(view: View) -> Table:
@@ -364,17 +425,20 @@ def paired_table(view: View) -> Table:
 def main_table(views: Sequence[View], methods: Sequence[str], caption: str) -> Table:
     """Return AUROC with interval of the methods, a row each, by view, a column each.
 
-    The views of single domains are left out. The first row has each view's items; a method measured
-    on fewer says so in its cell.
+    The views of single domains are left out, and macro comes first. The first row has each view's
+    items; a method measured on fewer says so in its cell.
     """
-    shown = [view for view in views if view.kind != "domain"]
+    shown = sorted((view for view in views if view.kind in ORDER), key=lambda v: ORDER[v.kind])
     first = [f"{len(view.items)} ({_rate(view.methods['spike_score'])})" for view in shown]
     rows = [("n (hallucinated)", *first)]
+    bold = set()
     for method in methods:
         cells = [_cell(view, method) for view in shown]
-        rows += [(METHODS[method], *cells)] if any(cells) else []
+        if any(cells):
+            bold |= {(len(rows), place) for place, v in enumerate(shown, 1) if method in v.best}
+            rows.append((METHODS[method], *cells))
     header = ("method", *(view.title for view in shown))
-    return Table(caption, header, tuple(rows), _notes_of(shown, methods))
+    return Table(caption, header, tuple(rows), _notes_of(shown, methods), frozenset(bold))
 
 
 def domain_table(views: Sequence[View]) -> Table:
@@ -387,7 +451,11 @@ def domain_table(views: Sequence[View]) -> Table:
     ]  # fmt: skip
     header = ("domain", "n", "hallucinated", *(METHODS[method] for method in shown))
     note = _notes_of(views, shown)
-    return Table("Per domain (AUROC with 95% interval)", header, tuple(rows), note)
+    bold = frozenset(
+        (row, place) for row, view in enumerate(views)
+        for place, method in enumerate(shown, start=3) if method in view.best
+    )  # fmt: skip
+    return Table("Per domain (AUROC with 95% interval)", header, tuple(rows), note, bold)
 
 
 def threshold_table(views: Sequence[View]) -> Table:
@@ -510,13 +578,7 @@ def _quote(text: object) -> str:
     return "\n".join(f"> {line}".rstrip() for line in str(text or "(not recorded)").splitlines())
 
 
-def page_dialogues(items: Sequence[Item]) -> Iterator[Dialogue]:
-    """Yield the dialogues to read, one file at a time."""
-    for item in items:
-        yield page_dialogue(as_record(read_json(item.path, ids_as_text=True), item.path), item)
-
-
-def page_dialogue(record: dict[str, Any], item: Item) -> Dialogue:
+def page_dialogue(record: dict[str, Any], item: Item, *, evaluated: bool) -> Dialogue:
     """Return what the page shows of one dialogue; a text that is not recorded is empty."""
     return Dialogue(
         id=item.id,
@@ -526,12 +588,15 @@ def page_dialogue(record: dict[str, Any], item: Item) -> Dialogue:
         spike_turn=item.spike_turn,
         scores=item.scores,
         split=item.probe_split or "",
+        evaluated=evaluated,
         **page_texts(record),
     )
 
 
 def page_texts(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a dialogue's question, gold answer and turns as `Dialogue` takes them."""
+    """Return a dialogue's question, gold answer, turns and judge as `Dialogue` takes them."""
+    judged = record.get("nil_judge") or {}
+    reply = " ".join(_text(judged.get(key)) for key in ("reply", "error")).strip()
     fields = ("prompt_type", "prompt", "response")
     turns = [tuple(_text(step.get(field)) for field in fields) for step in record["cot_steps"]]
     if record.get("given_answer") and turns:
@@ -541,6 +606,7 @@ def page_texts(record: dict[str, Any]) -> dict[str, Any]:
         "question": _text(record.get("question")),
         "gold": gold_text(record),
         "turns": tuple(turns),
+        "judge": f"{_text(judged.get('judge'))}: {reply}" if judged else "",
     }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +23,10 @@ from spikescore import pairs
 from spikescore.detectors.score_book import BookItem, ScoreBook
 from spikescore.errors import Refused, UserError
 from spikescore.files import read_json, write_json
-from spikescore.report.comparison import Comparison, Entry, static_entries
+from spikescore.report.comparison import Comparison, Entry, leaders, static_entries
+from spikescore.report.content import Table
 from spikescore.report.main_tables import Twins, part_tables, twin_figures
-from spikescore.report.page import Table
+from spikescore.report.settings import Rows, dialogue_settings, joined
 from spikescore.report.verdict import verdict
 from spikescore.runtime import progress
 from spikescore.stats.bootstrap import Area, Contrast
@@ -65,6 +66,8 @@ class Item:
     asked and gave no label. `scores` is empty unless every turn has one. `status` says why the item
     is not evaluated; it is "ready" when it can be. `cut_off` names the limit that ended the first
     answer, if one did. `by` is the value that figures are split by.
+    `families` are the kinds of the turns' prompts; `probe_about` says which probe scored it and
+    what that learnt from.
     """
 
     path: Path
@@ -91,6 +94,9 @@ class Item:
     train_domains: tuple[str, ...]
     threshold: float | None
     probe: str
+    probe_about: str
+    judge: str
+    families: tuple[str, ...]
     model: str
 
 
@@ -99,11 +105,15 @@ class Item:
 
 @dataclass
 class Found:
-    """The dialogues of a folder: each item once, what was left out and why (a line for each)."""
+    """The dialogues of a folder: each item once, what was left out and why (a line for each).
+
+    `config` is the resolved configuration that held the dialogues, empty where they have none.
+    """
 
     items: list[Item] = field(default_factory=list)
     copies: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 def read_and_score(data_dir: Path, *, by: str = "") -> Found:
@@ -149,7 +159,16 @@ def read_and_score(data_dir: Path, *, by: str = "") -> Found:
         told = f"known: {', '.join(sorted(known))}" if known else "the dialogues have no meta"
         raise UserError(f'no dialogue under "{data_dir}" has "{by}"; {told}')
     pairs.require_one_run(made_by)
+    # folders of one run differ in nothing that counts, but each may name its own data set
+    configs = [made.get("config") or {} for _, made in made_by]
+    sets = [path for config in configs for path in _sets(config)]
+    found.config = {**configs[0], "dataset_path": list(dict.fromkeys(sets))}
     return found
+
+
+def _sets(config: dict[str, Any]) -> list[str]:
+    paths = config.get("dataset_path") or []
+    return [paths] if isinstance(paths, str) else paths
 
 
 def score_file(path: Path, by: str) -> tuple[Item, tuple, dict[str, Any]] | UserError | None:
@@ -217,6 +236,9 @@ def read_item(record: dict[str, Any], path: Path, *, by: str = "") -> Item:
         train_domains=tuple(map(str, probe.get("train_domains") or ())),
         threshold=_float(probe.get("spike_threshold")),
         probe=probe.get("path") or "",
+        probe_about=_about(probe),
+        judge="" if judge == "none" else str(judge),
+        families=tuple(str(step.get("prompt_type") or "") for step in steps),
         model=record.get("model") or "",
     )
 
@@ -234,6 +256,19 @@ def _scores(record: dict[str, Any]) -> tuple[tuple[float, ...], str]:
     if len(scores) < len(steps) or turns != list(range(1, len(steps) + 1)):
         return (), "gaps"  # a second difference across a gap would be a made-up one
     return scores, "ready" if len(scores) >= MIN_SCORES else "short"
+
+
+def _about(probe: dict[str, Any]) -> str:
+    """Return a probe's kind, layers, training domains and file in a few words."""
+    layers = dict.fromkeys(probe.get("layer_range") or ())
+    domains = probe.get("train_domains") or ()
+    parts = [
+        str(probe.get("kind") or ""),
+        f"layers {'-'.join(map(str, layers))}" if layers else "",
+        f"trained on {', '.join(map(str, domains))}" if domains else "",
+        str(probe.get("path") or ""),
+    ]
+    return "; ".join(filter(None, parts))
 
 
 def _float(value: float | None) -> float | None:
@@ -345,6 +380,16 @@ def find_warnings(found: Found, evaluated: Sequence[Item]) -> list[str]:
     return warnings
 
 
+def evaluation_settings(config: Mapping[str, Any], evaluated: Sequence[Item]) -> Rows:
+    """Return what the figures are of: model, probe, how dialogues were held, judge."""
+    return [
+        ("model", joined(item.model for item in evaluated)),
+        ("probe", joined(item.probe_about for item in evaluated)),
+        *dialogue_settings(config),
+        ("judge", joined(item.judge for item in evaluated) or "not said"),
+    ]
+
+
 # --- score book and views ---------------------------------------------------------------------
 
 
@@ -353,7 +398,8 @@ class View:
     """One set of items and every figure on it. `kind`: domain | in-domain | pooled | macro.
 
     `groups` [n] are those of the score book, which DeLong's figures take. `flags` has the threshold
-    carried over from training and F1, accuracy, TPR and FPR at it, a value for each pool.
+    carried over from training and F1, accuracy, TPR and FPR at it, a value for each pool. `best`
+    are the best method and those not significantly worse (`comparison.leaders`).
     """
 
     kind: str
@@ -364,6 +410,7 @@ class View:
     methods: dict[str, Area]
     paired: dict[str, Contrast]
     flags: dict[str, list[float | None]] | None
+    best: frozenset[str]
 
     def told(self) -> dict[str, Any]:
         """Return it as plain JSON data; rates are of the items evaluated, y = 1 hallucinated."""
@@ -492,6 +539,7 @@ class Evaluation:
             {name: compare.mean(entry, view, part) for name, entry in entries.items()},
             {name: compare.contrast(spike, entries[name], view, part) for name in COMPARED},
             self._flags(spike, [mask & part for mask in compare.items(view, PROBE)]),
+            leaders(compare, list(entries.values()), view, part),
         )
 
     def _flags(

@@ -6,22 +6,24 @@ Every table and plot has a name, which its files and its place in report.html sh
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from spikescore.detectors.score_book import load_score_book
+from spikescore.detectors.score_book import BookItem, load_score_book
 from spikescore.detectors.scoring import told
+from spikescore.dialogues.config import parse_config
 from spikescore.errors import UserError
 from spikescore.files import read_json, write_atomic
 from spikescore.report import plots
 from spikescore.report.comparison import (
     CROSS,
     SPIKE,
+    VIEWS,
     Comparison,
     Entry,
+    static_entries,
     trajectories,
     trajectory_entry,
 )
@@ -42,6 +44,8 @@ from spikescore.report.main_tables import (
 )
 from spikescore.report.page import Dialogue, Figure, Section, Table, write_page
 from spikescore.report.paper import BASE_SCORER
+from spikescore.report.settings import dialogue_settings, made_now
+from spikescore.report.spike_places import Spike, family_table
 from spikescore.report.text import csv_table, figure_cell, markdown_table, tex_table
 from spikescore.report.trajectory_tables import (
     CLAIMS,
@@ -123,6 +127,13 @@ class ModelReport:
             lines.append(f"{self.model.name}, mean AUROC, {view}: {'; '.join(parts)}")
         return lines
 
+    def figures(self) -> dict[str, dict[str, float | None]]:
+        """Return the mean AUROC of every method by view."""
+        return {
+            view: {entry.name: self.comparison.mean(entry, view).value for entry in self.entries}
+            for view in VIEWS
+        }
+
     def chapters(self) -> Iterator[Chapter]:
         """Yield the chapters in order; one whose data was not made is left out."""
         spike = any(entry.name == SPIKE for entry in self.entries)
@@ -134,6 +145,8 @@ class ModelReport:
         yield from self._parts()
         if self.book.turns:
             yield self._trajectories()
+        if spike:
+            yield from self._domains()
         if spike:
             yield self._turns()
             yield from self._variants()
@@ -252,6 +265,66 @@ class ModelReport:
             {"theory": theory_table(*self._theory_scores())},
         )
 
+    def _domains(self) -> Iterator[Chapter]:
+        """Yield distributions and ROC of each domain, and where spikes fall, from the scores of
+        another domain's probe.
+        """
+        found = trajectories(self.book, BASE_SCORER)
+        y, domains, n = self.book.y, self.book.domains, len(self.book.items)
+        perplexity = static_entries(self.book).get("perplexity")
+        shown, spikes = [], []
+        families = [self._families(item) for item in self.book.items]
+        for domain in self.book.domain_names():
+            probe = next((other for other in found if other != domain), None)
+            here = domains == domain
+            if probe is None:
+                continue
+            turns = found[probe][0]
+            scores = [("SpikeScore", apply("max_abs_d2", turns))]
+            scores += [("first-answer probe", apply("first", turns))]
+            if perplexity and probe in perplexity.scores:
+                scores += [("perplexity", perplexity.scores[probe][0])]
+            curves = tuple(
+                (name, values[here], self.comparison.resampler.area(values, here))
+                for name, values in scores
+            )
+            shown.append(plots.Panel(f"{domain}, probe of {probe}", y[here], curves))
+            for place in np.arange(n)[here & np.isfinite(scores[0][1])]:
+                own = turns[place][np.isfinite(turns[place])].tolist()
+                spikes.append(Spike(y[place], spike_turn(own), len(own), families[place]))
+        if not shown:
+            return
+        text = (
+            "Each domain by the probe of the first other domain, probe seed 0: one of the pairs "
+            "whose mean the tables give.",
+        )
+        figures = {
+            "roc_domains": _figure(
+                plots.roc_png(shown, f"ROC per domain, {self.model.name}"), "ROC curves per domain."
+            ),
+            "histogram_domains": _figure(
+                plots.histogram_png(shown, f"SpikeScore per domain, {self.model.name}"),
+                "SpikeScore by class, per domain. Each class sums to 100%.",
+            ),
+        }
+        yield Chapter("Distributions and ROC per domain", text, {}, figures)
+        table = family_table(spikes)
+        png = plots.spike_turns_png(spikes, f"Where spikes fall, {self.model.name}")
+        yield Chapter(
+            "Where spikes fall",
+            text,
+            {"spike_families": table} if table else {},
+            {"spike_turns": _figure(png, "Turns at which the spikes of each class fall.")},
+        )
+
+    def _families(self, item: BookItem) -> tuple[str, ...]:
+        """Return the families of a dialogue's prompts; none where its file is gone."""
+        path = Path(item.path)
+        if not path.exists():
+            return ()
+        steps = read_json(path, ids_as_text=True)["cot_steps"]
+        return tuple(str(step.get("prompt_type") or "") for step in steps)
+
     def _theory_scores(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return y, SpikeScore and domain of the items, each scored by another domain's probe."""
         found = trajectories(self.book, BASE_SCORER)
@@ -343,7 +416,8 @@ class ModelReport:
                 spike_score=spike_score(scores) if enough else None,
                 spike_turn=spike_turn(scores) if enough else None,
                 scores=scores,
-                split=str(self.book.splits[domain][place]) if domain else "",
+                split=(split := str(self.book.splits[domain][place]) if domain else ""),
+                evaluated=split not in ("train", "val"),
                 **page_texts(read_json(Path(item.path), ids_as_text=True)),
             )
 
@@ -406,17 +480,37 @@ def write_report(
     for path, data in files.items():
         write_atomic(path, data if isinstance(data, bytes) else data.encode("utf-8", "replace"))
     shown = experiment.dialogues_in_report
+    dialogues = (
+        replace(one, domain=f"{report.model.name}: {one.domain}") if several else one
+        for report in reports
+        for one in (report.dialogues() if shown else ())
+    )
     reading = f"Dialogues are shown with the scores of {reports[0].reading_probe()}."
     write_page(
         folder / "report.html",
         title=f"SpikeScore: {experiment.name}",
         headline=[*headline, *([experiment.note] if experiment.note else [])],
         sections=sections,
-        dialogues=chain.from_iterable(report.dialogues() for report in reports if shown),
+        dialogues=dialogues,
+        settings=settings(experiment),
         footer="The commands behind this report are in commands.sh beside it. "
         + (reading if shown else "It is made without the dialogues' texts."),
     )
     return [folder / name for name in (*first, "report.html")]
+
+
+def settings(experiment: Experiment) -> list[tuple[str, str]]:
+    """Return what the figures are of: models, probes, dialogues, judge, date and version."""
+    config = experiment.stage_config(experiment.models[0])
+    held = asdict(parse_config(config, source=experiment.name))
+    return [
+        ("model", ", ".join(model.name for model in experiment.models)),
+        ("probes", f"trained on each domain in turn, {experiment.probe_seeds} seeds; "
+                   f"{experiment.token_key}"),
+        *dialogue_settings(held),
+        ("judge", str(config.get("judge", "auto"))),
+        *made_now(),
+    ]  # fmt: skip
 
 
 def _headed(table: Table, title: str = "") -> str:

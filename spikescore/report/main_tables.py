@@ -14,16 +14,18 @@ import numpy as np
 from spikescore.detectors.base import FAMILIES
 from spikescore.report.comparison import (
     CROSS,
+    LEADERS,
     SPIKE,
     VIEWS,
     Comparison,
     Entry,
     TwinComparison,
+    leaders,
     seed_means,
     static_entries,
     trajectory_entry,
 )
-from spikescore.report.page import Table
+from spikescore.report.content import Table
 from spikescore.report.paper import BASE_SCORER, published
 from spikescore.report.text import MISSING, figure_cell, mean_cell, number, p_value, share
 from spikescore.stats.bootstrap import Area, holm
@@ -53,10 +55,10 @@ def main_tables(comparison: Comparison, entries: Sequence[Entry], model: str | N
     """Return the main table, one per view: methods x training domains and their mean.
 
     The figure published for `model`, and ours less it, stand beside the cross-domain means; None:
-    there is none.
+    there is none. In the pool the score that knows only the domain stands next to SpikeScore.
     """
     domains = comparison.training_domains
-    tables = []
+    tables, identity = [], [entry for entry in entries if entry.name == "domain_identity"]
     for view, title in VIEWS.items():
         beside = ("published", "difference") if model and view in CROSS else ()
         sizes = ["n, hallucinated", *[""] * (1 + len(beside))]
@@ -64,7 +66,12 @@ def main_tables(comparison: Comparison, entries: Sequence[Entry], model: str | N
             n, rate = comparison.rate(view, domain)
             sizes.append(f"{n}, {number(rate, '.0%')}")
         rows = [tuple(sizes)]
-        for entry in entries:
+        shown = list(entries)
+        if view == "pooled" and identity:
+            shown = [*entries[:1], *identity, *(one for one in entries[1:] if one not in identity)]
+        best = leaders(comparison, entries, view)
+        bold = {(row, 1) for row, entry in enumerate(shown, start=1) if entry.name in best}
+        for entry in shown:
             mean = comparison.mean(entry, view)
             cells = [figure_cell(mean)]
             if beside:
@@ -74,13 +81,14 @@ def main_tables(comparison: Comparison, entries: Sequence[Entry], model: str | N
             cells += [_cell(comparison, entry, view, domain) for domain in domains]
             rows.append((entry.title, *cells))
         header = ("method", "mean over training domains", *beside, *domains)
-        tables.append(Table(f"AUROC, {title}, by training domain", header, tuple(rows), NOTE))
+        caption = f"AUROC, {title}, by training domain"
+        tables.append(Table(caption, header, tuple(rows), NOTE, frozenset(bold)))
     return tables
 
 
 NOTE = (
     "95% bootstrap intervals over questions; the spread over probe seeds has a table of its own. "
-    + MISSING
+    f"{LEADERS} {MISSING}"
 )
 
 
@@ -166,7 +174,7 @@ def seed_table(comparison: Comparison, entries: Sequence[Entry]) -> Table:
                 continue
             spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
             parts = [sum(column) for column in zip(*(area.parts for area in areas), strict=True)]
-            cells += [number(float(np.mean(values))) + share(*parts), number(spread, ".4f")]
+            cells += [number(float(np.mean(values))) + share(*parts), number(spread)]
             cells.append(f"{min(values):.3f} to {max(values):.3f}")
         rows.append((entry.title, str(max(map(len, entry.scores.values()))), *cells))
     header = ["method", "seeds"]

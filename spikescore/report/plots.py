@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from spikescore.report.comparison import (
     trajectory_entry,
 )
 from spikescore.report.evaluation import METHODS, Item, View
+from spikescore.report.spike_places import Spike, turn_shares
 from spikescore.report.text import figure_cell
 from spikescore.stats.bootstrap import Area
 from spikescore.stats.roc import roc_points
@@ -36,12 +38,8 @@ if TYPE_CHECKING:
 
 DPI = 150
 CLASSES = ((1, "hallucinated (y=1)", "#D55E00"), (0, "consistent (y=0)", "#0072B2"))
-CURVES = (
-    ("spike_score", "#000000", "-"),
-    ("first_score", "#D55E00", "--"),
-    ("mean_score", "#009E73", "-."),
-    ("perplexity", "#0072B2", ":"),
-)
+CURVES = ("spike_score", "first_score", "mean_score", "perplexity")
+CURVE_STYLES = (("#000000", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#0072B2", ":"))
 COLOURS = {"trajectory": "#D55E00", "training-free": "#0072B2", "trained": "#009E73",
            "control": "#777777"}  # fmt: skip
 VIEW_COLOURS = {"macro": "#0072B2", "pooled": "#D55E00"}
@@ -79,56 +77,107 @@ def png(figure: Figure, title: str) -> bytes:
 # --- one folder of dialogues ------------------------------------------------------------------
 
 
-def roc_png(views: Sequence[View], run: str) -> bytes:
-    """Draw the ROC curves of the pooled views, one panel each."""
-    shown = _pooled(views)
+@dataclass(frozen=True)
+class Panel:
+    """Items of one pool or domain: labels y [n], and scores [n] with name and AUROC, SpikeScore's
+    first.
+    """
+
+    title: str
+    y: np.ndarray
+    scores: tuple[tuple[str, np.ndarray, Area], ...]
+    threshold: float | None = None
+
+    @property
+    def heading(self) -> str:
+        """The title over the counts."""
+        positive = int(self.y.sum())
+        return f"{self.title}\n{positive} hallucinated, {self.y.size - positive} consistent"
+
+
+def panels_of(views: Sequence[View], *kinds: str) -> list[Panel]:
+    """Return the panels of the views of these kinds."""
+    return [
+        Panel(
+            view.title,
+            np.array([item.y for item in view.items]),
+            tuple(
+                (METHODS[name], np.array([getattr(item, name) for item in view.items], float),
+                 view.methods[name])
+                for name in CURVES
+            ),
+            view.flags["threshold"][0] if view.flags else None,
+        )
+        for view in views
+        if view.kind in kinds
+    ]  # fmt: skip
+
+
+def roc_png(shown: Sequence[Panel], title: str) -> bytes:
+    """Draw the ROC curves of every panel."""
     figure, axes = panels(len(shown), 5.2, 5.0)
-    for axis, view in zip(axes, shown, strict=True):
+    for axis, panel in zip(axes, shown, strict=True):
         axis.plot([0, 1], [0, 1], color="0.7", lw=1)
-        for method, colour, style in CURVES:
-            auroc = view.methods[method]
-            if auroc.value is None:
+        for place, (name, scores, area) in enumerate(panel.scores):
+            if area.value is None:
                 continue
-            y, scores = _labels_and(view.items, method)
-            false, true = roc_points(y, scores)
-            name = f"{METHODS[method]}  {figure_cell(auroc, '.2f')}"
-            width = 2.2 if method == "spike_score" else 1.5
-            axis.plot(false, true, style, color=colour, lw=width, label=name)
+            known = np.isfinite(scores)
+            false, true = roc_points(panel.y[known], scores[known])
+            colour, style = CURVE_STYLES[place % len(CURVE_STYLES)]
+            axis.plot(false, true, style, color=colour, lw=1.5 if place else 2.2,
+                      label=f"{name}  {figure_cell(area)}")  # fmt: skip
         axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
         axis.set_xlabel("false-positive rate (consistent answers flagged)")
         axis.set_ylabel("true-positive rate (hallucinations flagged)")
-        axis.set_title(_panel_title(view), fontsize=10)
-        _legend_or_note(axis, view, loc="lower right", title="AUROC [95% interval]")
-    return png(figure, f"ROC: {run}")
+        axis.set_title(panel.heading, fontsize=10)
+        note = panel.scores[0][2].note
+        _legend_or_note(axis, note, loc="lower right", title="AUROC [95% interval]")
+    return png(figure, title)
 
 
-def histogram_png(views: Sequence[View], run: str) -> bytes:
-    """Draw SpikeScore's distribution by class in the pooled views, one panel each."""
-    shown = _pooled(views)
+def histogram_png(shown: Sequence[Panel], title: str) -> bytes:
+    """Draw SpikeScore's distribution by class in every panel."""
     figure, axes = panels(len(shown), 5.6, 4.2)
-    for axis, view in zip(axes, shown, strict=True):
-        top = max(item.spike_score for item in view.items) or 1.0
-        bins = np.linspace(0, top, 25)
-        for y, name, colour in CLASSES:
-            values = [item.spike_score for item in view.items if item.y == y]
-            if values:
-                share = np.full(len(values), 100 / len(values))
-                label = f"{name}, n={len(values)}, median {np.median(values):.2f}"
+    for axis, panel in zip(axes, shown, strict=True):
+        name, scores, area = panel.scores[0]
+        bins = np.linspace(0, np.nanmax(scores, initial=0) or 1.0, 25)
+        for y, label, colour in CLASSES:
+            values = scores[(panel.y == y) & np.isfinite(scores)]
+            if values.size:
+                share = np.full(values.size, 100 / values.size)
+                label = f"{label}, n={values.size}, median {np.median(values):.3f}"
                 axis.hist(values, bins, weights=share, color=colour, alpha=0.35)
                 axis.hist(
                     values, bins, weights=share, color=colour, histtype="step", lw=1.6, label=label
                 )
-        if view.flags:
-            (threshold,) = view.flags["threshold"]
-            axis.axvline(threshold, color="0.2", ls="--", label=f"lambda {threshold:.2f}")
+        if panel.threshold is not None:
+            label = f"lambda {panel.threshold:.3f}"
+            axis.axvline(panel.threshold, color="0.2", ls="--", label=label)
         axis.set_xlabel("SpikeScore (largest absolute second difference of probe scores)")
         axis.set_ylabel("share of the class (%)")
-        auroc = figure_cell(view.methods["spike_score"], ".2f")
-        axis.set_title(_panel_title(view), fontsize=10)
+        axis.set_title(panel.heading, fontsize=10)
         options = {"loc": "upper right", "fontsize": 8, "title_fontsize": 8, "framealpha": 1}
-        axis.legend(title=f"AUROC {auroc}", **options)
+        axis.legend(title=f"AUROC {figure_cell(area)}", **options)
         axis.set_ylim(0, axis.get_ylim()[1] * 1.3)
-    return png(figure, f"SpikeScore by class: {run}")
+    return png(figure, title)
+
+
+def spike_turns_png(spikes: Sequence[Spike], title: str) -> bytes:
+    """Draw at which turn the spikes of each class fall."""
+    figure, (axis,) = panels(1, 7.5, 3.4)
+    shares = turn_shares(spikes)
+    turns = np.arange(1, 1 + max(map(len, shares.values()), default=0))
+    for side, (y, name, colour) in zip((-0.2, 0.2), CLASSES, strict=True):
+        n = sum(spike.y == y for spike in spikes)
+        axis.bar(turns + side, shares[y], 0.4, color=colour, label=f"{name}, n={n}")
+    if turns.size > 2:
+        chance = 100 / (turns.size - 2)
+        axis.plot([1.5, turns.size - 0.5], [chance] * 2, color="0.3", ls="--", label="by chance")
+    axis.set_xticks(turns if turns.size <= 30 else turns[::5])
+    axis.set_xlabel("turn of the spike")
+    axis.set_ylabel("share of the class (%)")
+    axis.legend(fontsize=8)
+    return png(figure, title)
 
 
 def trajectories_png(views: Sequence[View], run: str) -> bytes:
@@ -156,7 +205,7 @@ def trajectories_png(views: Sequence[View], run: str) -> bytes:
         axis.set_xticks([1, *range(5, longest + 1, 5)] if longest >= 5 else range(1, longest + 1))
         axis.set_title(view.title, fontsize=10)
         axis.margins(y=0.15)
-        _legend_or_note(axis, view, loc="best")
+        _legend_or_note(axis, view.methods["spike_score"].note, loc="best")
     return png(figure, f"Mean probe score per turn, 95% band of the mean: {run}")
 
 
@@ -176,7 +225,7 @@ def spikes_png(items: Sequence[Item], run: str) -> bytes:
         ):
             turns = range(1, len(item.scores) + 1)
             axis.plot(turns, item.scores, style, color=colour, marker="o", ms=3,
-                      label=f"{rank} SpikeScore: {item.spike_score:.2f}")  # fmt: skip
+                      label=f"{rank} SpikeScore: {item.spike_score:.3f}")  # fmt: skip
             at = (item.spike_turn, item.scores[item.spike_turn - 1])
             axis.plot(*at, "o", ms=11, mfc="none", mec="black", mew=1.3)
         axis.set_xlabel("turn (1 = the first answer)")
@@ -200,27 +249,12 @@ def _mean_by_turn(rows: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarr
     return np.array(turns), np.array(means), np.array(errors)
 
 
-def _pooled(views: Sequence[View]) -> list[View]:
-    return [view for view in views if view.kind in ("in-domain", "pooled")]
-
-
-def _panel_title(view: View) -> str:
-    positive = sum(item.y for item in view.items)
-    return f"{view.title}\n{positive} hallucinated, {len(view.items) - positive} consistent"
-
-
-def _labels_and(items: Sequence[Item], method: str) -> tuple[np.ndarray, np.ndarray]:
-    pairs = [(item.y, getattr(item, method)) for item in items]
-    y, scores = zip(*[pair for pair in pairs if pair[1] is not None], strict=True)
-    return np.array(y), np.array(scores)
-
-
-def _legend_or_note(axis: Axes, view: View, **options: Any) -> None:
+def _legend_or_note(axis: Axes, note: str, **options: Any) -> None:
     """Add the legend; a panel with nothing drawn says why instead."""
     if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize=8, title_fontsize=8, **options)
     else:
-        note = view.methods["spike_score"].note.replace("; ", ";\n").replace(", ", ",\n")
+        note = note.replace("; ", ";\n").replace(", ", ",\n")
         axis.text(0.5, 0.5, note, ha="center", va="center", transform=axis.transAxes, fontsize=9)
 
 
@@ -229,10 +263,11 @@ def _legend_or_note(axis: Axes, view: View, **options: Any) -> None:
 
 def forest(comparison: Comparison, entries: Sequence[Entry], title: str) -> bytes:
     """Draw every method's mean AUROC with its interval, a panel per cross-domain view."""
-    return _forest([(entry.title, comparison, entry) for entry in entries], title)
+    return forest_rows([(entry.title, comparison, entry) for entry in entries], title)
 
 
-def _forest(rows: Sequence[tuple[str, Comparison, Entry]], title: str) -> bytes:
+def forest_rows(rows: Sequence[tuple[str, Comparison, Entry]], title: str) -> bytes:
+    """Draw each row's mean AUROC with its interval, a panel per cross-domain view."""
     figure, axes = panels(len(CROSS), 4.6, 0.9 + 0.24 * len(rows), sharey=True)
     places = np.arange(len(rows))[::-1]
     for axis, view in zip(axes, CROSS, strict=True):
@@ -271,7 +306,7 @@ def forest_of_models(models: Sequence[tuple[str, Comparison, Sequence[Entry]]]) 
         for entry in entries
         if entry.name in shown
     ]
-    return _forest(rows, "Cross-domain AUROC")
+    return forest_rows(rows, "Cross-domain AUROC")
 
 
 def matrices(comparison: Comparison, entries: Sequence[Entry], title: str) -> bytes:
@@ -372,14 +407,17 @@ def layer_heat_map(grid: LayerGrid, title: str) -> bytes:
 
 
 def _heat(axis: Axes, table: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
-    """Draw a table of AUROCs; 0.5 is white, so that both directions show."""
-    axis.imshow(np.ma.masked_invalid(table), cmap="PuOr_r", vmin=0.2, vmax=0.8, aspect="auto")
+    """Draw a table of AUROCs with its colour bar; 0.5 is white, so that both directions show."""
+    image = axis.imshow(
+        np.ma.masked_invalid(table), cmap="PuOr_r", vmin=0.2, vmax=0.8, aspect="auto"
+    )
+    axis.figure.colorbar(image, ax=axis, extend="both", label="AUROC").ax.tick_params(labelsize=8)
     axis.set_xticks(range(len(columns)), columns, rotation=40, ha="right", fontsize=8)
     axis.set_yticks(range(len(rows)), rows, fontsize=8)
     axis.grid(False)
     for row, cells in enumerate(table):
         for column, cell in enumerate(cells):
-            text = "n/c" if np.isnan(cell) else f"{cell:.2f}"
+            text = "n/c" if np.isnan(cell) else f"{cell:.3f}".removeprefix("0")
             dark = not np.isnan(cell) and abs(cell - 0.5) > 0.22
             axis.text(column, row, text, ha="center", va="center", fontsize=7.5,
                       color="white" if dark else "black")  # fmt: skip

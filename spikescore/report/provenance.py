@@ -28,7 +28,7 @@ def write_provenance(experiment: Experiment, steps: Sequence[Step], config: str)
     about = [
         ("experiment", config),
         ("made", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
-        ("commit", _commit() or "unknown"),
+        ("commit", commit() or "unknown"),
         ("machine", f"{_processor()}, {os.cpu_count()} cores, {platform.machine()}"),
         ("system", f"{platform.system()} {platform.release()}"),
         ("python", platform.python_version()),
@@ -77,7 +77,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _commit() -> str:
+def commit() -> str:
     """Return the project's commit, marked where files differ from it; "" without git."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     try:

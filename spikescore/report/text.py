@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from spikescore.report.page import Table
+from spikescore.report.content import Table
 from spikescore.stats.bootstrap import Area, Contrast
 
 _TEX = {
@@ -28,9 +28,10 @@ _TEX = {
 
 def markdown_table(table: Table) -> str:
     """Return the table in Markdown, its note below it; no caption. It ends with an empty line."""
-    lines = [table.header, ["---"] * len(table.header), *table.rows]
-    escaped = [[_one_line(cell).replace("|", "\\|") for cell in line] for line in lines]
-    shown = [f"| {' | '.join(line)} |" for line in escaped]
+    rows = _marked(table, "**{}**".format, lambda cell: _one_line(cell).replace("|", "\\|"))
+    lines = [[_one_line(cell).replace("|", "\\|") for cell in table.header]]
+    lines += [["---"] * len(table.header), *rows]
+    shown = [f"| {' | '.join(line)} |" for line in lines]
     return "\n".join([*shown, *(["", _one_line(table.note)] if table.note else []), ""])
 
 
@@ -43,7 +44,7 @@ def csv_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def tex_table(table: Table) -> str:
     """Return a LaTeX table; it needs the package booktabs. The caption stands above, as usual."""
-    rows = [_tex_row(row) for row in table.rows]
+    rows = [_tex_row(row) for row in _marked(table, r"\textbf{{{}}}".format, _tex)]
     note = [rf"\par\smallskip\footnotesize {_tex(table.note)}"] if table.note else []
     lines = [
         r"\begin{table}",
@@ -51,7 +52,7 @@ def tex_table(table: Table) -> str:
         rf"\caption{{{_tex(table.caption)}}}",
         rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
         r"\toprule",
-        _tex_row(table.header),
+        _tex_row([_tex(cell) for cell in table.header]),
         r"\midrule",
         *rows,
         r"\bottomrule",
@@ -64,7 +65,18 @@ def tex_table(table: Table) -> str:
 
 def _tex_row(cells: Sequence[str]) -> str:
     # {} keeps a cell that begins with "[" from being read as an option of the \\ before it
-    return " & ".join("{}" * cell.startswith("[") + _tex(cell) for cell in cells) + r" \\"
+    return " & ".join("{}" * cell.startswith("[") + cell for cell in cells) + r" \\"
+
+
+def _marked(
+    table: Table, bold: Callable[[str], str], escape: Callable[[str], str]
+) -> list[list[str]]:
+    """Return the escaped cells of a table, those that stand out made bold."""
+    return [
+        [bold(escape(cell)) if (row, column) in table.bold and cell else escape(cell)
+         for column, cell in enumerate(cells)]
+        for row, cells in enumerate(table.rows)
+    ]  # fmt: skip
 
 
 def _tex(text: str) -> str:

@@ -1,9 +1,11 @@
 """What a run logs to Weights & Biases: its settings, metrics and tables. Never a file store.
 
-WANDB_ENT, WANDB_API_KEY, WANDB_BASE_URL and WANDB_MODE are read from the environment. Without a key
-the run is logged offline, into the run's own folder, and `wandb sync` can send it later. The log is
-optional, so nothing about it ends a run or holds it up: no network, a key that is refused or a log
-that breaks off are one warning each.
+The stages, the probe trainer and the tables call `log_run` when their work is done and written;
+they log where that is `wanted`: where a key or WANDB_MODE is set. WANDB_ENT, WANDB_API_KEY,
+WANDB_BASE_URL and WANDB_MODE are read from the environment. Without a key the run is logged
+offline, into a folder, and `wandb sync` can send it later. The log is optional, so nothing about it
+ends a run or holds it up: no network, a key that is refused or a log that breaks off are one
+warning each.
 """
 
 from __future__ import annotations
@@ -12,17 +14,61 @@ import io
 import logging
 import netrc
 import os
+import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from spikescore.report.content import Figure, Table
+
 log = logging.getLogger("spikescore")
 
-PATIENCE = 10.0  # seconds for a server to answer, and to begin a run
+ANSWER = 4.0  # seconds for a server to answer at all
+PATIENCE = 10.0  # seconds to begin a run on a server that answers
 END_PATIENCE = 20.0  # seconds for what is not sent yet when a run ends; the rest stays on disk
 ONLINE, OFFLINE = ("online", "run", "shared"), ("offline", "dryrun", "disabled")
+
+
+def wanted() -> bool:
+    """Whether the environment asks for a log: by WANDB_MODE, or by an account's key."""
+    mode = os.environ.get("WANDB_MODE", "").strip()
+    url = os.environ.get("WANDB_BASE_URL", "").strip() or "https://api.wandb.ai"
+    return mode != "disabled" if mode else has_key(url)
+
+
+def log_run(
+    job: str,
+    settings: Mapping[str, Any],
+    figures: Mapping[str, Any],
+    *,
+    folder: Path | None = None,
+    always: bool = False,
+    tables: Mapping[str, Table] | None = None,
+    plots: Mapping[str, Figure] | None = None,
+) -> None:
+    """Log a job that is done, where that is `wanted` or `always`: its settings, tables, plots and
+    every number in `figures`, named "a/b" by its place in there. Prints where the log is.
+
+    It lies in `folder`, else in WANDB_DIR or the working folder: nothing is put between the pairs.
+    """
+    folder = folder or Path(os.environ.get("WANDB_DIR", "").strip() or ".")
+    told = {"job": job, "command": " ".join(sys.argv), **settings}
+    with Tracker("spikescore", folder, told, enabled=always or wanted()) as tracker:
+        tracker.log(dict(_numbers(figures)))
+        for name, table in (tables or {}).items():
+            tracker.table(name, table.header, table.rows)
+        for name, plot in (plots or {}).items():
+            tracker.image(name, plot.png, plot.caption)
+
+
+def _numbers(figures: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{above}{name}/")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield f"{above}{name}", value
 
 
 class Tracker:
@@ -78,8 +124,11 @@ class Tracker:
 
     def __exit__(self, *exc_info: object) -> None:
         if self._run:
+            place = _place(self._run)
             self._try(lambda: self._run.finish())
             self._run = None
+            if place:
+                print(f"W&B: {place}")
 
     def _try(self, step: Callable[[], None], otherwise: str = "the log ends here") -> None:
         try:
@@ -87,6 +136,16 @@ class Tracker:
         except Exception as error:  # whatever it is: a log is not worth a run
             log.warning("W&B: %s; %s", _brief(error), otherwise)
             self._run = None
+
+
+def _place(run: Any) -> str:
+    """Return where a run's log can be seen: its page, or its folder where it is offline."""
+    if run.disabled:
+        return ""
+    if not run.offline and run.url:
+        return run.url
+    folder = Path(run.dir).parent
+    return f"logged offline into {folder}; `wandb sync {folder}` sends it"
 
 
 def _begin(project: str, folder: Path, settings: dict[str, Any]) -> Any:
@@ -138,7 +197,7 @@ def has_key(url: str) -> bool:
 
 
 def _unreachable(url: str) -> str:
-    """Why a server does not answer within `PATIENCE`; "" when it does, whatever it says.
+    """Why a server does not answer within `ANSWER`; "" when it does, whatever it says.
 
     Asked in a thread, as a look-up of its name may take longer than any limit of the request.
     """
@@ -148,14 +207,14 @@ def _unreachable(url: str) -> str:
 
     def ask() -> None:
         try:
-            requests.get(url, timeout=PATIENCE, stream=True).close()
+            requests.get(url, timeout=ANSWER, stream=True).close()
             found.append("")
         except requests.RequestException as error:
             found.append(f"{urlsplit(url).hostname} cannot be reached ({type(error).__name__})")
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
-    asking.join(PATIENCE)
+    asking.join(ANSWER)
     return found[0] if found else f"{urlsplit(url).hostname} does not answer"
 
 

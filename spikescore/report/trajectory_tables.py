@@ -24,8 +24,8 @@ from spikescore.report.comparison import (
     turns_entry,
     without_turn_means,
 )
+from spikescore.report.content import Table
 from spikescore.report.main_tables import main_entries
-from spikescore.report.page import Table
 from spikescore.report.paper import BASE_SCORER, published_base_scorer
 from spikescore.report.text import MISSING, figure_cell, number
 from spikescore.stats.bootstrap import Area

@@ -21,8 +21,8 @@ from spikescore.report.comparison import (
     static_entries,
     trajectory_entry,
 )
+from spikescore.report.content import Table
 from spikescore.report.experiment import Variant
-from spikescore.report.page import Table
 from spikescore.report.paper import BASE_SCORER
 from spikescore.report.text import MISSING, figure_cell, number, share, with_interval
 from spikescore.stats.agreement import agree

@@ -319,6 +319,20 @@ class Resampler:
         return Area(None, draws, np.zeros((3, self.y.size)), items, n_positive, note, parts)
 
 
+def contrast_of_draws(one: Area, other: Area) -> Contrast:
+    """Return one - other by their bootstrap draws alone, each of its own labels.
+
+    The two may be of two resamplers: where those are of the same groups in the same order under one
+    seed, the draws are paired; under two seeds they are independent.
+    """
+    if one.value is None or other.value is None:
+        return Contrast(None, None, None, None, None, one.n, one.note or other.note)
+    draws, value = one.draws - other.draws, one.value - other.value
+    p_bootstrap = _two_sided(draws, value)
+    low, high = (central(draws) if p_bootstrap is not None else None) or (None, None)
+    return Contrast(value, low, high, p_bootstrap, None, one.n, one.note, parts=one.parts)
+
+
 def measure_auroc(
     y: np.ndarray,
     scores: np.ndarray,

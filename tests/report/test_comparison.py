@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 from spikescore.report.comparison import (
     Comparison,
     Entry,
+    leaders,
     match_base_rates,
     seed_means,
     static_entries,
@@ -225,3 +226,25 @@ def test_a_figure_can_be_confined_to_some_items(book, comparison):
     assert mean.value == pytest.approx(np.mean(list(expected.values())))
     found = comparison.contrast(perplexity, saplma, "pooled", some)
     assert found.value == pytest.approx(mean.value - comparison.mean(saplma, "pooled", some).value)
+
+
+def test_leaders_are_the_best_and_those_its_paired_interval_does_not_exclude():
+    book = make_book(n=200, seeds=1)
+    rng = np.random.default_rng(3)
+    for name, noise in (("near", 0.6), ("far", 3.0), ("best", 0.55)):
+        book.scores[name, "", 0] = book.y + rng.normal(0, noise, book.y.size)
+        book.methods[name] = {"title": name, "family": "trained", "needs": []}
+    book.scores["oracle", "", 0] = book.y.astype(float)
+    book.methods["oracle"] = {"title": "oracle", "family": "control", "needs": []}
+    compare = Comparison(book, draws=200)
+    wanted = ("near", "far", "best", "oracle")
+    entries = [entry for name, entry in static_entries(book).items() if name in wanted]
+    found = leaders(compare, entries, "macro")
+    means = {entry.name: compare.mean(entry, "macro").value for entry in entries}
+    best = max((name for name in wanted if name != "oracle"), key=means.get)
+    assert best in found and "far" not in found and "oracle" not in found
+    chosen = next(entry for entry in entries if entry.name == best)
+    for entry in entries[:3]:
+        low, _ = compare.contrast(chosen, entry, "macro").interval
+        assert (entry.name in found) == (low <= 0)
+    assert leaders(compare, entries, "macro", np.zeros(book.y.size, bool)) == frozenset()

@@ -8,10 +8,11 @@ import json
 import re
 import weakref
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
-from spikescore.report.page import Dialogue, Figure, Section, Table, write_page
+from spikescore.report.page import Dialogue, Figure, Section, Table, write_page, writing
 from spikescore.report.page.writing import CHUNK
 from spikescore.report.text import markdown_table, tex_table
 from tests.helpers.running import LIMIT
@@ -31,7 +32,7 @@ def dialogue(place, *, y=0, spike=0.5, turn=3, domain="trivia", n=6, **fields):
     return Dialogue(**{
         "id": f"item-{place}", "domain": domain, "y": y, "spike_score": spike, "spike_turn": turn,
         "scores": tuple(scores), "question": f"question {place}?", "gold": f"gold {place}",
-        "split": "test",
+        "split": "test", "judge": "auto: no",
         "turns": tuple(("critical", f"prompt {place}.{k}", f"answer {place}.{k}")
                        for k in range(1, n + 1)),
         **fields,
@@ -92,12 +93,12 @@ def test_chunks_and_index_hold_every_dialogue_in_order(tmp_path):
     index, chunks = unpack(Reader(write(tmp_path / "page.html", iter(made))))
     assert [len(chunk) for chunk in chunks] == [CHUNK, CHUNK, 7] and index["chunk"] == CHUNK
     texts = [entry for chunk in chunks for entry in chunk]
-    assert texts == [[one.gold, [list(turn) for turn in one.turns]] for one in made]
+    assert texts == [[one.gold, [list(turn) for turn in one.turns], one.judge] for one in made]
     assert index["id"] == [one.id for one in made] and index["y"] == [one.y for one in made]
     assert [index["domains"][place] for place in index["domain"]] == [one.domain for one in made]
     assert index["spike"][4:6] == [0.5, None] and index["turn"][4:6] == [3, None]
     assert index["scores"][4] == list(made[4].scores)
-    assert index["scores"][5] == [0.1, None, 0.1235]
+    assert index["scores"][5] == [0.1, None, 0.123]  # as it is shown
 
 
 def test_hostile_text_stays_text(tmp_path):
@@ -105,25 +106,25 @@ def test_hostile_text_stays_text(tmp_path):
     table = Table(HOSTILE, (HOSTILE, "b"), ((HOSTILE, HOSTILE),), HOSTILE)
     section = Section(HOSTILE, (HOSTILE,), (table,), (Figure(HOSTILE, PIXEL, HOSTILE),))
     bad = dialogue(
-        0, id=HOSTILE, domain=HOSTILE, question=HOSTILE, gold=lone, split=HOSTILE,
+        0, id=HOSTILE, domain=HOSTILE, question=HOSTILE, gold=lone, split=HOSTILE, judge=HOSTILE,
         turns=((HOSTILE, HOSTILE, HOSTILE),) * 6,
     )  # fmt: skip
     path = write(
         tmp_path / "page.html", [bad], title=HOSTILE, headline=[HOSTILE], sections=[section],
-        footer=HOSTILE,
+        settings=[(HOSTILE, HOSTILE)], footer=HOSTILE,
     )  # fmt: skip
     reader = Reader(path)
-    assert len(reader.all("script")) == 3  # one chunk, the index, ours
+    assert len(reader.all("script")) == 4  # tables, one chunk, the index, ours
     assert [own["alt"].count("onerror") for own, _ in reader.all("img")] == [1]
     assert not any(
         name.startswith("on") for _, attributes, _ in reader.elements for name in attributes
     )
     shown = HOSTILE.replace("\x00", "")
-    for tag in ("title", "h1", "footer", "td", "figcaption"):
+    for tag in ("title", "h1", "footer", "td", "figcaption", "dt", "dd"):
         assert reader.all(tag)[0][1].replace("\x00", "") == shown
     index, chunks = unpack(reader)
     assert index["id"] == index["question"] == index["domains"] == [HOSTILE]
-    assert chunks[0][0] == ["half of a pair: ?", [[HOSTILE] * 3] * 6]
+    assert chunks[0][0] == ["half of a pair: ?", [[HOSTILE] * 3] * 6, HOSTILE]
 
 
 def test_policy_allows_our_script_and_style_alone(tmp_path):
@@ -220,6 +221,15 @@ def test_same_content_same_bytes_and_no_dialogues_no_browser(tmp_path):
     ((section, _),) = reader.all("section", id="dialogues")
     assert "hidden" in section
     assert "Dialogues" not in [text for _, text in reader.all("a")]
+
+
+def test_cells_that_stand_out_do_so_in_every_form(tmp_path):
+    table = Table("t", ("a", "b"), (("x_1", "0.5"), ("y", "0.4")), bold=frozenset({(0, 1), (1, 0)}))
+    assert markdown_table(table).splitlines()[2:] == ["| x_1 | **0.5** |", "| **y** | 0.4 |"]
+    assert r"x\_1 & \textbf{0.5} \\" in tex_table(table)
+    assert r"\textbf{y} & 0.4 \\" in tex_table(table)
+    reader = Reader(write(tmp_path / "page.html", sections=[Section("s", tables=(table,))]))
+    assert [own["class"] for own, _ in reader.all("td")] == ["number best", "number"]
 
 
 def test_tables_in_markdown_and_latex():
@@ -333,7 +343,7 @@ def check_reader(page, place):
     facts = reader.locator("dd").all_inner_texts()
     named = {0: "consistent", 1: "hallucinated", None: "not labelled"}[label_of(place)]
     assert facts[0].split(" ", 1)[1] == named and facts[1] == f"gold {place}"
-    assert facts[2] == f"{spike_of(place):.3f} at turn {turn}"
+    assert facts[2] == f"{spike_of(place):.3f} at turn {turn}" and facts[3] == "auto: no"
     assert [each.get_attribute("data-turn") for each in page.locator(".turn.spike").all()] == [turn]
     column = reader.locator(f'.hit[data-turn="{turn}"]')
     middle = float(column.get_attribute("x")) + float(column.get_attribute("width")) / 2
@@ -374,7 +384,7 @@ def test_a_dialogue_opens_by_click_and_by_keyboard(visit):
 def test_every_control_is_reached_by_tab_and_shows_it(visit):
     page = visit()
     reached = []
-    for _ in range(11):  # the page has no more
+    for _ in range(14):  # the page has no more
         page.keyboard.press("Tab")
         reached.append(page.evaluate(
             "[document.activeElement.id || document.activeElement.textContent,"
@@ -383,7 +393,7 @@ def test_every_control_is_reached_by_tab_and_shows_it(visit):
     names = [name for name, _ in reached]
     assert names[0] == "Skip to the results"
     assert [name for name, outline in reached if outline not in ("solid", "auto")] == []
-    wanted = ["search", "domain", "label", "sort", "direction", "list"]
+    wanted = ["search", "domain", "label", "items", "sort", "direction", "list"]
     assert [name for name in names if name in wanted] == wanted
 
 
@@ -448,7 +458,7 @@ def test_a_text_of_megabytes_is_cut_and_says_so(tmp_path, browser):
     assert max(len(json.dumps(one)) for one in texts) < 700_000
     assert texts[1][1][0][2].startswith(huge[:20_000] + " [cut here: 20,000 of 2,000,000 char")
     assert len(texts[2][1]) == 501 and "500 more turns" in texts[2][1][-1][1]
-    assert texts[3] == ["gold 3", [list(turn) for turn in dialogue(3).turns]]
+    assert texts[3] == ["gold 3", [list(turn) for turn in dialogue(3).turns], "auto: no"]
     page = browser.new_page()
     page.goto(path.as_uri())
     page.focus("#list")
@@ -500,32 +510,95 @@ def test_print_shows_tables_whole_and_no_list(visit):
     assert pdf.startswith(b"%PDF") and 2 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 8
 
 
-def contrast(page, selector):
-    """WCAG 2 contrast ratio of an element's text against the page."""
-    colours = page.evaluate(
-        "name => [document.querySelector(name), document.body].map((element, k) =>"
-        " getComputedStyle(element)[k ? 'backgroundColor' : 'color'])",
-        selector,
+TEXT = ("ink", "soft", "link", "hallucinated", "consistent", "unlabelled", "spike")
+GROUNDS = ("paper", "panel", "chosen", "spike-panel")
+
+
+def luminance(colour):
+    """WCAG 2 relative luminance of "#rgb" or "#rrggbb"."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * sign for sign in colour[1:])
+    parts = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize(("mode", "place"), [("light", 0), ("dark", 1), ("print", 2)])
+def test_every_colour_of_text_can_be_read_on_every_ground(mode, place):
+    """At least 4.5:1, the least that WCAG 2 asks of small text."""
+    style = (Path(writing.__file__).parent / "page.css").read_text()
+    blocks = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
+    assert len(blocks) == 3
+    light, own = (
+        dict(re.findall(r"--([\w-]+): (#\w+);", block)) for block in (blocks[0], blocks[place])
     )
-
-    def luminance(colour):
-        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
-        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    low, high = sorted(luminance(colour) for colour in colours)
-    return (high + 0.05) / (low + 0.05), luminance(colours[1])
+    colours = {**light, **own}
+    ratios = {}
+    for text in TEXT:
+        for ground in GROUNDS:
+            low, high = sorted(luminance(colours[name]) for name in (text, ground))
+            ratios[text, ground] = (high + 0.05) / (low + 0.05)
+    assert min(ratios.values()) >= 4.5, sorted(ratios.items(), key=lambda one: one[1])[:3]
+    used = set(re.findall(r"(?<![-\w])(?:color|fill): var\(--([\w-]+)\)", style))
+    # the rest fill shapes: points, bars, the band of the spike
+    assert used - set(TEXT) == {"paper", "line", "spike-panel"}
+    written = re.findall(r"(?:color|fill|background): (#\w+)", style)
+    assert set(written) == {"#fff"}  # under plots alone
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_in_light_and_dark(visit, scheme):
+def test_the_page_takes_the_colours_of_the_scheme(visit, scheme):
     page = visit(color_scheme=scheme)
+    colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    shade = int(re.findall(r"\d+", colour)[0])
+    assert (shade < 64) == (scheme == "dark")
+
+
+def test_an_address_opens_its_dialogue(visit, page_file):
+    page = visit()
     page.locator(".row").first.click()
-    page.locator(".badge").wait_for()
-    for selector, least in (("body", 7), (".note", 4.5), ("a", 4.5), (".badge", 4), (".mark", 3)):
-        ratio, paper = contrast(page, selector)
-        assert ratio >= least, (selector, ratio)
-        assert (paper < 0.1) == (scheme == "dark")
+    page.locator(".turn").first.wait_for()
+    opened = page.locator("#reader a.about").inner_text().rsplit(" ", 1)[1]
+    assert page.url.endswith(f"#{opened}")
+    page.evaluate("location.hash = '#item-17'")
+    check_reader(page, 17)
+    page.get_by_role("button", name="Close").click()
+    assert "#" not in page.url
+    page.evaluate("location.hash = '#%'")  # no address at all
+    assert page.locator(".turn").count() == 0
+
+
+def test_evaluated_dialogues_come_first_and_the_probes_own_have_a_badge(tmp_path, browser):
+    made = [
+        dialogue(0, spike=0.9, split="train", evaluated=False),
+        dialogue(1, spike=0.8, split="", evaluated=False),
+        dialogue(2, spike=0.1), dialogue(3, spike=0.2), dialogue(3, spike=0.3, domain="math"),
+    ]  # fmt: skip
+    path = write(tmp_path / "report.html", made)
+    page = browser.new_page()
+    page.goto(f"{path.as_uri()}#math/item-3")  # the id alone is another's
+    page.locator(".turn").first.wait_for()
+    assert page.locator("#reader dd").nth(2).inner_text() == "0.300 at turn 3"
+    assert ids_shown(page) == ["3", "3", "2", "0", "1"]
+    badges = page.locator(".row .kind-badge").all_inner_texts()
+    assert badges == ["the probe learnt from it", "left out of the figures"]
+    for kind, ids in (("trained", ["0"]), ("evaluated", ["3", "3", "2"]), ("left out", ["1"])):
+        page.select_option("#items", kind)
+        assert ids_shown(page) == ids
+    page.close()
+
+
+def test_a_table_is_copied_as_latex_and_csv(tmp_path, browser):
+    table = Table("t_1", ("a", "b"), (("x", "1"),))
+    path = write(tmp_path / "report.html", sections=[Section("s", tables=(table,))])
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.goto(path.as_uri())
+    for form, text in (("CSV", "a,b\nx,1\n"), ("LaTeX", tex_table(table))):
+        page.get_by_role("button", name=f"Copy as {form}").click()
+        page.get_by_role("button", name="Copied").wait_for()
+        assert page.evaluate("navigator.clipboard.readText()") == text
+        page.get_by_role("button", name=f"Copy as {form}").wait_for()
+    context.close()
 
 
 def test_a_browser_that_cannot_unpack_says_so(visit):

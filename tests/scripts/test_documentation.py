@@ -143,7 +143,7 @@ def sandbox(tmp_path_factory):
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
                 "OPENAI_API_KEY": "none",
                 "OPENAI_BASE_URL": server.url,
-                "WANDB_MODE": "offline",
+                "WANDB_MODE": "disabled",
             },
         )
 

@@ -4,10 +4,12 @@ import base64
 import copy
 import csv
 import gzip
+import html
 import json
 import math
 import re
 import sys
+import tomllib
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +19,11 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 import eval_probe
 from spikescore.report.evaluation import Evaluation, read_item
-from tests.helpers.running import run_script
+from tests.helpers.running import ROOT, run_script
 
 PNG = b"\x89PNG\r\n\x1a\n"
+PLOTS = ("roc.png", "histogram.png", "roc_domains.png", "histogram_domains.png",
+         "trajectories.png", "spikes.png", "spike_turns.png")  # fmt: skip
 
 
 def dialogue(item_id, y, scores, *, domain="trivia", split="unseen", threshold=0.5, **fields):
@@ -219,7 +223,7 @@ def test_json_gains_spike_score_and_nothing_else_changes(tree):
 
 def test_report_files(tree):
     data, report, done, summary, before = tree
-    for name in ("roc.png", "histogram.png", "trajectories.png", "spikes.png"):
+    for name in PLOTS:
         assert (report / name).read_bytes().startswith(PNG)
         assert f"wrote {report / name}" in done.stdout
     rows = list(csv.DictReader((report / "scores.csv").open()))
@@ -243,8 +247,8 @@ def test_report_page_holds_tables_plots_and_every_dialogue(tree):
     for method in ("spike_score", "perplexity", "dialogue_tokens", "domain_identity"):
         figure = pool[method]
         assert f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]" in text
-    assert text.count('src="data:image/png;base64,') == 4
-    for name in ("roc.png", "histogram.png", "trajectories.png", "spikes.png"):
+    assert text.count('src="data:image/png;base64,') == 7
+    for name in PLOTS:
         assert base64.b64encode((report / name).read_bytes()).decode() in text
     index = json.loads(re.search(r'id="index">(.*?)</script>', text)[1])
     chunks = re.findall(r'id="chunk-\d+">(.*?)</script>', text)
@@ -252,9 +256,14 @@ def test_report_page_holds_tables_plots_and_every_dialogue(tree):
     assert len(index["id"]) == len(texts) == 145
     place = index["id"].index("math_1")
     old = before[data / "b" / "math" / "math_1.json"]
-    assert index["scores"][place] == [round(s, 4) for s in old["metrics"]["probe_pred"]]
+    assert index["scores"][place] == [round(s, 3) for s in old["metrics"]["probe_pred"]]
     assert (index["y"][place], index["turn"][place]) == (1, 4)
-    gold, turns = texts[place]
+    gold, turns, _ = texts[place]
+    split = np.array(index["splits"], dtype=object)[index["split"]]
+    left_out = [bool(part in ("train", "val")) for part in split]
+    odd = ("unlabelled", "unscored", "short", "gap", "unfinished")
+    for name, own, kept in zip(index["id"], left_out, index["evaluated"], strict=True):
+        assert kept == (not own and name not in odd), name
     assert gold == "Ouse; the Ouse" and turns[7] == ["critical", "prompt 8", "answer 8 é"]
     gap = index["id"].index("gap")
     assert index["scores"][gap] == [] and index["spike"][gap] is None and len(texts[gap][1]) == 4
@@ -279,6 +288,34 @@ def test_main_table_files_agree_with_the_summary(tree):
     for name in ("table_main.md", "table_main.tex"):
         text = (report / name).read_text()
         assert all(cell in text for cell in cells) and "(n=74)" in text
+
+
+def test_console_summary_and_page_begin_or_end_with_one_verdict_and_round_alike(tree):
+    _, report, done, summary, _ = tree
+    page = html.unescape((report / "report.html").read_text())
+    texts = [done.stdout, (report / "summary.md").read_text(), page]
+    assert summary["verdict"].startswith("SpikeScore")
+    assert done.stdout[: done.stdout.index("wrote ")].rstrip().endswith(summary["verdict"])
+    assert texts[1].splitlines()[2] == summary["verdict"]
+    assert page.index(summary["verdict"]) < page.index("Main table")
+    for view in summary["views"]:
+        for figure in (view["auroc"]["spike_score"], view["spike_score_minus"]["first_score"]):
+            numbers = [figure[name] for name in ("value", "low", "high")]
+            sign = "" if figure is view["auroc"]["spike_score"] else "+"
+            for number in numbers if view["kind"] != "domain" or not sign else ():
+                assert all(f"{number:{sign}.3f}" in text for text in texts), (view["title"], number)
+
+
+def test_the_page_says_what_was_asked_of_what_and_by_which_probe(tree):
+    _, report, _, summary, _ = tree
+    page = (report / "report.html").read_text()
+    box = dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", page))
+    assert box["model"] == "demo" and "saplma.pkl" in box["probe"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", box["made"])
+    assert box["version"].split(",")[0] == tomllib.loads(
+        (ROOT / "pyproject.toml").read_text()
+    )["project"]["version"]  # fmt: skip
+    assert "Where spikes fall" in page and "Spikes by family of the prompt" in page
 
 
 def test_spiky_dialogue_is_the_largest_and_readable(tree):

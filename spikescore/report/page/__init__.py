@@ -5,7 +5,7 @@ makes the file. page.html is its frame, page.css its look, page.js the browser o
 puts all three into the file.
 """
 
-from spikescore.report.page.content import Dialogue, Figure, Section, Table
+from spikescore.report.content import Dialogue, Figure, Section, Table
 from spikescore.report.page.writing import write_page
 
 __all__ = ["Dialogue", "Figure", "Section", "Table", "write_page"]

@@ -1,15 +1,58 @@
 "use strict";
-// The browser of dialogues. Text from the data enters the page as text only (textContent, values of
-// attributes), never as markup. The list keeps in the document only the rows that can be seen; a
-// dialogue's turns are unpacked when it is opened.
+// Buttons to copy tables, and the browser of dialogues. Text from the data enters the page as text
+// only (textContent, values of attributes), never as markup. The list keeps in the document only the
+// rows that can be seen; a dialogue's turns are unpacked when it is opened.
+function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+// --- copying tables ----------------------------------------------------------------------------
+
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch { // not allowed for a page from a file by some browsers
+    const area = element("textarea", { class: "copied" }, text);
+    document.body.append(area);
+    area.select();
+    const done = document.execCommand("copy");
+    area.remove();
+    return done;
+  }
+  return true;
+}
+
+for (const [name, texts] of Object.entries(JSON.parse(document.getElementById("tables").textContent))) {
+  const buttons = element("div", { class: "copy" });
+  ["LaTeX", "CSV"].forEach((form, place) => {
+    const button = element("button", { type: "button" }, `Copy as ${form}`);
+    button.addEventListener("click", async () => {
+      button.textContent = (await copy(texts[place])) ? "Copied" : "Cannot copy here";
+      setTimeout(() => (button.textContent = `Copy as ${form}`), 2000);
+    });
+    buttons.append(button);
+  });
+  document.getElementById(name).closest("figure").append(buttons);
+}
+
+// on a phone a plot is as wide as the page; a tap makes it large, and it scrolls in its place
+for (const plot of document.querySelectorAll(".plot img")) {
+  plot.addEventListener("click", () => plot.classList.toggle("large"));
+}
+
+// --- the browser of dialogues ------------------------------------------------------------------
+
 (() => {
   const indexElement = document.getElementById("index");
   if (!indexElement) return;
   const index = JSON.parse(indexElement.textContent);
   const size = index.id.length;
-  const [section, controls, browser, list, rows, reader, count, direction, search, domain, label, sort] =
+  const [section, controls, browser, list, rows, reader, count, direction, search, domain, label, items, sort] =
     ["dialogues", "controls", "browser", "list", "rows", "reader", "count", "direction", "search",
-      "domain", "label", "sort"].map((name) => document.getElementById(name));
+      "domain", "label", "items", "sort"].map((name) => document.getElementById(name));
   section.hidden = false;
 
   const ROW_HEIGHT = 56; // as in page.css
@@ -29,13 +72,6 @@
 
   // --- small helpers ---------------------------------------------------------------------------
 
-  function element(tag, attributes = {}, ...children) {
-    const made = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    made.append(...children);
-    return made;
-  }
-
   function svg(tag, attributes = {}, ...children) {
     const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
     for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
@@ -47,6 +83,28 @@
   const labelOf = (item) => LABELS[index.y[item]];
   const classOf = (item) => (index.y[item] === null ? "unlabelled" : labelOf(item).text);
   const domainOf = (item) => index.domains[index.domain[item]];
+
+  const kindOf = (item) => {
+    if (["train", "val"].includes(index.splits[index.split[item]])) return "trained";
+    return index.evaluated[item] ? "evaluated" : "left out";
+  };
+  const BADGES = { trained: "the probe learnt from it", "left out": "left out of the figures" };
+  const badge = (item) => {
+    const told = index.evaluated[item] && kindOf(item) !== "trained" ? "" : BADGES[kindOf(item)];
+    return told ? [element("span", { class: "kind-badge" }, told)] : [];
+  };
+
+  // a dialogue's address: its id, after its domain where another part of the page has that id too
+  const address = [];
+  const addresses = new Map();
+  index.id.forEach((id, item) => {
+    const long = `${domainOf(item)}/${id}`;
+    address.push(addresses.has(id) || document.getElementById(id) ? long : id);
+    for (const name of [id, long]) {
+      if (!addresses.has(name) && !document.getElementById(name)) addresses.set(name, item);
+    }
+  });
+  const hashOf = (item) => `#${encodeURIComponent(address[item])}`;
 
   // --- which dialogues, in which order ---------------------------------------------------------
 
@@ -75,9 +133,11 @@
     for (let item = 0; item < size; item++) {
       if (domain.value !== "" && index.domain[item] !== Number(domain.value)) continue;
       if (label.value !== "" && String(index.y[item]) !== label.value) continue;
+      if (items.value !== "" && kindOf(item) !== items.value) continue;
       if (words.every((word) => searched[item].includes(word))) found.push(item);
     }
     found.sort((a, b) => {
+      if (index.evaluated[a] !== index.evaluated[b]) return index.evaluated[b] - index.evaluated[a];
       const [first, second] = [key(a), key(b)];
       if (first === second) return idRank[a] - idRank[b];
       if (first === null || second === null) return first === null ? 1 : -1; // missing ones come last
@@ -123,7 +183,7 @@
       element(
         "div", {},
         element("div", { class: "question", dir: "auto" }, index.question[item]),
-        element("div", { class: "about" }, about),
+        element("div", { class: "about" }, ...badge(item), about),
       ),
       spark(item),
       element("span", { class: "value" }, index.spike[item] === null ? "\u2013" : number(index.spike[item])),
@@ -288,6 +348,7 @@
 
   async function open(item) {
     state.opened = item;
+    history.replaceState(null, "", hashOf(item));
     drawRows();
     let content;
     try {
@@ -296,13 +357,13 @@
       }
       content = await texts(item);
     } catch (error) {
-      content = [null, [], `The texts cannot be unpacked: ${error.message}.`];
+      content = [null, [], "", `The texts cannot be unpacked: ${error.message}.`];
     }
     if (state.opened !== item) return; // another one was opened meanwhile
     show(item, ...content);
   }
 
-  function show(item, gold, turns, problem = "") {
+  function show(item, gold, turns, judge, problem = "") {
     const place = state.shown.indexOf(item);
     const button = (text, spoken, target) => {
       const made = element("button", { type: "button", "aria-label": spoken }, text);
@@ -314,13 +375,14 @@
     close.addEventListener("click", shut);
     const bar = element(
       "div", { class: "bar" },
-      element("div", { class: "about" }, `${domainOf(item)} \u00b7 ${index.id[item]}`),
+      element("a", { class: "about", href: hashOf(item), title: "Link to this dialogue" },
+        `${domainOf(item)} \u00b7 ${index.id[item]}`),
       button("\u2190", "Previous dialogue", state.shown[place - 1]),
       button("\u2192", "Next dialogue", state.shown[place + 1]), close,
     );
     const drawing = element("div", { class: "chart" });
     reader.replaceChildren(
-      bar, element("h3", { dir: "auto" }, index.question[item]), facts(item, gold), drawing,
+      bar, element("h3", { dir: "auto" }, index.question[item]), facts(item, gold, judge), drawing,
       problem ? element("p", { class: "problem", role: "alert" }, problem) : turnList(item, turns),
     );
     browser.classList.add("reading");
@@ -332,7 +394,7 @@
     if (box.top < 0 || box.top > window.innerHeight / 2) reader.scrollIntoView({ behavior: "instant" });
   }
 
-  function facts(item, gold) {
+  function facts(item, gold, judge) {
     const made = element("dl");
     const add = (name, value, attributes = {}) =>
       made.append(element("dt", {}, name), element("dd", attributes, value));
@@ -342,7 +404,10 @@
     const spike = index.spike[item];
     add("SpikeScore", spike === null ? "none" : `${number(spike)} at turn ${index.turn[item]}`);
     const split = index.splits[index.split[item]];
+    if (judge) add("judge", judge, { dir: "auto" });
     if (split) add("split", split);
+    const told = badge(item);
+    if (told.length) add("note", told[0]);
     return made;
   }
 
@@ -373,6 +438,7 @@
   function shut() {
     if (state.opened === null) return;
     state.opened = null;
+    history.replaceState(null, "", location.pathname + location.search);
     browser.classList.remove("reading");
     reader.replaceChildren(element("p", { class: "empty" }, "No dialogue chosen"));
     list.focus({ preventScroll: true });
@@ -385,7 +451,7 @@
   index.domains.map((name, place) => [name, place])
     .sort((a, b) => domainRank[a[1]] - domainRank[b[1]])
     .forEach(([name, place]) => domain.append(element("option", { value: place }, name)));
-  for (const control of [search, domain, label]) control.addEventListener("input", choose);
+  for (const control of [search, domain, label, items]) control.addEventListener("input", choose);
   sort.addEventListener("input", () => {
     state.descending = sort.value === "spike" || sort.value === "label";
     choose();
@@ -445,4 +511,17 @@
 
   reader.replaceChildren(element("p", { class: "empty" }, "No dialogue chosen"));
   choose();
+  const follow = () => {
+    let wanted;
+    try {
+      wanted = addresses.get(decodeURIComponent(location.hash.slice(1)));
+    } catch { // a hash that is no encoding of a text
+      return;
+    }
+    if (wanted === undefined || wanted === state.opened) return;
+    move(Math.max(0, state.shown.indexOf(wanted)));
+    open(wanted);
+  };
+  window.addEventListener("hashchange", follow);
+  follow();
 })();

@@ -27,15 +27,17 @@ from string import Template
 from typing import Any, BinaryIO
 
 from spikescore.files import open_atomic
-from spikescore.report.page.content import Dialogue, Figure, Section, Table
+from spikescore.report.content import Dialogue, Figure, Section, Table
+from spikescore.report.text import csv_table, tex_table
 
 CHUNK = 50
 """Dialogues unpacked together: about 0.5 MB of text, a few milliseconds in a browser."""
-LONGEST = {"id": 200, "domain": 200, "split": 200, "question": 4_000, "gold": 4_000, "turn": 20_000}
+LONGEST = {"id": 200, "domain": 200, "split": 200, "question": 4_000, "gold": 4_000,
+           "judge": 4_000, "turn": 20_000}  # fmt: skip
 """Characters of each text that are shown: a browser stands still over a paragraph of megabytes."""
 LONGEST_DIALOGUE = 400_000
 MOST_TURNS = 500
-_FIELDS = ("id", "domain", "split", "y", "spike", "turn", "scores", "question")
+_FIELDS = ("id", "domain", "split", "y", "spike", "turn", "scores", "question", "evaluated")
 _DIALOGUES_HERE = "<!-- dialogues -->"
 _NUMBER = re.compile(r"(?=.*\d)(?:[\d\s.,:+\-\u2212\u2013\u00b1%\[\]()<>=/*]|n=| of |\de[+-])+")
 _NO_NUMBER = {"n/c", "not computable", "n/a", "-", "\u2013", "\u2014", "undefined"}
@@ -48,10 +50,11 @@ def write_page(
     title: str,
     headline: Sequence[str],
     sections: Sequence[Section],
-    dialogues: Iterable[Dialogue],
+    dialogues: Iterable[Dialogue] = (),
+    settings: Sequence[tuple[str, str]] = (),
     footer: str = "",
 ) -> None:
-    """Write the page: headline, sections in order, the browser of dialogues, footer.
+    """Write the page: headline, box of settings, sections in order, browser of dialogues, footer.
 
     The first line of the headline stands out. Dialogues are taken one at a time and only CHUNK of
     them are held; without any, the page has no browser. The file appears when it is whole. Raises
@@ -66,6 +69,7 @@ def write_page(
         title=escape(title),
         style=style,
         headline=_paragraphs(headline),
+        settings=_settings(settings),
         contents=_contents(sections, with_dialogues=bool(first)),
         sections="\n".join(_section(number, each) for number, each in enumerate(sections, 1)),
         footer=escape(footer),
@@ -73,6 +77,7 @@ def write_page(
     bottom = Template(bottom).substitute(script=script)
     with open_atomic(path) as file:
         file.write(_utf8(top))
+        file.write(_utf8(_data("tables", _copies(sections))))
         if first:
             _write_dialogues(file, itertools.chain(first, coming))
         file.write(_utf8(bottom))
@@ -107,12 +112,32 @@ def _contents(sections: Sequence[Section], *, with_dialogues: bool) -> str:
     return "".join(f'<li><a href="#{name}">{escape(text)}</a></li>' for name, text in targets)
 
 
+def _settings(settings: Sequence[tuple[str, str]]) -> str:
+    rows = [
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in settings
+    ]
+    return f'<dl class="settings" aria-label="Settings">{"".join(rows)}</dl>' if rows else ""
+
+
+def _copies(sections: Sequence[Section]) -> dict[str, tuple[str, str]]:
+    """Return what the buttons beside each table copy: LaTeX and CSV."""
+    return {
+        _table_name(number, place): (tex_table(table), csv_table(table.header, table.rows))
+        for number, section in enumerate(sections, start=1)
+        for place, table in enumerate(section.tables, start=1)
+    }
+
+
+def _table_name(section: int, place: int) -> str:
+    return f"section-{section}-table-{place}"
+
+
 def _section(number: int, section: Section) -> str:
     name = f"section-{number}"
     parts = [f'<section id="{name}" aria-labelledby="{name}-title">']
     parts += [f'<h2 id="{name}-title">{escape(section.title)}</h2>', _paragraphs(section.text)]
     parts += [
-        _table(table, f"{name}-table-{place}") for place, table in enumerate(section.tables, 1)
+        _table(table, _table_name(number, place)) for place, table in enumerate(section.tables, 1)
     ]
     parts += [_figure(figure) for figure in section.figures]
     return "\n".join([*parts, "</section>"])
@@ -129,8 +154,11 @@ def _table(table: Table, name: str) -> str:
         for text, column in zip(table.header, columns, strict=True)
     ]
     rows = []
-    for label, *cells in table.rows:
-        data = [f"<td{_alignment((cell,))}>{escape(cell)}</td>" for cell in cells]
+    for row, (label, *cells) in enumerate(table.rows):
+        data = [
+            f"<td{_alignment((cell,), bold=(row, column) in table.bold)}>{escape(cell)}</td>"
+            for column, cell in enumerate(cells, start=1)
+        ]
         rows.append(f'<tr><th scope="row">{escape(label)}</th>{"".join(data)}</tr>')
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
     return (
@@ -141,13 +169,14 @@ def _table(table: Table, name: str) -> str:
     )
 
 
-def _alignment(cells: Sequence[str]) -> str:
-    """Return the class of cells that all read as numbers, intervals included, or stand for one that
-    is missing; empty ones do not count.
+def _alignment(cells: Sequence[str], *, bold: bool = False) -> str:
+    """Return the classes of cells: a number where all read as numbers, intervals included, or stand
+    for one that is missing (empty ones do not count), and whether they stand out.
     """
     filled = [cell for cell in cells if cell]
     numeric = filled and all(cell in _NO_NUMBER or _NUMBER.fullmatch(cell) for cell in filled)
-    return ' class="number"' if numeric else ""
+    names = ["number"] * bool(numeric) + ["best"] * bold
+    return f' class="{" ".join(names)}"' if names else ""
 
 
 def _figure(figure: Figure) -> str:
@@ -170,13 +199,18 @@ def _write_dialogues(file: BinaryIO, dialogues: Iterable[Dialogue]) -> None:
         chunk = [_shortened(dialogue) for dialogue in chunk]
         for dialogue in chunk:
             index.add(dialogue)
-        texts = [[dialogue.gold, dialogue.turns] for dialogue in chunk]
+        texts = [[one.gold, one.turns, one.judge] for one in chunk]
         # a fixed time makes the same dialogues the same bytes
         packed = b64encode(gzip.compress(_utf8(_json(texts)), compresslevel=6, mtime=0))
         head = f'<script type="application/octet-stream" id="chunk-{number}">'
         file.write(head.encode() + packed + b"</script>\n")
-    text = _json(index.content()).translate(_UNSAFE_IN_SCRIPT)
-    file.write(_utf8(f'<script type="application/json" id="index">{text}</script>\n'))
+    file.write(_utf8(_data("index", index.content())))
+
+
+def _data(name: str, content: Any) -> str:
+    """Return data for the script, from which no markup can be made."""
+    text = _json(content).translate(_UNSAFE_IN_SCRIPT)
+    return f'<script type="application/json" id="{name}">{text}</script>\n'
 
 
 def _in_chunks(dialogues: Iterable[Dialogue]) -> Iterator[list[Dialogue]]:
@@ -197,7 +231,7 @@ def _shortened(dialogue: Dialogue) -> Dialogue:
     if len(dialogue.turns) > MOST_TURNS:
         more = f"{len(dialogue.turns) - MOST_TURNS:,} more turns are not shown here"
         turns.append(("cut", f"[{more}; the dialogue's JSON file has them]", ""))
-    names = ("id", "domain", "split", "question", "gold")
+    names = ("id", "domain", "split", "question", "gold", "judge")
     texts = {name: _cut(getattr(dialogue, name), LONGEST[name]) for name in names}
     return replace(dialogue, **texts, turns=tuple(turns))
 
@@ -228,6 +262,7 @@ class _Index:
             "turn": dialogue.spike_turn,
             "scores": [_rounded(score) for score in dialogue.scores],
             "question": dialogue.question,
+            "evaluated": int(dialogue.evaluated),
         }
         for name, value in row.items():
             self.columns[name].append(value)
@@ -241,8 +276,8 @@ class _Index:
 
 
 def _rounded(value: float | None) -> float | None:
-    """Return a score to four decimals, more than the page shows; None for one that is missing."""
-    return None if value is None or not math.isfinite(value) else round(float(value), 4)
+    """Return a score as it is shown, to three decimals; None for one that is missing."""
+    return None if value is None or not math.isfinite(value) else round(float(value), 3)
 
 
 def _json(value: Any) -> str:

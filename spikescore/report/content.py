@@ -9,13 +9,15 @@ from dataclasses import dataclass
 class Table:
     """A table of cells that are already text; one that reads as a number is aligned to the right.
 
-    Raises ValueError when a row is not as long as the header.
+    `bold` has the (row, column) of the cells that stand out, both counted from 0. Raises ValueError
+    when a row is not as long as the header.
     """
 
     caption: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    bold: frozenset[tuple[int, int]] = frozenset()
 
     def __post_init__(self) -> None:
         for place, row in enumerate(self.rows, start=1):
@@ -50,7 +52,8 @@ class Dialogue:
     """One dialogue to read: `turns` holds (prompt_type, prompt, response) of each turn.
 
     `y` is 1 for hallucinated, 0 for consistent, None for unlabelled. `scores` are s_1..s_K, empty
-    where there are none; `spike_score` and `spike_turn`, counted from 1, are None then.
+    where there are none; `spike_score` and `spike_turn`, counted from 1, are None then. `judge` is
+    its name and reply; `evaluated` whether the dialogue is in the report's figures.
     """
 
     id: str
@@ -63,3 +66,5 @@ class Dialogue:
     gold: str
     split: str
     turns: tuple[tuple[str, str, str], ...]
+    judge: str = ""
+    evaluated: bool = True
