@@ -20,8 +20,7 @@ SERVER_API_KEY for a `server_url`, OPENAI_API_KEY for OPENAI_BASE_URL; a local s
 --replay reads dialogues that exist, made by any model: the pairs in a folder, or those that a data
 set ships with its items (RAGTruth, ipw trajectories), message by message, with the set's labels.
 
-Exit status: 0 all done, 1 some items failed (each left an <id>.error.json), 2 a mistake in the
-input.
+Exit status: 0 all done, 1 some items failed (each left an <id>.error.json), 2 a mistaken input.
 """
 
 from __future__ import annotations
@@ -45,31 +44,30 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--config", default="config.json", help="settings file (default: config.json)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--config", default="config.json", help="settings file (default: config.json)")
+    add(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
         help="override one setting; dotted keys reach inside, e.g. sampling.n=50; may be repeated",
     )
-    parser.add_argument(
+    add(
         "--dry_run",
         action="store_true",
         help="show three rendered prompts per domain with token counts and gold answers, judge, "
         "leaks, and what the run takes: disk, tokens, judge calls, time (measured with weights of "
         "up to 4 GB); generate and write nothing",
     )
-    parser.add_argument(
+    add(
         "--replay",
         metavar="PATH",
         help="read the hidden states of the dialogues in this folder (older public form included) "
         "or data set (one that ships dialogues) with model_path and write new pairs; their labels "
         "are carried over, nothing is generated",
     )
-    parser.add_argument("--verbose", action="store_true", help="log more")
+    add("--verbose", action="store_true", help="log more")
     return parser.parse_args(argv)
 
 
