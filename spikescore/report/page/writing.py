@@ -258,7 +258,7 @@ class _Index:
             "domain": self._number("domain", dialogue.domain),
             "split": self._number("split", dialogue.split),
             "y": dialogue.y,
-            "spike": _rounded(dialogue.spike_score),
+            "spike": _rounded(dialogue.spike_score, 6),  # which the list is sorted by
             "turn": dialogue.spike_turn,
             "scores": [_rounded(score) for score in dialogue.scores],
             "question": dialogue.question,
@@ -275,9 +275,9 @@ class _Index:
         return self.names[field].setdefault(name, len(self.names[field]))
 
 
-def _rounded(value: float | None) -> float | None:
-    """Return a score as it is shown, to three decimals; None for one that is missing."""
-    return None if value is None or not math.isfinite(value) else round(float(value), 3)
+def _rounded(value: float | None, digits: int = 3) -> float | None:
+    """Return a score to as many decimals as are shown; None for one that is missing."""
+    return None if value is None or not math.isfinite(value) else round(float(value), digits)
 
 
 def _json(value: Any) -> str:
