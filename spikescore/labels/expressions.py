@@ -172,6 +172,14 @@ def _evaluated(text: str) -> list[complex] | None:
         return None
 
 
+def constant(text: str) -> float | None:
+    r"""Return the value of an expression without variables, 16\pi; None for any other text."""
+    values = _evaluated(_WORDS_AFTER.sub("", _NAME.sub("", normal_form(text))))
+    if values is None or max(abs(one - values[0]) for one in values) > 1e-9 * abs(values[0]):
+        return None
+    return None if abs(values[0].imag) > 1e-9 else values[0].real
+
+
 def normal_form(text: str) -> str:
     r"""Bring an expression into one notation: \dfrac, \left, spaces, degrees, dollars, units."""
     text = boxed_answer(text) or text

@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from spikescore.data.question import Question, gold_option, list_members
-from spikescore.labels.expressions import normal_form, same_expression
+from spikescore.labels.expressions import constant, normal_form, same_expression
 from spikescore.labels.numbers import Number, plain_digits, quantity, read_numbers, words_to_digits
 from spikescore.labels.statements import (
     Statement,
@@ -401,7 +401,10 @@ def numeric(question: Question, answer: str) -> Reading:
     golds = [found[-1] for gold in question.gold_answers if (found := read_numbers(gold)[0])]
     if not golds:
         raise NoReference(f'gold answer "{question.gold_answers[0]}" is not a number')
-    statement = read_statement(answer, question.gold_answers)
+    return _compared(read_statement(answer, question.gold_answers), golds)
+
+
+def _compared(statement: Statement, golds: Sequence[Number]) -> Reading:
     read, text, sure = _stated_number(statement)
     if read is None and folded(statement.text) in ("none", "nothing", "nil"):
         return (None if any(gold.value == 0 for gold in golds) else 0), statement.text
@@ -411,7 +414,9 @@ def numeric(question: Question, answer: str) -> Reading:
         return (0 if _names_another(statement) else None), statement.text
     said = text[read.start : read.end].strip()
     before, after = text[: read.start].casefold(), text[read.end :]
-    if re.search(r"(?:\bnot|n['’]t)(?: (?:be|equal|equal to|in))?\s*$", before):
+    if re.search(
+        r"(?:\bnot|n['’]t|\bnever)(?: (?:be|have|has|had|equal|equal to|in))?\s*$", before
+    ):
         return 0, f"not {said}"
     other = re.match(
         r"[^.;\n\d]{0,20}\bor (?:maybe |perhaps |even )?-?\$?\d|\s?(?:-|–|to)\s?\d", after
@@ -421,7 +426,7 @@ def numeric(question: Question, answer: str) -> Reading:
     if other or _RANGE.search(before):
         return 0, f"{said}, one of several"
     if any(read.equals(gold) or _thousands(read, gold) for gold in golds):
-        return 1, said
+        return (None if before.endswith(" than ") else 1), said
     named = read_numbers(statement.whole)[0]
     if not sure and any(number.equals(gold) for number in named for gold in golds):
         return None, f"{said}, or another"
@@ -683,8 +688,9 @@ def math(question: Question, answer: str) -> Reading:
     """Return (label, expression read): it equals a gold expression.
 
     Reads the marked (boxed) expression; without one the "answer is" clause, the last $...$, or what
-    follows the last "is" or "=". An expression that cannot be evaluated is unread, unless its text
-    is the gold one.
+    follows the last "is" or "="; where the gold one is a number, also the number that a sentence
+    comes to ("A spider has 8 legs."). An expression that cannot be evaluated is unread, unless its
+    text is the gold one; one that the question holds already is no answer to it.
     """
     statement = read_statement(answer, question.gold_answers)
     if not re.search(r"\w", re.sub(r"\\(?:boxed|fbox|text)\b", "", statement.text)):
@@ -695,13 +701,18 @@ def math(question: Question, answer: str) -> Reading:
         candidates = _stated_expressions(statement)
     if abstains(statement.whole) and not statement.mark:
         return 0, "says that it does not know"
-    unsure = False
+    unsure = echoed = False
     for candidate in candidates:
         for gold in question.gold_answers:
             same = same_expression(candidate, gold)
-            if same:
+            if same and not (echo := _echoes(question, candidate)):
                 return 1, candidate
             unsure |= same is None
+            echoed |= bool(same and echo)
+    if statement.mark != "marked" and (found := _number_in_prose(question, statement)):
+        return found
+    if echoed:
+        return 0, "repeats the question"
     if says_nothing(statement.text) or not candidates:
         return None, ""
     bare = not re.search(r"[\d\\=^]", statement.text) and len(statement.text.split()) > 3
@@ -710,6 +721,66 @@ def math(question: Question, answer: str) -> Reading:
     if statement.mark != "marked" and _mentions(statement.whole, candidates, question.gold_answers):
         return None, f"{candidates[0]}, or another"
     return 0, candidates[0]
+
+
+def _echoes(question: Question, candidate: str) -> bool:
+    """True for an expression that the question asks to work out: 5^0, or 3! for "factorial"."""
+
+    def form(text: str) -> str:
+        text = re.sub(r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2", normal_form(text))
+        return re.sub(r"[\s{}]", "", text)
+
+    ours = form(candidate)
+    if not re.search(r"(?!^)[-+*/^!(]|\\(?!pi)", ours) or ours in map(form, question.gold_answers):
+        return False
+    if "!" in ours and re.search(r"\bfactorial\b", question.question, re.IGNORECASE):
+        return True
+    return re.search(rf"(?<![\d.]){re.escape(ours)}(?![\d^])", form(question.question)) is not None
+
+
+_WORKED = re.compile(  # in words, or by signs that stand apart: no number of its own
+    r"\b(?:roots?|squared|cubed|power|factorial|times|plus|minus|divided|multiplied|half of|twice"
+    r"|double|at least|at most|between|log|sin|cos|tan|over)\b|\d\s*(?:in|out of|to|or)\s+\d"
+    r"|\d\s+\d|[\d)}]\s*[-+*^×·⋅](?:\s*[\d(\\√]|\s|$)|\d\s+/|\d\s*(?:[b-zB-Z]\b|[(\\√])|[)√^_]\s*\d",
+    re.IGNORECASE,
+)
+
+
+def _number_in_prose(question: Question, statement: Statement) -> Reading | None:
+    """Return the reading of a sentence that gives a number, as `numeric` reads it; None where the
+    gold answer is no number, or where the sentence does not give the gold one.
+    """
+    values = [one for one in map(constant, question.gold_answers) if one is not None]
+    if not values or not re.search(r"[A-Za-z]{2}", statement.text):
+        return None
+
+    def evaluated(match: re.Match[str]) -> str:
+        text = match[0].strip("$ ")
+        value = None if _echoes(question, text) else constant(text)
+        unit = (said := quantity(text)) and said.unit
+        return match[0] if unit else " " if value is None else f" {value!r} "
+
+    def written(text: str) -> str:
+        text = re.sub(r"(?<=\d)\s*(?:π|\\pi\b|pi\b)|\bpi\b", "π", text)
+        text = re.sub(r"(?<=\d)\s+x\s+(?=\d)", "x", text)
+        text = re.sub(r"\$[^$=\n]*[\\^!π√(][^$=\n]*\$", evaluated, text)
+        return re.sub(r"[^\s=,;:?]*(?:\d[^\s=,;:?]*[a-zA-Zπ^!√\\]|[a-zA-Z^√\\][^\s=,;:?]*\d|π)"
+                      r"[^\s=,;:?]*(?<!\.)", evaluated, text)  # fmt: skip
+
+    said = Statement(written(statement.text), written(statement.whole), statement.mark)
+    named = read_numbers(said.text)[0]
+    in_digits = re.search(r"\d", statement.text) is not None
+    spoken = in_digits or len(statement.text.split()) <= 12  # else "of two numbers", in passing
+    if not named or not spoken or _WORKED.search(said.text):
+        return None
+    golds = [read_numbers(repr(value))[0][0] for value in values]
+    label, number = _compared(said, golds)
+    asked = read_numbers(question.question)[0]
+    if any(one.equals(gold) for one in asked for gold in golds):
+        return None if label == 0 else (None, number)  # it may be the question's number
+    if label == 0 and any(one.equals(gold) for one in named for gold in golds):
+        label = 0 if number.startswith("not ") or number.endswith("several") else None
+    return None if label == 0 and in_digits else (label, number)
 
 
 def _mentions(whole: str, candidates: Sequence[str], golds: Sequence[str]) -> bool:
@@ -735,7 +806,10 @@ def _stated_expressions(statement: Statement) -> list[str]:
         lines = [line for line in text.strip().split("\n") if line.strip()]
         line = lines[-1] if lines else ""
         line = re.split(r"\b(?:so|thus|hence|therefore)\b", line, flags=re.IGNORECASE)[-1]
-        cut = re.split(r",\s+(?:and|which|where|as|since)\b|\.\s", line)[0]
+        said = re.split(r"\.\s+", line)
+        values = [one for one in said if re.search(r"(?:\bis|\bare|\bequals|=).*\d", one)]
+        line = (values or said[:1])[-1]
+        cut = re.split(r",\s+(?:and|which|where|as|since)\b", line)[0]
         stated.append(re.split(r"\bis\b|\bare\b|\bequals\b|=", cut)[-1])
     last = stated[-1].rsplit("=", 1)
     if re.search(r"\bor\b|\band\b|,", stated[-1]):
