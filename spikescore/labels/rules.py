@@ -324,6 +324,12 @@ _UNKNOWN = re.compile(
 )
 
 
+_BEGINS_YES_NO = re.compile(  # "No, it stayed", "yes she did", but not "no one"
+    r"^(yes|no|true|false)(?:\s*[,.;:!]|\s+[-–—]|\s+(?:it|he|she|they|there|this|that|i|we|you)\b).*",
+    re.DOTALL,
+)
+
+
 def exact(question: Question, answer: str) -> Reading:
     """Return (label, text read): some gold alias stands in the final statement as whole words.
 
@@ -333,9 +339,7 @@ def exact(question: Question, answer: str) -> Reading:
     golds = question.gold_answers
     statement = read_statement(answer, golds)
     text = statement.text
-    short = {gold.strip(" .").casefold() for gold in golds}
-    if bare := short & {"yes", "no", "true", "false"}:
-        short = bare | {gold for gold in short if not gold.startswith(tuple(f"{b}," for b in bare))}
+    short = {_BEGINS_YES_NO.sub(r"\1", gold.strip(" .").casefold()) for gold in golds}
     if short <= {"yes", "no", "true", "false"}:
         said = _yes_or_no(text) or (_yes_or_no(statement.whole) if statement.mark else None)
         right = {{"true": "yes", "false": "no"}.get(gold, gold) for gold in short}
