@@ -324,6 +324,12 @@ _UNKNOWN = re.compile(
 )
 
 
+_COUNTS_ONE = re.compile(  # "only one melon", "One was left", but not "one of them", "no one"
+    r"\b(?:is|was|are|were|has|had|have|left|exactly|(?<!not )(?<!nt )(?:only|just)) one\b"
+    r"(?! (?:of|or|that|who|which|where|to|another|day|half|third|quarter|more"
+    r"|hundred|thousand|million|dozen)\b)"
+    r"|^one(?: (?!day)\w+)? (?:is|was|remains|remained)\b"
+)
 _BEGINS_YES_NO = re.compile(  # "No, it stayed", "yes she did", but not "no one"
     r"^(yes|no|true|false)(?:\s*[,.;:!]|\s+[-–—]|\s+(?:it|he|she|they|there|this|that|i|we|you)\b).*",
     re.DOTALL,
@@ -351,7 +357,8 @@ def exact(question: Question, answer: str) -> Reading:
     quantities = [one for one in map(quantity, golds) if one and one.unit]
     if len(quantities) == len(golds) and (found := _quantity_label(text, quantities)) is not None:
         return found, text
-    if _states(text, golds):
+    one = ("one", "1") if short & {"one", "1"} else ()
+    if _states(text, (*golds, *one)) or (one and _COUNTS_ONE.search(folded(text))):
         return 1, text
     if nothing := _unread(statement):
         return nothing
@@ -375,10 +382,11 @@ def _quantity_label(text: str, golds: Sequence[Number]) -> int | None:
 
 # --- numeric ----------------------------------------------------------------------------------
 
+# "which is 6 x 2 = 12 eggs", not "which is 2 more than 5 x 2 = 10"
+_SUM = r" (?:is|was|makes|gives|equals|means) \$?\d(?:(?!\b(?:more|less|fewer)\b)[^=.;]){0,40}="
 _TAIL = re.compile(
-    r"\s*(?:,\s*)?\b(?:because|since|as (?:\d|the|each|there)|which|who|where|for (?:each|every)"
-    r"|given|out of|"
-    r"after|, not|rather than|instead of|when|if)\b.*|,\s*not\b.*",
+    rf"\s*(?:,\s*)?\b(?:because|since|as (?:\d|the|each|there)|which(?!{_SUM})|who|where"
+    r"|for (?:each|every)|given|out of|after|, not|rather than|instead of|when|if)\b.*|,\s*not\b.*",
     re.IGNORECASE | re.DOTALL,
 )
 _CONCLUDES = re.compile(
