@@ -358,7 +358,9 @@ def exact(question: Question, answer: str) -> Reading:
     if len(quantities) == len(golds) and (found := _quantity_label(text, quantities)) is not None:
         return found, text
     one = ("one", "1") if short & {"one", "1"} else ()
-    if _states(text, (*golds, *one)) or (one and _COUNTS_ONE.search(folded(text))):
+    if _states(_without_asked_denial(question, text), (*golds, *one)) or (
+        one and _COUNTS_ONE.search(folded(text))
+    ):
         return 1, text
     if nothing := _unread(statement):
         return nothing
@@ -366,6 +368,15 @@ def exact(question: Question, answer: str) -> Reading:
     if known and not known & scripts(text) and scripts(text):
         return None, text  # in a script that no gold answer is in
     return 0, text
+
+
+def _without_asked_denial(question: Question, text: str) -> str:
+    """Return the text without a "never learned" that the question has too: it is asked for."""
+    golds = " ".join(question.gold_answers)
+    for denial, word in re.findall(r"\b(not|never) (\w{3,})", question.question, re.IGNORECASE):
+        if word.casefold() != "the" and word.casefold() not in folded(golds).split():
+            text = re.sub(rf"\b{denial} (?={word}\b)", "", text, flags=re.IGNORECASE)
+    return text
 
 
 def _quantity_label(text: str, golds: Sequence[Number]) -> int | None:
