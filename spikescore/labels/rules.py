@@ -330,6 +330,10 @@ _COUNTS_ONE = re.compile(  # "only one melon", "One was left", but not "one of t
     r"|hundred|thousand|million|dozen)\b)"
     r"|^one(?: (?!day)\w+)? (?:is|was|remains|remained)\b"
 )
+_TAKEN_BACK = re.compile(  # "..., but it does not end there", "but that is wrong"
+    r"\bbut (?:it|he|she|they|this|that) (?:(?:do|does|did|is|was|are|were)(?:nt| not)"
+    r" (?:\w+ ){0,2}(?:there|true|right|correct|so|it)|(?:is|was) (?:wrong|incorrect|false))$"
+)
 _BEGINS_YES_NO = re.compile(  # "No, it stayed", "yes she did", but not "no one"
     r"^(yes|no|true|false)(?:\s*[,.;:!]|\s+[-–—]|\s+(?:it|he|she|they|there|this|that|i|we|you)\b).*",
     re.DOTALL,
@@ -361,7 +365,7 @@ def exact(question: Question, answer: str) -> Reading:
     if _states(_without_asked_denial(question, text), (*golds, *one)) or (
         one and _COUNTS_ONE.search(folded(text))
     ):
-        return 1, text
+        return (None if _TAKEN_BACK.search(folded(statement.whole)) else 1), text
     if nothing := _unread(statement):
         return nothing
     known = set().union(*map(scripts, golds))

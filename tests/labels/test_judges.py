@@ -39,7 +39,7 @@ def label(judge: str, answer: str, gold: str, choices: tuple[str, ...] | None = 
 
 
 def test_the_rules_read_answers_as_people_do() -> None:
-    """Some 2,700 answers labelled by hand, of every rule and in all shapes that models use."""
+    """Some 2,900 answers labelled by hand, of every rule and in all shapes that models use."""
     check = check_rules(ROOT / "tests" / "labels" / "answers.jsonl")
     assert check.n_wrong == 0 and check.unread_share < 0.03, check.faults
     by_hand = Counter()
