@@ -766,9 +766,11 @@ def _echoes(question: Question, candidate: str) -> bool:
 
 
 _WORKED = re.compile(  # in words, or by signs that stand apart: no number of its own
-    r"\b(?:roots?|squared|cubed|power|factorial|times|plus|minus|divided|multiplied|half of|twice"
-    r"|double|at least|at most|between|log|sin|cos|tan|over)\b|\d\s*(?:in|out of|to|or)\s+\d"
-    r"|\d\s+\d|[\d)}]\s*[-+*^×·⋅](?:\s*[\d(\\√]|\s|$)|\d\s+/|\d\s*(?:[b-zB-Z]\b|[(\\√])|[)√^_]\s*\d",
+    r"\b(?:roots?|squared|cubed|power|factorial|times|divided|multiplied|half of|twice|double"
+    r"|at least|at most|between|log|sin|cos|tan|over|impossible|undefined|no(?!,)"
+    r"|(?:step|part|case|problem|question|line|rule) \d+|[\dxyz] (?:plus|minus))\b"
+    r"|\d\s*(?:in|out of|to|or)\s+\d|\d\s+\d|[\d)}]\s*[-+*^×·⋅](?:\s*[\d(\\√]|\s|$)|\d\s+/"
+    r"|\d\s*(?:[b-zB-Z]\b|[(\\√])|[)√^_]\s*\d",
     re.IGNORECASE,
 )
 
