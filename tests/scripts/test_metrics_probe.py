@@ -26,7 +26,7 @@ from spikescore.probes import scoring
 from spikescore.probes.probe import Probe, load_probe
 from spikescore.probes.training import Settings, train_probe
 from tests.helpers.factories import make_pairs
-from tests.helpers.running import run_script, start_script, wait_until
+from tests.helpers.running import ROOT, run_script, start, wait_until
 from tests.probes.test_probe import released_probe
 
 KEY = "last_token_embedding"
@@ -439,7 +439,23 @@ def test_a_bad_file_in_a_worker_process_is_named(many: Path, work: Path) -> None
     assert "scored 69 dialogues" in done.stdout and not list(many.rglob("*.tmp"))
 
 
+# Stage 2 whose processes wait at their first pair, however busy the machine is.
+WAITING = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import metrics_probe
+from spikescore.errors import run_main
+from spikescore.probes import scoring
+scoring.write_json = lambda *_: time.sleep(10 * 3600)
+del sys.argv[1]
+run_main(metrics_probe.main)
+"""
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@pytest.mark.skipif(
+    multiprocessing.get_start_method() != "fork", reason="the patch reaches forked workers only"
+)
 @pytest.mark.parametrize("ended_by", [signal.SIGKILL, signal.SIGTERM])
 def test_no_worker_process_outlives_stage_two(many: Path, work: Path, ended_by: int) -> None:
     def living(group: int) -> set[int]:
@@ -451,10 +467,8 @@ def test_no_worker_process_outlives_stage_two(many: Path, work: Path, ended_by: 
                     found.add(int(path.parent.name))
         return found
 
-    for path in many.rglob("*.pkl"):  # stage 2 waits at the first, its workers for work
-        path.unlink()
-        os.mkfifo(path)
-    process = start_script("metrics_probe.py", *arguments_of(many, work / "probe.pkl"))
+    arguments = arguments_of(many, work / "probe.pkl")
+    process = start([sys.executable, "-c", WAITING, ROOT, *arguments])
     wait_until(lambda: len(living(process.pid)) > 2, process)
     os.kill(process.pid, ended_by)
     process.wait()
