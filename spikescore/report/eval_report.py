@@ -429,7 +429,7 @@ def main_table(views: Sequence[View], methods: Sequence[str], caption: str) -> T
     items; a method measured on fewer says so in its cell.
     """
     shown = sorted((view for view in views if view.kind in ORDER), key=lambda v: ORDER[v.kind])
-    first = [f"{len(view.items)} ({_rate(view.methods['spike_score'])})" for view in shown]
+    first = [f"{len(view.items)} ({view.rate:.0%})" for view in shown]
     rows = [("n (hallucinated)", *first)]
     bold = set()
     for method in methods:
@@ -445,7 +445,7 @@ def domain_table(views: Sequence[View]) -> Table:
     """Return AUROC with interval of every method, by domain, a row each."""
     shown = list(views[0].methods)
     rows = [
-        (view.title, str(len(view.items)), _rate(view.methods[shown[0]]),
+        (view.title, str(len(view.items)), f"{view.rate:.0%}",
          *(_cell(view, method) for method in shown))
         for view in views
     ]  # fmt: skip

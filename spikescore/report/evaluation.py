@@ -412,9 +412,13 @@ class View:
     flags: dict[str, list[float | None]] | None
     best: frozenset[str]
 
+    @property
+    def rate(self) -> float:
+        """The share of the items evaluated whose first answer is hallucinated."""
+        return sum(item.y for item in self.items) / len(self.items)
+
     def told(self) -> dict[str, Any]:
         """Return it as plain JSON data; rates are of the items evaluated, y = 1 hallucinated."""
-        n_positive = sum(item.y for item in self.items)
         areas, pairs = self.methods.items(), self.paired.items()
         flags = self.flags and {
             name: [value for value in values if value is not None]
@@ -426,8 +430,8 @@ class View:
             "in_domain": self.in_domain,
             "domains": sorted({item.domain for item in self.items}),
             "n": len(self.items),
-            "n_hallucinated": n_positive,
-            "hallucination_rate": n_positive / len(self.items),
+            "n_hallucinated": sum(item.y for item in self.items),
+            "hallucination_rate": self.rate,
             "auroc": {name: area.told(area.interval) for name, area in areas},
             "spike_score_minus": {name: c.told(c.interval, c.p_bootstrap) for name, c in pairs},
             "auroc_delong": {
