@@ -288,6 +288,10 @@ def test_main_table_files_agree_with_the_summary(tree):
     for name in ("table_main.md", "table_main.tex"):
         text = (report / name).read_text()
         assert all(cell in text for cell in cells) and "(n=74)" in text
+    sizes = (report / "table_main.md").read_text().split("| n (hallucinated) |")[1].split("\n")[0]
+    for view in summary["views"]:  # of the view's items, whatever a method was measured on
+        told = f"{view['n']} ({view['n_hallucinated'] / view['n']:.0%})"
+        assert view["kind"] == "domain" or told in sizes, (view["title"], sizes)
 
 
 def test_console_summary_and_page_begin_or_end_with_one_verdict_and_round_alike(tree):
