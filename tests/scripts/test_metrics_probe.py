@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import metrics_probe
+from spikescore import runtime
 from spikescore.errors import Refused, run_main
 from spikescore.files import read_json, write_json
 from spikescore.pairs import find_records, read_states
@@ -26,7 +27,7 @@ from spikescore.probes import scoring
 from spikescore.probes.probe import Probe, load_probe
 from spikescore.probes.training import Settings, train_probe
 from tests.helpers.factories import make_pairs
-from tests.helpers.running import ROOT, run_script, start, wait_until
+from tests.helpers.running import run_script, start_script, wait_until
 from tests.probes.test_probe import released_probe
 
 KEY = "last_token_embedding"
@@ -423,8 +424,9 @@ def test_worker_processes_score_as_one_process_does(
 
     monkeypatch.setattr(scoring, "MAX_WORKERS", 1)
     monkeypatch.setattr(scoring, "prepare_worker", None)
+    monkeypatch.setattr(runtime, "LOG_RHYTHM", 0.0)  # the bar's lines in a log, however soon done
     alone = score(many, work / "probe.pkl")
-    assert alone.returncode == 1 and alone.stdout == processes.stdout
+    assert alone.returncode == 1 and alone.stdout == processes.stdout and "71/71" in alone.stderr
     for path, record in told.items():
         ours, theirs = (one["metrics"].pop("probe_pred", []) for one in (read_json(path), record))
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
@@ -439,23 +441,7 @@ def test_a_bad_file_in_a_worker_process_is_named(many: Path, work: Path) -> None
     assert "scored 69 dialogues" in done.stdout and not list(many.rglob("*.tmp"))
 
 
-# Stage 2 whose processes wait at their first pair, however busy the machine is.
-WAITING = """
-import sys, time
-sys.path.insert(0, sys.argv[1])
-import metrics_probe
-from spikescore.errors import run_main
-from spikescore.probes import scoring
-scoring.write_json = lambda *_: time.sleep(10 * 3600)
-del sys.argv[1]
-run_main(metrics_probe.main)
-"""
-
-
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
-@pytest.mark.skipif(
-    multiprocessing.get_start_method() != "fork", reason="the patch reaches forked workers only"
-)
 @pytest.mark.parametrize("ended_by", [signal.SIGKILL, signal.SIGTERM])
 def test_no_worker_process_outlives_stage_two(many: Path, work: Path, ended_by: int) -> None:
     def living(group: int) -> set[int]:
@@ -467,8 +453,11 @@ def test_no_worker_process_outlives_stage_two(many: Path, work: Path, ended_by: 
                     found.add(int(path.parent.name))
         return found
 
-    arguments = arguments_of(many, work / "probe.pkl")
-    process = start([sys.executable, "-c", WAITING, ROOT, *arguments])
+    # the first dialogue can be read; at the others the workers wait, however busy the machine is
+    for path in many.glob("*.json"):
+        path.unlink()
+        os.mkfifo(path)
+    process = start_script("metrics_probe.py", *arguments_of(many, work / "probe.pkl"))
     wait_until(lambda: len(living(process.pid)) > 2, process)
     os.kill(process.pid, ended_by)
     process.wait()
