@@ -538,6 +538,7 @@ def test_every_colour_of_text_can_be_read_on_every_ground(mode, place):
             low, high = sorted(luminance(colours[name]) for name in (text, ground))
             ratios[text, ground] = (high + 0.05) / (low + 0.05)
     assert min(ratios.values()) >= 4.5, sorted(ratios.items(), key=lambda one: one[1])[:3]
+    assert ratios["ink", "paper"] >= 7  # the text to read, as WCAG 2 asks at its strictest
     used = set(re.findall(r"(?<![-\w])(?:color|fill): var\(--([\w-]+)\)", style))
     # the rest fill shapes: points, bars, the band of the spike
     assert used - set(TEXT) == {"paper", "line", "spike-panel"}
