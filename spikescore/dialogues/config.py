@@ -131,13 +131,18 @@ class Config:
         return self.backend == "openai" and not self.replay
 
     @property
+    def item_kind(self) -> str:
+        """What its items are, for messages."""
+        if self.replay:
+            return "dialogues"
+        return "given answers" if self.first_answers == "shipped" else "questions"
+
+    @property
     def origin(self) -> str:
         """What its items are and where they come from, for messages."""
-        if self.replay:
-            return f"dialogues from {self.replay}"
-        what = "given answers" if self.first_answers == "shipped" else "questions"
         n = len(self.datasets())
-        return f"{what} from {n} data set{'s' * (n > 1)}"
+        where = self.replay or f"{n} data set{'s' * (n > 1)}"
+        return f"{self.item_kind} from {where}"
 
     def resolved(self) -> dict[str, Any]:
         """The whole configuration as plain data, kept in every pair; no password in it."""

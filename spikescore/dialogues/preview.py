@@ -40,8 +40,7 @@ def preview(items: list[Item], config: Config, chat: ChatFormat) -> Iterator[str
     for item in items:
         groups[str(item.folder), item.question.domain].append(item)
     for (folder, domain), group in groups.items():
-        what = config.origin.split(" from")[0]
-        yield f"\n=== {domain or 'no domain'}: {len(group)} {what} -> {folder}"
+        yield f"\n=== {domain or 'no domain'}: {len(group)} {config.item_kind} -> {folder}"
         yield _label_line(group, config)
         for item in islice(group, PROMPTS):
             yield from _prompt(item, config, chat)
