@@ -102,8 +102,8 @@ def judge_names(judge: str | Sequence[str]) -> tuple[str, ...]:
     if not names or len(set(names)) < len(names) or ("none" in names and len(names) > 1):
         raise UserError(f'judge {list(names)}: give one name, or several different ones, no "none"')
     for name in names:
-        known = name in (*JUDGES, *RULES, "llm") or str(name).startswith(LLM_PREFIX)
-        if not known and not is_plugin(str(name)):
+        known = name in (*JUDGES, *RULES) or _is_chat(str(name)) or is_plugin(str(name))
+        if not known:
             names = ", ".join(JUDGES)
             raise UserError(
                 f'judge "{name}" is not one of {names}, llm_<model>, path/to/file.py:function'
@@ -133,7 +133,7 @@ def make_judge(
         if options.get("client_factory") is None:
             raise UserError('judge "openai" needs a client: set it up in utils.py')
         name = LLM_PREFIX + _nil_model()
-    if name == "llm" or name.startswith(LLM_PREFIX):
+    if _is_chat(name):
         return ChatJudge(make_asker(name, **options))
     if is_plugin(name):
         return OwnJudge(name, next((one for one in questions if one.gold_answers), None))
