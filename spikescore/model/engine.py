@@ -61,6 +61,7 @@ log = logging.getLogger("spikescore")
 
 DRAFT_TOKENS = {"cpu": 3, "cuda": 0}  # guesses a pass; what they would save on a GPU is not known
 GIVEN_TOKENS = 256  # of given answers, of all dialogues, that a pass reads ahead; bounds its logits
+_TRIAL_STEPS = 4  # that a batch of throw-away dialogues is timed for
 SHARED_TOKENS = 64  # a common beginning of fewer is encoded again rather than waited for
 
 
@@ -479,11 +480,10 @@ class Engine:
         n_new = one.confirmed = len(row.ids) - known
         if turn.finish_reason or not one.draws:
             return
-        seconds = self.limits.item_seconds
+        # a given answer is known, and never cut
+        seconds = None if row.given else self.limits.item_seconds
         if len(turn.answer_ids) == row.budget:
             turn.finish_reason = "stop" if row.given else "length"
-        elif row.given:
-            pass  # it is known, and never cut
         elif seconds is not None and sum(one.seconds for one in (*row.turns, turn)) > seconds:
             turn.finish_reason, turn.ends_dialogue = "timeout", True
         # unless it was guessed, the last token has not been fed
@@ -522,9 +522,6 @@ class Engine:
                         self._end(row, "error", f"turn {row.turn.number}: {problem}")
         index = torch.tensor(newest)
         self._newest = [state[index.to(state.device)] for state in both]
-
-
-_TRIAL_STEPS = 4
 
 
 class _Trial:
