@@ -376,9 +376,9 @@ def exact(question: Question, answer: str) -> Reading:
 
 def _without_asked_denial(question: Question, text: str) -> str:
     """Return the text without a "never learned" that the question has too: it is asked for."""
-    golds = " ".join(question.gold_answers)
+    kept = {"the", *folded(" ".join(question.gold_answers)).split()}
     for denial, word in re.findall(r"\b(not|never) (\w{3,})", question.question, re.IGNORECASE):
-        if word.casefold() != "the" and word.casefold() not in folded(golds).split():
+        if word.casefold() not in kept:
             text = re.sub(rf"\b{denial} (?={word}\b)", "", text, flags=re.IGNORECASE)
     return text
 
@@ -440,24 +440,32 @@ def _compared(statement: Statement, golds: Sequence[Number]) -> Reading:
     if read is None:
         return (0 if _names_another(statement) else None), statement.text
     said = text[read.start : read.end].strip()
+    if against := _not_meant(read, text):
+        return 0, against
+    if any(read.equals(gold) or _thousands(read, gold) for gold in golds):
+        return (None if text[: read.start].casefold().endswith(" than ") else 1), said
+    named = read_numbers(statement.whole)[0]
+    if not sure and any(number.equals(gold) for number in named for gold in golds):
+        return None, f"{said}, or another"
+    return 0, said
+
+
+def _not_meant(read: Number, text: str) -> str:
+    """Say why a number of a text is not what it states, "not 5", "5, one of several"; "" where it
+    is.
+    """
+    said = text[read.start : read.end].strip()
     before, after = text[: read.start].casefold(), text[read.end :]
     if re.search(
         r"(?:\bnot|n['’]t|\bnever)(?: (?:be|have|has|had|equal|equal to|in))?\s*$", before
     ):
-        return 0, f"not {said}"
+        return f"not {said}"
     other = re.match(
         r"[^.;\n\d]{0,20}\bor (?:maybe |perhaps |even )?-?\$?\d|\s?(?:-|–|to)\s?\d", after
     ) or re.search(
         r"\d[^.;\n\d]{0,20}\bor (?:maybe |perhaps |even )?-?$|\d\s?(?:–|\bto)\s?$", before
     )
-    if other or _RANGE.search(before):
-        return 0, f"{said}, one of several"
-    if any(read.equals(gold) or _thousands(read, gold) for gold in golds):
-        return (None if before.endswith(" than ") else 1), said
-    named = read_numbers(statement.whole)[0]
-    if not sure and any(number.equals(gold) for number in named for gold in golds):
-        return None, f"{said}, or another"
-    return 0, said
+    return f"{said}, one of several" if other or _RANGE.search(before) else ""
 
 
 def _thousands(read: Number, gold: Number) -> bool:
@@ -730,12 +738,12 @@ def math(question: Question, answer: str) -> Reading:
         return 0, "says that it does not know"
     unsure = echoed = False
     for candidate in candidates:
-        for gold in question.gold_answers:
-            same = same_expression(candidate, gold)
-            if same and not (echo := _echoes(question, candidate)):
+        same = [same_expression(candidate, gold) for gold in question.gold_answers]
+        if any(same):
+            if not _echoes(question, candidate):
                 return 1, candidate
-            unsure |= same is None
-            echoed |= bool(same and echo)
+            echoed = True
+        unsure |= None in same
     if statement.mark != "marked" and (found := _number_in_prose(question, statement)):
         return found
     if echoed:
@@ -785,9 +793,10 @@ def _number_in_prose(question: Question, statement: Statement) -> Reading | None
 
     def evaluated(match: re.Match[str]) -> str:
         text = match[0].strip("$ ")
+        if (found := quantity(text)) and found.unit:
+            return match[0]
         value = None if _echoes(question, text) else constant(text)
-        unit = (said := quantity(text)) and said.unit
-        return match[0] if unit else " " if value is None else f" {value!r} "
+        return " " if value is None else f" {value!r} "
 
     def written(text: str) -> str:
         text = re.sub(r"(?<=\d)\s*(?:π|\\pi\b|pi\b)|\bpi\b", "π", text)
@@ -808,7 +817,8 @@ def _number_in_prose(question: Question, statement: Statement) -> Reading | None
     if any(one.equals(gold) for one in asked for gold in golds):
         return None if label == 0 else (None, number)  # it may be the question's number
     if label == 0 and any(one.equals(gold) for one in named for gold in golds):
-        label = 0 if number.startswith("not ") or number.endswith("several") else None
+        read, text, _ = _stated_number(said)
+        label = 0 if read is not None and _not_meant(read, text) else None
     return None if label == 0 and in_digits else (label, number)
 
 
