@@ -39,6 +39,7 @@ from spikescore.report.spike_places import Spike, family_table
 from spikescore.report.text import (
     csv_table,
     figure_cell,
+    headed_table,
     markdown_table,
     mean_cell,
     number,
@@ -224,9 +225,7 @@ class EvalReport:
         if self.twins:
             tables = [found.table() for found in self.twins]
             texts |= {
-                "table_twins.md": "\n".join(
-                    f"## {one.caption}\n\n{markdown_table(one)}" for one in tables
-                ),
+                "table_twins.md": "\n".join(map(headed_table, tables)),
                 "table_twins.csv": csv_table(TWIN_HEADER, self._twin_rows()),
                 "table_twins.tex": "\n".join(map(tex_table, tables)),
             }
@@ -296,8 +295,7 @@ class EvalReport:
         domains = domain_table([view for view in self.views if view.kind == "domain"])
         twins = [found.table() for found in self.twins]
         lines += [f"## {TWINS_TITLE}\n\n{ABOUT_TWINS}\n"] * bool(twins)
-        for table in (*twins, domains, *self.splits):
-            lines += [f"## {table.caption}", "", markdown_table(table)]
+        lines += map(headed_table, (*twins, domains, *self.splits))
         return "\n".join([*lines, f"Made by: `{self.command}`", ""])
 
     def headline(self) -> list[str]:

@@ -46,7 +46,7 @@ from spikescore.report.page import Dialogue, Figure, Section, Table, write_page
 from spikescore.report.paper import BASE_SCORER
 from spikescore.report.settings import dialogue_settings, made_now
 from spikescore.report.spike_places import Spike, family_table
-from spikescore.report.text import csv_table, figure_cell, markdown_table, tex_table
+from spikescore.report.text import csv_table, figure_cell, headed_table, tex_table
 from spikescore.report.trajectory_tables import (
     CLAIMS,
     base_scorer_table,
@@ -456,13 +456,13 @@ def write_report(
         name = report.model.name
         title = f"{name}: " if several else ""
         for table in chapters[name][0].tables.values():
-            markdown.append(_headed(table, title))
+            markdown.append(headed_table(table, title))
             latex.append(tex_table(table))
         rows += main_rows(report.comparison, report.entries, name, report.model.published)
         for chapter in chapters[name]:
             for slug, table in chapter.tables.items():
                 place = folder / "tables" / name / slug
-                files[place.with_suffix(".md")] = _headed(table)
+                files[place.with_suffix(".md")] = headed_table(table)
                 files[place.with_suffix(".csv")] = csv_table(table.header, table.rows)
                 files[place.with_suffix(".tex")] = tex_table(table)
             for slug, figure in chapter.figures.items():
@@ -511,7 +511,3 @@ def settings(experiment: Experiment) -> list[tuple[str, str]]:
         ("judge", str(config.get("judge", "auto"))),
         *made_now(),
     ]  # fmt: skip
-
-
-def _headed(table: Table, title: str = "") -> str:
-    return f"## {title}{table.caption}\n\n{markdown_table(table)}"

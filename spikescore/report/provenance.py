@@ -12,9 +12,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from spikescore.files import read_json, walk, write_atomic
+from spikescore.report.content import Table
 from spikescore.report.experiment import Experiment
 from spikescore.report.steps import ROOT, Step
-from spikescore.report.text import Table, markdown_table
+from spikescore.report.text import headed_table
 
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "scipy", "scikit-learn")
 
@@ -53,7 +54,7 @@ def write_provenance(experiment: Experiment, steps: Sequence[Step], config: str)
         ),
         Table("Steps", ("step", "seconds"), tuple(seconds)),
     )
-    text = "\n".join(f"## {table.caption}\n\n{markdown_table(table)}" for table in tables)
+    text = "\n".join(map(headed_table, tables))
     path = experiment.report_dir / "provenance.md"
     write_atomic(path, f"# How this report was made\n\n{text}".encode())
     return path

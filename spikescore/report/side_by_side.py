@@ -30,7 +30,7 @@ from spikescore.report.main_tables import main_entries
 from spikescore.report.page import write_page
 from spikescore.report.plots import forest_rows
 from spikescore.report.settings import Rows, made_now
-from spikescore.report.text import csv_table, figure_cell, markdown_table, p_value, tex_table
+from spikescore.report.text import csv_table, figure_cell, headed_table, p_value, tex_table
 from spikescore.stats.bootstrap import Area, Contrast, contrast_of_draws
 
 UNUSED = "other"
@@ -195,7 +195,7 @@ class SideBySide:
         caption = "Mean AUROC of each run on all its items, with 95% intervals."
         plot = Figure(caption, forest_rows(rows, title), f"{caption} The tables give the figures.")
         files = {
-            "compare.md": "\n".join(f"## {one.caption}\n\n{markdown_table(one)}" for one in tables),
+            "compare.md": "\n".join(map(headed_table, tables)),
             "compare.csv": "\n".join(csv_table(one.header, one.rows) for one in tables),
             "compare.tex": "\n".join(map(tex_table, tables)),
         }

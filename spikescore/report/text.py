@@ -35,6 +35,11 @@ def markdown_table(table: Table) -> str:
     return "\n".join([*shown, *(["", _one_line(table.note)] if table.note else []), ""])
 
 
+def headed_table(table: Table, before: str = "") -> str:
+    """Return the table in Markdown under its caption; `before` stands in front of the caption."""
+    return f"## {before}{table.caption}\n\n{markdown_table(table)}"
+
+
 def csv_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return header and rows as CSV (RFC 4180, but lines end with a line feed); None is empty."""
     text = io.StringIO()
