@@ -243,8 +243,11 @@ class Comparison:
         # by content: a method that learns nothing has the same scores for every training domain
         key = (hashlib.sha256(np.ascontiguousarray(scores)).digest(), mask.tobytes())
         if key not in self._areas:
-            self._areas[key] = self.resampler.area(scores, mask)
+            self._areas[key] = self._measure(scores, mask)
         return self._areas[key]
+
+    def _measure(self, scores: np.ndarray, mask: np.ndarray) -> Area:
+        return self.resampler.area(scores, mask)
 
 
 class TwinComparison(Comparison):
@@ -258,7 +261,7 @@ class TwinComparison(Comparison):
         self.training_domains = other.training_domains
         self._areas = {}
 
-    def _area(self, scores: np.ndarray, mask: np.ndarray) -> Area:
+    def _measure(self, scores: np.ndarray, mask: np.ndarray) -> Area:
         return self.resampler.paired(scores, mask, self.book.pairs)
 
 
