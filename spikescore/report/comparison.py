@@ -168,6 +168,11 @@ class Comparison:
             return [others & (self.domains == other) for other in names]
         return [others]
 
+    def masks(self, view: str) -> list[np.ndarray]:
+        """Return the masks [n] of all cells of a view, those without items left out."""
+        return [mask for domain in self.training_domains
+                for mask in self.items(view, domain) if mask.any()]  # fmt: skip
+
     def cell(self, entry: Entry, view: str, domain: str, valid: np.ndarray | None = None) -> Area:
         """Return a method's area in a view for a training domain, on the valid items alone."""
         if domain not in entry.scores:

@@ -92,6 +92,7 @@ class SideBySide:
         self.whole = [Comparison(book, draws=draws, seed=k) for k, book in enumerate(books)]
         self.paired = [Comparison(book, draws=draws) for book in on_shared_items(*books)]
         self.n = self.paired[0].y.size
+        self.sides = self.paired if self.n else self.whole
 
     def entries(self, comparisons: Sequence[Comparison]) -> list[tuple[Entry, Entry]]:
         """Return the methods that both runs have."""
@@ -101,30 +102,23 @@ class SideBySide:
     def views(self) -> list[str]:
         """Return the views that have items in both runs."""
         return [
-            view
-            for view in VIEWS
-            if all(
-                any(np.any(one.items(view, domain)) for domain in one.training_domains)
-                for one in (*self.whole, *(self.paired if self.n else ()))
-            )
+            view for view in VIEWS if all(one.masks(view) for one in (*self.whole, *self.sides))
         ]
 
     def difference(self, entries: tuple[Entry, Entry], view: str) -> tuple[list[Area], Contrast]:
         """Return both runs' means and their difference: on the items that both have, or where
         there are none, each on its own.
         """
-        sides = self.paired if self.n else self.whole
-        areas = [one.mean(entry, view) for one, entry in zip(sides, entries, strict=True)]
+        areas = [one.mean(entry, view) for one, entry in zip(self.sides, entries, strict=True)]
         return areas, contrast_of_draws(*areas)
 
     def tables(self) -> list[Table]:
         """Return methods x runs with the difference, a table per view that has items."""
         names = [run.name for run in self.runs]
+        whole, both, note = self.entries(self.whole), self.entries(self.sides), self.note()
         tables = []
         for view in self.views():
             rows, bold = [], set()
-            whole = self.entries(self.whole)
-            both = self.entries(self.paired) if self.n else whole
             for entries, shared in zip(whole, both, strict=True):
                 own = [one.mean(entry, view)
                        for one, entry in zip(self.whole, entries, strict=True)]  # fmt: skip
@@ -140,7 +134,7 @@ class SideBySide:
             if self.n:
                 header += [*(f"{name}, the same items" for name in names), "n of both"]
             header += [f"{name}, all items" for name in names]
-            title, note = f"AUROC, {VIEWS[view]}", self.note()
+            title = f"AUROC, {VIEWS[view]}"
             tables.append(Table(title, tuple(header), tuple(rows), note, frozenset(bold)))
         return tables
 
@@ -168,8 +162,7 @@ class SideBySide:
 
     def lines(self) -> list[str]:
         """Return SpikeScore's difference in every view, a line each."""
-        sides = self.paired if self.n else self.whole
-        spike = next((both for both in self.entries(sides) if both[0].name == SPIKE), None)
+        spike = next((both for both in self.entries(self.sides) if both[0].name == SPIKE), None)
         lines = []
         for view in self.views() if spike else ():
             areas, found = self.difference(spike, view)

@@ -41,7 +41,7 @@ def verdict(comparison: Comparison, spike: Entry | None, first: Entry | None) ->
             f"{_lacking(comparison, view) or found.note}."
         )
     areas = [comparison.mean(entry, view) for entry in (spike, first)]
-    count = len({comparison.domains[place] for place in np.flatnonzero(areas[0].items)})
+    count = np.unique(comparison.domains[areas[0].items]).size
     told = (
         f"{name} {figure_cell(areas[0])} against {figure_cell(areas[1])}, difference "
         f"{figure_cell(found, '+.3f')}, n = {found.n:,} in {count} domain{'s' * (count > 1)}"
@@ -90,9 +90,7 @@ def _lacking(comparison: Comparison, view: str) -> str:
     """Return what the sets of items lack for an AUROC, and about how many more would mend it; ""
     where all have enough.
     """
-    sets = [mask for domain in comparison.training_domains
-            for mask in comparison.items(view, domain) if mask.any()]  # fmt: skip
-    unique = {mask.tobytes(): mask for mask in sets}.values()
+    unique = {mask.tobytes(): mask for mask in comparison.masks(view)}.values()
     counts = [(int(comparison.y[mask].sum()), int(mask.sum())) for mask in unique]
     told = ", ".join(f"{positive} and {n - positive}" for positive, n in counts)
     what = "no unseen domain has" if view == "macro" else "there must be"
