@@ -114,9 +114,8 @@ class ModelReport:
         """Return the verdict, then the cross-domain means of SpikeScore and its rivals."""
         wanted = (SPIKE, "saplma", "perplexity", "domain_identity")
         first = trajectory_entry(self.book, "first", BASE_SCORER)
-        found = verdict(
-            self.comparison, trajectory_entry(self.book, "max_abs_d2", BASE_SCORER), first
-        )
+        spike = next((entry for entry in self.entries if entry.name == SPIKE), None)
+        found = verdict(self.comparison, spike, first)
         lines = [f"{self.model.name}: {found}"] if found else []
         for view in CROSS:
             parts = []
@@ -147,7 +146,6 @@ class ModelReport:
             yield self._trajectories()
         if spike:
             yield from self._domains()
-        if spike:
             yield self._turns()
             yield from self._variants()
         yield from self._layers()
@@ -269,17 +267,10 @@ class ModelReport:
         """Yield distributions and ROC of each domain, and where spikes fall, from the scores of
         another domain's probe.
         """
-        found = trajectories(self.book, BASE_SCORER)
-        y, domains, n = self.book.y, self.book.domains, len(self.book.items)
+        y, items = self.book.y, self.book.items
         perplexity = static_entries(self.book).get("perplexity")
         shown, spikes = [], []
-        families = [self._families(item) for item in self.book.items]
-        for domain in self.book.domain_names():
-            probe = next((other for other in found if other != domain), None)
-            here = domains == domain
-            if probe is None:
-                continue
-            turns = found[probe][0]
+        for domain, here, probe, turns in self._by_other_probes():
             scores = [("SpikeScore", apply("max_abs_d2", turns))]
             scores += [("first-answer probe", apply("first", turns))]
             if perplexity and probe in perplexity.scores:
@@ -289,9 +280,10 @@ class ModelReport:
                 for name, values in scores
             )
             shown.append(plots.Panel(f"{domain}, probe of {probe}", y[here], curves))
-            for place in np.arange(n)[here & np.isfinite(scores[0][1])]:
+            for place in np.flatnonzero(here & np.isfinite(scores[0][1])):
                 own = turns[place][np.isfinite(turns[place])].tolist()
-                spikes.append(Spike(y[place], spike_turn(own), len(own), families[place]))
+                families = self._families(items[place])
+                spikes.append(Spike(y[place], spike_turn(own), len(own), families))
         if not shown:
             return
         text = (
@@ -325,15 +317,21 @@ class ModelReport:
         steps = read_json(path, ids_as_text=True)["cot_steps"]
         return tuple(str(step.get("prompt_type") or "") for step in steps)
 
-    def _theory_scores(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return y, SpikeScore and domain of the items, each scored by another domain's probe."""
+    def _by_other_probes(self) -> Iterator[tuple[str, np.ndarray, str, np.ndarray]]:
+        """Yield each domain, the mask [n] of its items, the first other domain that a probe was
+        trained on, and that probe's scores [n, K] under seed 0.
+        """
         found = trajectories(self.book, BASE_SCORER)
-        scores = np.full(len(self.book.items), np.nan)
         for domain in self.book.domain_names():
             probe = next((other for other in found if other != domain), None)
-            if probe:
-                here = self.book.domains == domain
-                scores[here] = apply("max_abs_d2", found[probe][0])[here]
+            if probe is not None:
+                yield domain, self.book.domains == domain, probe, found[probe][0]
+
+    def _theory_scores(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return y, SpikeScore and domain of the items, each scored by another domain's probe."""
+        scores = np.full(len(self.book.items), np.nan)
+        for _, here, _, turns in self._by_other_probes():
+            scores[here] = apply("max_abs_d2", turns)[here]
         kept = np.isfinite(scores)
         return self.book.y[kept], scores[kept], self.book.domains[kept]
 
