@@ -286,7 +286,7 @@ def leaders(
     }
     whole = max((area.parts[0] for area in means.values() if area.value is not None), default=0)
     running = [one for one in entries if one.name in means and means[one.name].parts[0] == whole]
-    if not whole or not running:
+    if not whole:
         return frozenset()
     best = max(running, key=lambda entry: means[entry.name].value)
     found = {best.name}

@@ -28,6 +28,7 @@ from spikescore.report.comparison import (
     trajectory_entry,
 )
 from spikescore.report.eval_report import page_texts
+from spikescore.report.evaluation import TRAINING_SPLITS
 from spikescore.report.experiment import Experiment, Model, Variant
 from spikescore.report.main_tables import (
     ABOUT_TWINS,
@@ -407,6 +408,7 @@ class ModelReport:
             turns = found[domain][0][place] if domain else np.array([])
             scores = tuple(float(score) for score in turns[np.isfinite(turns)])
             enough = len(scores) >= MIN_SCORES
+            split = str(self.book.splits[domain][place]) if domain else ""
             yield Dialogue(
                 id=item.id,
                 domain=item.domain,
@@ -414,8 +416,8 @@ class ModelReport:
                 spike_score=spike_score(scores) if enough else None,
                 spike_turn=spike_turn(scores) if enough else None,
                 scores=scores,
-                split=(split := str(self.book.splits[domain][place]) if domain else ""),
-                evaluated=split not in ("train", "val"),
+                split=split,
+                evaluated=split not in TRAINING_SPLITS,
                 **page_texts(read_json(Path(item.path), ids_as_text=True)),
             )
 

@@ -90,7 +90,7 @@ for (const plot of document.querySelectorAll(".plot img")) {
   };
   const BADGES = { trained: "the probe learnt from it", "left out": "left out of the figures" };
   const badge = (item) => {
-    const told = index.evaluated[item] && kindOf(item) !== "trained" ? "" : BADGES[kindOf(item)];
+    const told = BADGES[kindOf(item)];
     return told ? [element("span", { class: "kind-badge" }, told)] : [];
   };
 
