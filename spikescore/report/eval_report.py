@@ -97,6 +97,7 @@ ORDER = {"macro": 0, "pooled": 1, "in-domain": 2}
 COMPARED_METHODS = tuple(method for method in METHODS if method not in CONTROLS)
 MAIN_METHODS = (COMPARED_METHODS[0], "domain_identity", *COMPARED_METHODS[1:])
 """Those of the main table: in a pool, what knows only the domain stands next to SpikeScore."""
+OTHER_METHODS = tuple(method for method in METHODS if method not in MAIN_METHODS)
 CSV_FIELDS = (
     "path", "id", "domain", "y", "n_turns", "spike_score", "spike_turn", "first_score",
     "mean_score", "perplexity", "answer_tokens", "dialogue_tokens", "probe_split",
@@ -165,7 +166,7 @@ class EvalReport:
             by_items = {tuple(one.path for one in view.items): view for view in reversed(missing)}
             each = []
             for view in reversed(by_items.values()):
-                n = sum(item.y for item in view.items)
+                n = view.n_hallucinated
                 each.append(f"{view.title} ({n} and {len(view.items) - n})")
             yield (
                 f"no AUROC for want of {MIN_PER_CLASS} hallucinated and {MIN_PER_CLASS} consistent "
@@ -212,8 +213,7 @@ class EvalReport:
         Without dialogues no file holds a text of theirs, and one of before that does is removed.
         """
         plots = self.plots()
-        others = tuple(method for method in CONTROLS if method not in MAIN_METHODS)
-        main = main_table(self.views, (*MAIN_METHODS, *others), "AUROC with 95% interval")
+        main = main_table(self.views, (*MAIN_METHODS, *OTHER_METHODS), "AUROC with 95% interval")
         spikiest = max(self.evaluated, key=lambda item: item.spike_score)
         texts = {
             "summary.md": self.markdown(),
@@ -301,7 +301,7 @@ class EvalReport:
     def headline(self) -> list[str]:
         """Return the verdict, SpikeScore's figures, cross-domain first, coverage and warnings."""
         lines = []
-        for view in sorted((v for v in self.views if v.kind in ORDER), key=lambda v: ORDER[v.kind]):
+        for view in _in_order(self.views):
             lines.append(figure_line("spike_score", view.methods["spike_score"], view.title))
             if identity := view.methods.get("domain_identity"):
                 lines[-1] += f"; domain identity alone {_or_why(identity)}"
@@ -311,8 +311,7 @@ class EvalReport:
     def sections(self, plots: Mapping[str, bytes]) -> list[Section]:
         """Return the page's sections; `plots` holds PNGs by the names in PLOTS."""
         main = main_table(self.views, MAIN_METHODS, "AUROC with 95% interval")
-        others = tuple(method for method in CONTROLS if method not in MAIN_METHODS)
-        controls = main_table(self.views, others, "AUROC with 95% interval, controls")
+        controls = main_table(self.views, OTHER_METHODS, "AUROC with 95% interval, controls")
         shown = [view for view in self.views if view.kind != "domain"]
         per_domain = domain_table([view for view in self.views if view.kind == "domain"])
         figures = tuple(
@@ -426,7 +425,7 @@ def main_table(views: Sequence[View], methods: Sequence[str], caption: str) -> T
     The views of single domains are left out, and macro comes first. The first row has each view's
     items; a method measured on fewer says so in its cell.
     """
-    shown = sorted((view for view in views if view.kind in ORDER), key=lambda v: ORDER[v.kind])
+    shown = _in_order(views)
     first = [f"{len(view.items)} ({view.rate:.0%})" for view in shown]
     rows = [("n (hallucinated)", *first)]
     bold = set()
@@ -462,6 +461,11 @@ def threshold_table(views: Sequence[View]) -> Table:
         (view.title, *(_flag(view.flags[key]) for key in FLAGS)) for view in views if view.flags
     ]
     return Table("SpikeScore at the fixed threshold", ("view", *FLAGS.values()), tuple(rows))
+
+
+def _in_order(views: Sequence[View]) -> list[View]:
+    """Return the views but for those of single domains, macro first."""
+    return sorted((view for view in views if view.kind in ORDER), key=lambda v: ORDER[v.kind])
 
 
 def _cell(view: View, method: str) -> str:

@@ -413,9 +413,14 @@ class View:
     best: frozenset[str]
 
     @property
+    def n_hallucinated(self) -> int:
+        """How many of the items have a hallucinated first answer."""
+        return sum(item.y for item in self.items)
+
+    @property
     def rate(self) -> float:
         """The share of the items evaluated whose first answer is hallucinated."""
-        return sum(item.y for item in self.items) / len(self.items)
+        return self.n_hallucinated / len(self.items)
 
     def told(self) -> dict[str, Any]:
         """Return it as plain JSON data; rates are of the items evaluated, y = 1 hallucinated."""
@@ -430,7 +435,7 @@ class View:
             "in_domain": self.in_domain,
             "domains": sorted({item.domain for item in self.items}),
             "n": len(self.items),
-            "n_hallucinated": sum(item.y for item in self.items),
+            "n_hallucinated": self.n_hallucinated,
             "hallucination_rate": self.rate,
             "auroc": {name: area.told(area.interval) for name, area in areas},
             "spike_score_minus": {name: c.told(c.interval, c.p_bootstrap) for name, c in pairs},
