@@ -36,6 +36,11 @@ class Figure:
     png: bytes
     alt: str = ""
 
+    @classmethod
+    def of_tables(cls, png: bytes, caption: str) -> Figure:
+        """Return a plot of figures that stand in tables too."""
+        return cls(caption, png, alt=f"{caption} The tables give the figures.")
+
 
 @dataclass(frozen=True)
 class Section:

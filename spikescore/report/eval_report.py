@@ -314,15 +314,13 @@ class EvalReport:
         controls = main_table(self.views, OTHER_METHODS, "AUROC with 95% interval, controls")
         shown = [view for view in self.views if view.kind != "domain"]
         per_domain = domain_table([view for view in self.views if view.kind == "domain"])
-        figures = tuple(
-            Figure(PLOTS[name], png, alt=f"{PLOTS[name]} The tables give the figures.")
-            for name, png in plots.items()
-        )
+        figures = {name: Figure.of_tables(png, PLOTS[name]) for name, png in plots.items()}
+        spike_turns = figures.pop("spike_turns")
         families = family_table(self.spikes())
         found = [
             Section("Main table", (CONVENTIONS, DIRECTIONS, LEADERS, ORACLE), (main,)),
-            Section("Plots", figures=figures[:-1]),
-            Section("Where spikes fall", (), (families,) if families else (), figures[-1:]),
+            Section("Plots", figures=tuple(figures.values())),
+            Section("Where spikes fall", (), (families,) if families else (), (spike_turns,)),
             Section("Controls", (ABOUT_CONTROLS,), (controls,)),
             Section("Per domain", tables=(per_domain,)),
             Section("Paired tests", (ABOUT_PAIRS,), tuple(map(paired_table, shown))),

@@ -168,7 +168,7 @@ class ModelReport:
                 *self._left_out(),
             ),
             dict(zip(("macro", "pooled", "in_domain"), tables, strict=True)),
-            {"main": _figure(png, "Mean AUROC over training domains with 95% intervals.")},
+            {"main": Figure.of_tables(png, "Mean AUROC over training domains with 95% intervals.")},
         )
 
     def _twins(self) -> Iterator[Chapter]:
@@ -192,7 +192,9 @@ class ModelReport:
         png = plots.matrices(self.comparison, shown, f"Trained on x tested on, {self.model.name}")
         caption = "AUROC by training and test domain; the diagonal is held-out questions."
         tables = {f"matrix_{entry.name}": self._matrix(entry) for entry in shown}
-        yield Chapter("Per-domain matrices", (), tables, {"matrices": _figure(png, caption)})
+        yield Chapter(
+            "Per-domain matrices", (), tables, {"matrices": Figure.of_tables(png, caption)}
+        )
 
     def _matrix(self, entry: Entry) -> Table:
         names = self.book.domain_names()
@@ -221,7 +223,7 @@ class ModelReport:
             "matched_rates": matched_table(self.comparison, draws=self.experiment.draws),
         }
         png = plots.forest(self.comparison, controls, f"Controls, {self.model.name}")
-        figures = {"controls": _figure(png, "SpikeScore and controls.")}
+        figures = {"controls": Figure.of_tables(png, "SpikeScore and controls.")}
         return Chapter("Controls", (), tables, figures)
 
     def _parts(self) -> Iterator[Chapter]:
@@ -241,7 +243,9 @@ class ModelReport:
         )  # fmt: skip
         tables["base_scorers"] = base_scorer_table(self.comparison, self.model.published)
         png = plots.functional_map(self.comparison, f"Functionals, macro, {self.model.name}")
-        figures = {"functionals": _figure(png, "Mean macro AUROC: functional x base scorer.")}
+        figures = {
+            "functionals": Figure.of_tables(png, "Mean macro AUROC: functional x base scorer.")
+        }
         return Chapter("Trajectory functionals and base scorers", (), tables, figures)
 
     def _turns(self) -> Chapter:
@@ -250,7 +254,7 @@ class ModelReport:
         )
         png = plots.turns_curve(points, f"SpikeScore by number of turns, {self.model.name}")
         tables = {"turns": turns_table(points), "early_stopping": stopping_table(self.comparison)}
-        figures = {"turns": _figure(png, "AUROC and cost over the number of turns.")}
+        figures = {"turns": Figure.of_tables(png, "AUROC and cost over the number of turns.")}
         return Chapter("Number of turns and early stopping", (), tables, figures)
 
     def _theory(self) -> Chapter:
@@ -292,10 +296,10 @@ class ModelReport:
             "whose mean the tables give.",
         )
         figures = {
-            "roc_domains": _figure(
+            "roc_domains": Figure.of_tables(
                 plots.roc_png(shown, f"ROC per domain, {self.model.name}"), "ROC curves per domain."
             ),
-            "histogram_domains": _figure(
+            "histogram_domains": Figure.of_tables(
                 plots.histogram_png(shown, f"SpikeScore per domain, {self.model.name}"),
                 "SpikeScore by class, per domain. Each class sums to 100%.",
             ),
@@ -307,7 +311,7 @@ class ModelReport:
             "Where spikes fall",
             text,
             {"spike_families": table} if table else {},
-            {"spike_turns": _figure(png, "Turns at which the spikes of each class fall.")},
+            {"spike_turns": Figure.of_tables(png, "Turns at which the spikes of each class fall.")},
         )
 
     def _families(self, item: BookItem) -> tuple[str, ...]:
@@ -367,7 +371,7 @@ class ModelReport:
         table = variant_table(kind, results, note)
         png = plots.variant_plot(results, f"{table.caption}, {self.model.name}")
         caption = "SpikeScore of each run; dashed: the reference, on the same questions."
-        return Chapter(table.caption, (), {kind: table}, {kind: _figure(png, caption)})
+        return Chapter(table.caption, (), {kind: table}, {kind: Figure.of_tables(png, caption)})
 
     def _reference_title(self, kind: str) -> str:
         settings = self.experiment.stage_config(self.model)
@@ -390,7 +394,7 @@ class ModelReport:
             "Layers and tokens",
             (),
             {"layers": layer_table(grid)},
-            {"layers": _figure(png, "Mean macro AUROC by SAPLMA's layer and token.")},
+            {"layers": Figure.of_tables(png, "Mean macro AUROC by SAPLMA's layer and token.")},
         )
 
     # --- dialogues to read ----------------------------------------------------------------------
@@ -429,10 +433,6 @@ def seconds_per_token(folder: Path) -> float | None:
         return None
     told = read_json(path)
     return told["seconds"] / told["answer_tokens"] if told.get("answer_tokens") else None
-
-
-def _figure(png: bytes, caption: str) -> Figure:
-    return Figure(caption, png, alt=f"{caption} The tables give the figures.")
 
 
 # --- files ------------------------------------------------------------------------------------

@@ -186,7 +186,7 @@ class SideBySide:
         ]
         title = " and ".join(run.name for run in self.runs)
         caption = "Mean AUROC of each run on all its items, with 95% intervals."
-        plot = Figure(caption, forest_rows(rows, title), f"{caption} The tables give the figures.")
+        plot = Figure.of_tables(forest_rows(rows, title), caption)
         files = {
             "compare.md": "\n".join(map(headed_table, tables)),
             "compare.csv": "\n".join(csv_table(one.header, one.rows) for one in tables),
