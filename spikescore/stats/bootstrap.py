@@ -300,16 +300,13 @@ class Resampler:
         value, error = one.value - other.value, _standard_error(influence, self.groups)
         if abs(value) < _NOTHING and error == 0:
             value = 0.0
-        low, high = central(draws) or (None, None)
         notes = [one.note] if one.note else []
-        p_bootstrap, p_delong = _two_sided(draws, value), None
+        (low, high, p_bootstrap), p_delong = _told_by(draws, value), None
         if error or value == error == 0:
             p_delong = math.erfc(abs(value) / error / math.sqrt(2)) if error else 1.0
             p_delong = max(p_delong, sys.float_info.min)  # erfc is 0 beyond 39 deviations
         elif error == 0:
             notes.append("no p value: the difference has no variance")
-        if p_bootstrap is None:
-            low = high = None
         return Contrast(value, low, high, p_bootstrap, p_delong, n, "; ".join(notes), error, parts)
 
     def nothing(self, items: np.ndarray, note: str, parts: tuple[int, int] = (0, 1)) -> Area:
@@ -328,8 +325,7 @@ def contrast_of_draws(one: Area, other: Area) -> Contrast:
     if one.value is None or other.value is None:
         return Contrast(None, None, None, None, None, one.n, one.note or other.note)
     draws, value = one.draws - other.draws, one.value - other.value
-    p_bootstrap = _two_sided(draws, value)
-    low, high = (central(draws) if p_bootstrap is not None else None) or (None, None)
+    low, high, p_bootstrap = _told_by(draws, value)
     return Contrast(value, low, high, p_bootstrap, None, one.n, one.note, parts=one.parts)
 
 
@@ -389,6 +385,13 @@ def central(draws: np.ndarray) -> tuple[float, float] | None:
         return None
     low, high = np.percentile(usable, (2.5, 97.5))
     return float(low), float(high)
+
+
+def _told_by(draws: np.ndarray, value: float) -> tuple[float | None, float | None, float | None]:
+    """Return the interval of a difference and its p value; None where the draws do not vary."""
+    p = _two_sided(draws, value)
+    low, high = (None if p is None else central(draws)) or (None, None)
+    return low, high, p
 
 
 def _two_sided(draws: np.ndarray, value: float) -> float | None:
