@@ -84,8 +84,7 @@ def track(experiment: Experiment, reports: list[ModelReport], chapters: dict) ->
     """Log figures, tables and plots to W&B, where the experiment or the environment says so."""
     from spikescore.report.tracking import log_run
 
-    found = [(report.model.name, chapter) for report in reports
-             for chapter in chapters[report.model.name]]  # fmt: skip
+    found = [(name, chapter) for name, own in chapters.items() for chapter in own]
     log_run(
         "tables",
         asdict(experiment),

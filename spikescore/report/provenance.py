@@ -28,7 +28,7 @@ def write_provenance(experiment: Experiment, steps: Sequence[Step], config: str)
     """
     about = [
         ("experiment", config),
-        ("made", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
+        ("made", this_minute()),
         ("commit", commit() or "unknown"),
         ("machine", f"{_processor()}, {os.cpu_count()} cores, {platform.machine()}"),
         ("system", f"{platform.system()} {platform.release()}"),
@@ -76,6 +76,11 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
+
+
+def this_minute() -> str:
+    """Return the time as reports give it."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def commit() -> str:

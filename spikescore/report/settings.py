@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from spikescore.report.provenance import commit
+from spikescore.report.provenance import commit, this_minute
 from spikescore.report.steps import ROOT
 
 Rows = list[tuple[str, str]]
@@ -44,7 +43,7 @@ def made_now() -> Rows:
         version = tomllib.load(file)["project"]["version"]
     found = commit()
     return [
-        ("made", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
+        ("made", this_minute()),
         ("version", f"{version}, commit {found}" if found else version),
     ]
 
