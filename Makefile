@@ -13,15 +13,15 @@ demo: $(VENV)/.run
 	make --no-print-directory reports/$$report/report.html && \
 	sed -n 3p reports/$$report/summary.md && echo "open reports/$$report/report.html"
 
-reports/quick/report.html: config.json $(wildcard datasets/samples/*) $(CODE)
-	$(BIN)/python ./reasoning_lite.py --set dataset_path=./datasets/samples/triviaqa.json --set output_dir=./outputs/demo_train --set max_steps=1 --set sampling.n=150
+reports/quick/report.html: config_demo.json $(wildcard datasets/samples/*) $(CODE)
+	$(BIN)/python ./reasoning_lite.py --config ./config_demo.json --set dataset_path=./datasets/samples/triviaqa.json --set output_dir=./outputs/demo_train --set max_steps=1 --set sampling.n=150
 	$(BIN)/python ./semantic-entropy-probes/probes_trainer.py --data_dirs ./outputs/demo_train --save_path ./probe_output/demo.pkl --epochs 50
-	$(BIN)/python ./reasoning_lite.py
+	$(BIN)/python ./reasoning_lite.py --config ./config_demo.json
 	$(BIN)/python ./metrics_probe.py --json_dir ./outputs/demo --pkl_dir ./outputs/demo --probe_path ./probe_output/demo.pkl
 	$(BIN)/python ./eval_probe.py --data_dir ./outputs/demo --report_dir ./reports/quick
 
-reports/quick_tiny/report.html: config_tiny.json $(wildcard datasets/tiny/*) $(CODE)
-	$(BIN)/python ./reasoning_lite.py --config ./config_tiny.json
+reports/quick_tiny/report.html: config.json $(wildcard datasets/tiny/*) $(CODE)
+	$(BIN)/python ./reasoning_lite.py
 	$(BIN)/python ./semantic-entropy-probes/probes_trainer.py --data_dirs ./outputs/tiny/trivia --save_path ./probe_output/tiny_trivia.pkl --epochs 50
 	$(BIN)/python ./metrics_probe.py --json_dir ./outputs/tiny --pkl_dir ./outputs/tiny --probe_path ./probe_output/tiny_trivia.pkl
 	$(BIN)/python ./eval_probe.py --data_dir ./outputs/tiny --report_dir ./reports/quick_tiny

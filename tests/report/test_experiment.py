@@ -59,7 +59,7 @@ def test_the_tiny_main_run_is_the_demos_where_nothing_can_be_fetched():
     experiment = load_experiment(ROOT / "configs" / "tiny.json")
     settings = experiment.stage_config(experiment.models[0])
     ours = parse_config(settings, source="tiny")
-    quick = load_config(ROOT / "config_tiny.json")
+    quick = load_config(ROOT / "config.json")
     assert ours.hash() == quick.hash() and ours.sampling == quick.sampling
     assert ours.dataset_path == quick.dataset_path
 

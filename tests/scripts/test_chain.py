@@ -19,7 +19,7 @@ DOMAINS = ("trivia", "commonsense", "reading", "conversation", "arithmetic", "wo
 def chain(tmp_path_factory):
     """Run the four commands with 60 trivia questions, 12 of each other domain, and 5 turns."""
     folder = tmp_path_factory.mktemp("chain")
-    settings = json.loads((ROOT / "config_tiny.json").read_text())
+    settings = json.loads((ROOT / "config.json").read_text())
     settings |= {"output_dir": str(folder / "outputs"), "max_steps": 5}
     printed = {}
     for n, domains in ((60, DOMAINS[:1]), (12, DOMAINS[1:])):

@@ -123,11 +123,12 @@ def sandbox(tmp_path_factory):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, target, follow_symlinks=False)
-    settings = json.loads((folder / "config_tiny.json").read_text())
+    settings = json.loads((folder / "config.json").read_text())
     settings["dataset_path"] = settings["dataset_path"][:3]
     settings |= {"output_dir": "./outputs/demo", "max_steps": 5, "max_new_tokens": 16}
     settings["sampling"]["n"] = 60
-    (folder / "config.json").write_text(json.dumps(settings))
+    for name in ("config.json", "config_demo.json"):
+        (folder / name).write_text(json.dumps(settings))
     for name, source in FILES.items():
         own = json.loads((folder / source).read_text()) | {"output_dir": "./outputs/my"}
         (folder / name).write_text(json.dumps(own))

@@ -25,7 +25,7 @@ esac
 @pytest.fixture
 def project(tmp_path):
     """The Makefile in a folder where "python" writes down what it is asked to do."""
-    for name in ("Makefile", "config.json", "config_tiny.json", "requirements.txt"):
+    for name in ("Makefile", "config.json", "config_demo.json", "requirements.txt"):
         shutil.copyfile(ROOT / name, tmp_path / name)
     (tmp_path / "spikescore").mkdir()
     python = tmp_path / ".venv" / "bin" / "python"
@@ -58,7 +58,9 @@ TINY_CHAIN = [*CHAIN[:3], *CHAIN[4:]]
 def test_it_ends_with_the_verdict_and_the_page_and_runs_once(project):
     first = run(MAKE_DEMO, cwd=project)
     assert first.returncode == 0, first.stderr
-    assert scripts(commands(project)) == CHAIN
+    asked = commands(project)
+    assert scripts(asked) == CHAIN
+    assert all("--config ./config_demo.json" in asked[place] for place in (1, 3))
     assert first.stdout.splitlines()[-2:] == ["The verdict.", "open reports/quick/report.html"]
     second = run(MAKE_DEMO, cwd=project)
     assert second.returncode == 0 and "is up to date" in second.stdout
@@ -71,7 +73,7 @@ def test_without_the_model_it_runs_on_the_tiny_one(project):
     done = run(MAKE_DEMO, cwd=project)
     assert done.returncode == 0, done.stderr
     asked = commands(project)
-    assert scripts(asked) == TINY_CHAIN and "--config ./config_tiny.json" in asked[1]
+    assert scripts(asked) == TINY_CHAIN and asked[1] == "./reasoning_lite.py"
     assert not any("outputs/demo" in line for line in asked)
     assert "on the tiny model instead" in done.stdout
     assert done.stdout.splitlines()[-1] == "open reports/quick_tiny/report.html"
