@@ -298,8 +298,8 @@ def leaders(
 
 
 LEADERS = (
-    "Bold: the best, and all that are not significantly worse (the 95% interval of the paired "
-    "difference to the best, on the same items, holds 0); controls do not compete."
+    "Bold (* in Markdown): the best, and all that are not significantly worse (the 95% interval of "
+    "the paired difference to the best, on the same items, holds 0); controls do not compete."
 )
 
 

@@ -148,7 +148,7 @@ class SideBySide:
         else:
             how = "The runs have no item in common: each is drawn by itself."
         names = " minus ".join(run.name for run in self.runs)
-        return f"{names}, 95% intervals; those in bold leave out 0. {how}"
+        return f"{names}, 95% intervals; those in bold (* in Markdown) leave out 0. {how}"
 
     def settings(self) -> Table:
         """Return both runs' settings, those that differ in bold."""
@@ -158,7 +158,9 @@ class SideBySide:
         bold = {(row, column) for row, (_, one, two) in enumerate(rows)
                 for column in (1, 2) if one != two}  # fmt: skip
         header = ("setting", *(run.name for run in self.runs))
-        return Table("Settings", header, tuple(rows), "Bold: what differs.", frozenset(bold))
+        return Table(
+            "Settings", header, tuple(rows), "Bold (* in Markdown): what differs.", frozenset(bold)
+        )
 
     def lines(self) -> list[str]:
         """Return SpikeScore's difference in every view, a line each."""

@@ -27,8 +27,11 @@ _TEX = {
 
 
 def markdown_table(table: Table) -> str:
-    """Return the table in Markdown, its note below it; no caption. It ends with an empty line."""
-    rows = _marked(table, "**{}**".format, lambda cell: _one_line(cell).replace("|", "\\|"))
+    """Return the table in Markdown, its note below it; no caption. It ends with an empty line.
+
+    A cell that stands out ends in an asterisk: it begins with its figure, as all others do.
+    """
+    rows = _marked(table, "{} *".format, lambda cell: _one_line(cell).replace("|", "\\|"))
     lines = [[_one_line(cell).replace("|", "\\|") for cell in table.header]]
     lines += [["---"] * len(table.header), *rows]
     shown = [f"| {' | '.join(line)} |" for line in lines]
@@ -74,11 +77,11 @@ def _tex_row(cells: Sequence[str]) -> str:
 
 
 def _marked(
-    table: Table, bold: Callable[[str], str], escape: Callable[[str], str]
+    table: Table, mark: Callable[[str], str], escape: Callable[[str], str]
 ) -> list[list[str]]:
-    """Return the escaped cells of a table, those that stand out made bold."""
+    """Return the escaped cells of a table, those that stand out marked."""
     return [
-        [bold(escape(cell)) if (row, column) in table.bold and cell else escape(cell)
+        [mark(escape(cell)) if (row, column) in table.bold and cell else escape(cell)
          for column, cell in enumerate(cells)]
         for row, cells in enumerate(table.rows)
     ]  # fmt: skip
