@@ -9,7 +9,9 @@ content than `_BYTES_PER_BYTE` allows for a file of that size. So neither time n
 anything but the size of the file.
 
 `load_pickle` copies the arrays. `map_pickle` leaves them where they are, so that a reader who needs
-one layer of one token touches a hundredth of the file.
+one layer of one token touches a hundredth of the file; and it keeps the layout of files that it has
+read. A file that equals one of these in every byte outside its arrays is read no second time: the
+machine would do with it what it did, as it never looks into an array (`_Layout`).
 
 torch's tensors (the public release's files) become arrays; bfloat16 becomes float32.
 """
@@ -73,16 +75,24 @@ def _read_file(path: Path, *, copy: bool) -> Any:
         if not stat.S_ISREG(os.stat(path).st_mode) and not path.is_dir():
             raise UserError(f'"{path}" is no file that can be read in any order')
         with open(path, "rb") as file:
-            if hasattr(os, "posix_fadvise"):  # else touching a page would wait for the disk alone
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-            if not os.fstat(file.fileno()).st_size:
+            size = os.fstat(file.fileno()).st_size
+            if not size:
                 raise UserError(f'"{path}" is not a readable pickle: it is empty')
+            if hasattr(os, "posix_fadvise") and not _is_in_memory(file.fileno(), size):
+                # else touching a page would wait for the disk alone
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             data = memoryview(mapping)
+            layout = None if copy else _LAYOUTS.get(len(data))
+            if layout and layout.fits(data):
+                return layout.content_of(data)
             machine = _Machine(data, _Budget(len(data)), copy=copy)
             if data[:4] == b"PK\x03\x04":
                 return _read_torch_zip(file, machine)
-            return machine.run()
+            content = machine.run()
+            if not copy and machine.names <= _ARRAY_NAMES:
+                _keep_layout(data, content)
+            return content
     except FileNotFoundError as error:
         raise UserError(f'"{path}" does not exist') from error
     except OSError as error:
@@ -98,6 +108,17 @@ def _read_file(path: Path, *, copy: bool) -> Any:
         ) from error
 
 
+def _is_in_memory(file: int, size: int) -> bool:
+    """Whether the page cache holds a file, by a few samples: to ask for all of it takes longer."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        return False
+    try:
+        places = range(0, size, size // 8 + 1)
+        return all(os.preadv(file, [bytearray(1)], place, os.RWF_NOWAIT) for place in places)
+    except OSError:  # it would wait, or the file system cannot tell
+        return False
+
+
 class _Budget:
     """How many bytes of memory may still be used for a file of this size."""
 
@@ -109,6 +130,91 @@ class _Budget:
         self.left -= size
         if self.left < 0:
             raise _Refusal("it would take far more memory than its size can mean")
+
+
+# --- files that differ in their arrays alone -----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Array:
+    """Where in a file an array's bytes lie, and what they are."""
+
+    start: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    order: str
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A file that was read: what it holds, an `_Array` for each array; the stretches outside the
+    arrays' bytes, and all that stands there.
+    """
+
+    content: Any
+    outside: list[slice]
+    frame: bytes
+
+    def fits(self, data: memoryview) -> bool:
+        """Whether a file of the same size has the same bytes outside the arrays."""
+        return b"".join(map(data.__getitem__, self.outside)) == self.frame
+
+    def content_of(self, data: memoryview) -> Any:
+        """Return what such a file holds, its arrays as views of it."""
+
+        def fill(value: Any) -> Any:
+            if type(value) is dict:
+                return {key: fill(one) for key, one in value.items()}
+            if type(value) is _Array:
+                return np.ndarray(value.shape, value.dtype, data, value.start, order=value.order)
+            return value
+
+        return fill(self.content)
+
+
+_LAYOUTS: dict[int, _Layout] = {}  # by the file's size; a cache, on which no result depends
+_MOST_LAYOUTS = 64
+_LARGEST_FRAME = 2**18
+
+
+def _keep_layout(data: memoryview, content: Any) -> None:
+    """Remember the layout of a file of dicts, plain values and arrays of floats, as pairs are.
+
+    With no other names in it than those that make arrays, the bytes of an array have no part in
+    anything else that stays: texts, numbers and keys are read from elsewhere, and bytes themselves
+    are not among what is kept.
+    """
+    base = np.frombuffer(data, np.uint8).ctypes.data
+    found: list[_Array] = []
+
+    def placed(value: Any) -> Any:
+        if type(value) is dict and all(type(key) in _PLAIN for key in value):
+            return {key: placed(one) for key, one in value.items()}
+        if type(value) is np.ndarray and value.dtype.kind == "f" and value.size:
+            order = "C" if value.flags.c_contiguous else "F"
+            array = _Array(value.ctypes.data - base, value.dtype, value.shape, order)
+            if not 0 <= array.start <= len(data) - value.nbytes:
+                raise LookupError("its numbers lie elsewhere")
+            found.append(array)
+            return array
+        if type(value) in _PLAIN:
+            return value
+        raise LookupError("it holds something else")
+
+    try:
+        kept = placed(content)
+    except LookupError:
+        return
+    ends, outside = 0, []
+    for array in sorted(found, key=lambda one: one.start):
+        outside.append(slice(ends, max(ends, array.start)))
+        ends = max(ends, array.start + array.dtype.itemsize * math.prod(array.shape))
+    outside.append(slice(ends, len(data)))
+    if sum(part.stop - part.start for part in outside) > _LARGEST_FRAME:
+        return
+    while len(_LAYOUTS) >= _MOST_LAYOUTS:
+        _LAYOUTS.pop(next(iter(_LAYOUTS)), None)
+    _LAYOUTS[len(data)] = _Layout(kept, outside, b"".join(map(data.__getitem__, outside)))
 
 
 # --- what is on the machine's stack beside data -------------------------------------------------
@@ -198,6 +304,7 @@ class _Machine:
         self.open: set[int] = set()
         self.depths: dict[int, int] = {}  # of containers of containers
         self.sizes: dict[int, int] = {}  # of what was had again
+        self.names: set[str] = set()
         buffer, stack, memo, budget = self.data, self.stack, self.memo, self.budget
         while True:
             code = buffer[self.place]
@@ -466,6 +573,7 @@ class _Machine:
             pass
         elif full not in _MAKERS and full != "numpy.ndarray":
             raise _Refusal(f"it names {full[:100]}")
+        self.names.add(full)
         self._push(_Name(full))
 
     def _reduce(self) -> None:
@@ -602,6 +710,11 @@ _FLAT = _LIGHT | {str, memoryview, bytes, np.ndarray}
 _SETTINGS = _Name("settings")
 _STOP, _GET, _MEMOIZE, _SMALL, _FLOAT = ord("."), ord("h"), 0x94, ord("K"), ord("G")
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
+_ARRAY_NAMES = {
+    "numpy.dtype", "numpy.ndarray",
+    "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
+    "numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer",
+}  # fmt: skip
 _MAKERS: dict[str, Callable[..., Any]] = {
     "numpy.dtype": lambda machine, *given: _dtype(*given),
     **dict.fromkeys(

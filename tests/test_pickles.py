@@ -17,7 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spikescore import pairs
+from spikescore import pairs, pickles
 from spikescore.errors import UserError
 from spikescore.pairs import TOKEN_KEYS, read_states, write_pair
 from spikescore.pickles import load_pickle, map_pickle
@@ -322,6 +322,62 @@ def test_any_bytes_are_data_or_one_clear_error(tmp_path, seed, changes, cut):
             assert is_data(read(path), [10**7])
         except UserError as error:
             assert str(path) in str(error)
+
+
+KIN = {
+    "pair": pairs.pack_states(make_states(turns=2, layers=2, hidden=4), model="m"),
+    "columns": {"a": {1: np.asfortranarray(np.arange(6.0).reshape(2, 3)), "b": [1.0]}},
+    "shared": dict.fromkeys("ab", np.arange(6, dtype=np.float32)),
+    "truth": {"a": np.array([True, False]), "b": np.arange(3.0)},
+    "payload as a key": {np.arange(2.0).tobytes(): 1, "a": np.arange(2.0)},
+}
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    name=st.sampled_from(sorted(KIN)),
+    protocol=st.sampled_from([3, 4, 5]),
+    changes=st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), max_size=4),
+)
+def test_a_file_like_one_read_before_gives_what_it_would_give_alone(
+    tmp_path, name, protocol, changes
+):
+    """`load_pickle` keeps no layouts, so it is the oracle, for any bytes changed anywhere."""
+    path = tmp_path / "x.pkl"
+    data = bytearray(pickle.dumps(KIN[name], protocol=protocol))
+    path.write_bytes(data)
+    np.testing.assert_equal(map_pickle(path), load_pickle(path))
+    for place, new in changes:
+        data[place % len(data)] = new
+    path.unlink()
+    path.write_bytes(data)
+    try:
+        expected = load_pickle(path)
+    except UserError as error:
+        with pytest.raises(UserError) as found:
+            map_pickle(path)
+        assert str(found.value) == str(error)
+    else:
+        np.testing.assert_equal(map_pickle(path), expected)
+
+
+def test_a_layout_serves_the_next_pair_and_no_hostile_one(tmp_path, monkeypatch):
+    """The machine does not run for a second pair of the same shape, and does for any other."""
+    path, old = write_large(tmp_path, seed=1)
+    assert_same_states(read_states(path), old)
+    new = write_large(tmp_path, seed=2)[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(pickles._Machine, "run", None)
+        assert_same_states(read_states(path), new)
+        data = path.read_bytes()
+        assert data.count(b"_frombuffer") == 1
+        path.write_bytes(data.replace(b"_frombuffer", b"_fromstring"))
+        with pytest.raises(UserError, match="NoneType"):
+            read_states(path)
+    with pytest.raises(UserError, match="refused: it names"):
+        read_states(path)
 
 
 # --- and does not run ---------------------------------------------------------------------------
