@@ -34,8 +34,10 @@ SHARPNESS_DEPTH = FIXED["lens"]["sharpness_depth"]
 """In-Context Sharpness reads layer 26 of the 32 of its authors' 7B models."""
 SHARPNESS = {"sharpness": True, "sharpness_raw": False}
 """Its two ways: whether the layer's states get the final norm."""
-LENS_NUMBERS = {"cpu": 2**20, "cuda": 2**26}
-"""Numbers of one matrix [rows, vocabulary] of a lens; bounds memory, and fits a CPU's cache."""
+LENS_NUMBERS = {"cpu": 2**23, "cuda": 2**26}
+"""Numbers of one matrix [rows, vocabulary] of a lens; bounds memory."""
+CACHED_NUMBERS = {"cpu": 2**20, "cuda": 2**26}
+"""Numbers of it that are worked on together; on a CPU they stay in its cache."""
 _FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm")
 _TINY = torch.finfo(torch.float32).tiny  # a probability below it adds nothing to an entropy
 
@@ -105,6 +107,7 @@ class Lens:
         self._cap = getattr(config, "final_logit_softcapping", None)
         self.n_layers: int = config.num_hidden_layers
         self.rows = max(1, LENS_NUMBERS[model.device.type] // config.vocab_size)
+        self._few = max(1, CACHED_NUMBERS[model.device.type] // config.vocab_size)
         self._check(model)
 
     @torch.inference_mode()
@@ -126,20 +129,42 @@ class Lens:
 
         They get the final norm here, which the last layer's states have had already (`norm` false).
         """
-        logits = self._head(self._norm(states) if norm else states).float()
+        return torch.cat([torch.log_softmax(few, dim=-1) for few in self._logits(states, norm)])
+
+    def log_probabilities_of(
+        self, states: torch.Tensor, tokens: torch.Tensor, *, norm: bool
+    ) -> torch.Tensor:
+        """The columns of `log_probabilities` that belong to these tokens, `[rows, tokens]`."""
+        found = [
+            few[:, tokens] - torch.logsumexp(few, dim=-1, keepdim=True)
+            for few in self._logits(states, norm)
+        ]
+        return torch.cat(found)
+
+    def _logits(self, states: torch.Tensor, norm: bool) -> tuple[torch.Tensor, ...]:
+        """Logits of all states in float32, cut into few rows each."""
+        logits = self._head(self._norm(states) if norm else states)
         if self._cap:
-            logits = torch.tanh(logits / self._cap) * self._cap
-        return torch.log_softmax(logits, dim=-1)
+            logits = torch.tanh(logits.float() / self._cap) * self._cap
+        return tuple(few.float() for few in logits.split(self._few))
 
     def divergences(self, states: Sequence[torch.Tensor], layers: Sequence[int]) -> torch.Tensor:
         """Mean over `layers` of JSD(final distribution, that layer's), given L + 1 states
         `[rows, H]`: `[rows]`.
         """
-        final = self.log_probabilities(states[-1], norm=False).exp()
-        found = [
-            js_divergence(final, self.log_probabilities(states[layer]).exp()) for layer in layers
-        ]
-        return torch.stack(found).mean(dim=0)
+        final = [torch.softmax(few, dim=-1) for few in self._logits(states[-1], norm=False)]
+        entropies = [entropy(p) for p in final]
+        total = torch.zeros(len(states[-1]), device=final[0].device)
+        for layer in layers:
+            found = []
+            own = self._logits(states[layer], norm=True)
+            for p, of_p, few in zip(final, entropies, own, strict=True):
+                log_q = torch.log_softmax(few.to(p.device), dim=-1).clamp(min=-1e4)
+                q = log_q.exp()
+                of_q = -(q * log_q).sum(dim=-1)
+                found.append((entropy((p + q) / 2) - (of_p + of_q) / 2).clamp(min=0))
+            total += torch.cat(found)
+        return total / len(layers)
 
 
 class LensReader:
@@ -203,7 +228,8 @@ class LensReader:
             for first in range(0, len(part), self.lens.rows):
                 rows = states[self.sharp][first : first + self.lens.rows]
                 for name, norm in SHARPNESS.items():
-                    log_p = self.lens.log_probabilities(rows, norm=norm)
+                    tokens = reading.tokens.to(rows.device)
+                    log_p = self.lens.log_probabilities_of(rows, tokens, norm=norm)
                     reading.keep_context(name, log_p, start + first)
             places = predicting[start : start + len(part)].nonzero()[:, 0]
             for few in places.split(self.lens.rows):
@@ -222,8 +248,9 @@ class _Reading:
     def __init__(self, turns: Sequence[Exchange]) -> None:
         self.ids: list[int] = []
         self.divergence = torch.empty(0)
-        self._tokens = torch.tensor(sorted({token for _, answer in turns for token in answer}))
-        self._column = {token: place for place, token in enumerate(self._tokens.tolist())}
+        known = sorted({token for _, answer in turns for token in answer})
+        self.tokens = torch.tensor(known, dtype=torch.long)  # that some answer holds
+        self._column = {token: place for place, token in enumerate(known)}
         self._context = dict.fromkeys(SHARPNESS, torch.empty(0, len(self._column)))
         prompt, answer = turns[0]
         self._first = range(len(prompt), len(prompt) + len(answer))
@@ -245,8 +272,7 @@ class _Reading:
     def keep_context(self, name: str, log_p: torch.Tensor, start: int) -> None:
         """Keep what the positions from `start` on give the answers' tokens."""
         context = self._context[name] = self._context[name].to(log_p.device)
-        tokens = self._tokens = self._tokens.to(log_p.device)
-        context[start : start + len(log_p)] = log_p[:, tokens.long()]
+        context[start : start + len(log_p)] = log_p
 
     def keep_first_answer(self, states: Sequence[torch.Tensor], start: int) -> None:
         """Keep what MIND needs of a pass's states, which begin at position `start`."""
