@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spikescore.data.selection import STRATEGIES as SAMPLING_STRATEGIES
-from spikescore.dialogues.prompts import DEFAULT_SYSTEM_PROMPT, STRATEGIES
+from spikescore.dialogues.prompts import DEFAULT_SYSTEM_PROMPT, SCHEDULES, STRATEGIES
 from spikescore.errors import UserError, keep_secret, redacted
 from spikescore.files import read_json
 from spikescore.labels.judges import judge_names
@@ -99,6 +99,8 @@ class Config:
     prompts_file: str | None = _key(None, DIALOGUES)
     # which order of the prompts `strategy: shuffled` takes
     prompt_seed: int = _key(0, DIALOGUES, later=True)
+    # whether a follow-up is asked after the turns before it, or after the first answer alone
+    schedule: str = _key("sequential", DIALOGUES, allowed=SCHEDULES, later=True)
     history: str = _key("full", BOTH, allowed=("full", "question_only"))
     # who gives the first answer: the model, or the data set that says whether it is right
     first_answers: str = _key("model", DIALOGUES, allowed=("model", "shipped"), later=True)

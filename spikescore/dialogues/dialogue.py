@@ -1,5 +1,5 @@
-"""One dialogue: a message list that is only ever appended to, rendered by the model's chat
-template.
+"""One dialogue: a message list, rendered by the model's chat template. It is only ever appended to,
+unless the follow-ups are forked: then each stands right behind the first answer.
 
 The core speaks messages and texts, so the same dialogue can be held by the local engine, which
 asks for token ids and returns token ids, by a server, or be read from a file. Here it becomes
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from spikescore.data.question import Question, first_message, leaked_lines, record_fields
 from spikescore.dialogues.config import Config
-from spikescore.dialogues.prompts import FAMILIES, Prompt, follow_up
+from spikescore.dialogues.prompts import FAMILIES, FORKED, Prompt, follow_up
 from spikescore.errors import UserError
 from spikescore.model.chat import ChatFormat, Message, Rendering
 from spikescore.model.turns import Finished, Turn, common_prefix
@@ -23,8 +23,8 @@ from spikescore.pairs import cut_off
 class Dialogue:
     """The conversation about one question, whoever answers it.
 
-    `messages` is what to send now; `answered` takes the answer and says whether there is a next
-    turn. `prompts` and `answers` are the texts so far.
+    `messages` is what to send now, a list of its own for every turn; `answered` takes the answer
+    and says whether there is a next turn. `prompts` and `answers` are the texts so far.
     """
 
     def __init__(
@@ -42,6 +42,8 @@ class Dialogue:
         self.prompts = [Prompt("initial", 0, first)]
         self.answers: list[str] = []
         self.messages = opening(config.system_prompt, self.prompts[0].text)
+        self._fork: list[Message] = []  # up to the first answer, where forked follow-ups begin
+        self._first_tokens = 0
         self.stopped = ""  # a reason of our own to end early
         self._config = config
         self._chat = chat
@@ -57,23 +59,27 @@ class Dialogue:
         number = len(self.answers)
         if number == 1:
             self.messages = after_first(self.messages, self.question, self._config.history)
+            self._fork = [*self.messages, {"role": "assistant", "content": text}]
+            self._first_tokens = n_tokens
         if number >= self._config.max_steps:
             return False
         if high_perplexity(perplexity, self._config) and self._config.ppl_action == "stop":
             self.stopped = "perplexity"
             return False
+        forked = self._config.schedule == FORKED
         prompt = follow_up(
             self._config.strategy,
             number + 1,
             seed=self._config.sampling.seed,
             item_id=self.item_id,
-            last_answer_tokens=n_tokens,
+            last_answer_tokens=self._first_tokens if forked else n_tokens,
             order=self._config.prompt_seed,
             families=self._families,
         )
         self.prompts.append(prompt)
-        self.messages.append({"role": "assistant", "content": text})
-        self.messages.append({"role": "user", "content": prompt.text})
+        before = [*self.messages, {"role": "assistant", "content": text}]
+        asked: Message = {"role": "user", "content": prompt.text}
+        self.messages = [*(self._fork if forked else before), asked]
         return True
 
     def given_ids(self) -> list[int] | None:

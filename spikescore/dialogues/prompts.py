@@ -17,6 +17,10 @@ from spikescore.errors import UserError
 from spikescore.runtime import derived_seed
 
 DEFAULT_SYSTEM_PROMPT = "Answer the question. Be brief and state your final answer."
+FORKED = "forked"
+SCHEDULES = ("sequential", FORKED)
+"""Sequential: each follow-up comes after all turns before it. Forked: each comes right after the
+first answer, so that none sees another's answer and all could be asked at one time."""
 SHORT_ANSWER_TOKENS = 16
 """`adaptive` asks for more after an answer shorter than this, and challenges a longer one."""
 

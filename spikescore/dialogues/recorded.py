@@ -15,7 +15,7 @@ from spikescore.data.fields import shown
 from spikescore.data.question import Question, first_message, question_from_record
 from spikescore.dialogues.config import Config
 from spikescore.dialogues.dialogue import after_first, opening
-from spikescore.dialogues.prompts import Prompt
+from spikescore.dialogues.prompts import FORKED, Prompt
 from spikescore.errors import UserError
 from spikescore.labels.judges import shipped_judgement
 from spikescore.model.chat import ChatFormat, Message
@@ -75,7 +75,9 @@ def _from_steps(record: dict[str, Any], config: Config) -> tuple[Recorded, list[
     system = made_under.get("system_prompt", config.system_prompt)
     history = made_under.get("history", config.history)
     held = Recorded(question)
+    forked = made_under.get("schedule", config.schedule) == FORKED
     messages: list[Message] = []
+    fork: list[Message] = []  # up to the first answer
     exchanges: list[Exchange] = []
     for number, step in enumerate(record["cot_steps"], start=1):
         if not isinstance(step, dict):
@@ -85,7 +87,8 @@ def _from_steps(record: dict[str, Any], config: Config) -> tuple[Recorded, list[
             prompt = prompt or first_message(question)
             messages = opening(system, prompt)
         elif isinstance(prompt, str):
-            messages = [*messages, {"role": "user", "content": prompt}]
+            begun = fork if forked else messages
+            messages = [*begun, {"role": "user", "content": prompt}]
         if not isinstance(prompt, str) or not isinstance(answer, str):
             missing = "prompt" if not isinstance(prompt, str) else "response"
             raise UserError(f'turn {number} holds no "{missing}", so it cannot be read again')
@@ -95,6 +98,7 @@ def _from_steps(record: dict[str, Any], config: Config) -> tuple[Recorded, list[
         if number == 1:
             messages = after_first(messages, question, history)
         messages = [*messages, {"role": "assistant", "content": answer}]
+        fork = messages if number == 1 else fork
     if not exchanges:
         raise UserError("the dialogue has no turns")
     return held, exchanges

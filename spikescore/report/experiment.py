@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from spikescore.dialogues.config import Config, parse_config
+from spikescore.dialogues.prompts import FORKED
 from spikescore.errors import UserError
 from spikescore.files import read_json, write_json
 from spikescore.pairs import TOKEN_KEYS
@@ -41,9 +42,9 @@ class Model:
 class Ablations:
     """What else is generated, with `n` questions per domain. Empty lists: not done.
 
-    `shuffled` counts random orders of the progressive prompts. `release` measures the public
-    release's choices one at a time. `judges` label the main run again. `layers` trains SAPLMA at
-    each layer and token.
+    `schedules` are strategies, and "forked". `shuffled` counts random orders of the progressive
+    prompts. `release` measures the public release's choices one at a time. `judges` label the main
+    run again. `layers` trains SAPLMA at each layer and token.
     """
 
     n: int = 40
@@ -142,7 +143,12 @@ class Experiment:
         """Return all runs beside the main one, in the order of the tables."""
         wanted = self.ablations
         rows = [
-            Variant(f"schedule_{name}", name, "schedules", {"strategy": name})
+            Variant(
+                f"schedule_{name}",
+                name,
+                "schedules",
+                {"schedule": name} if name == FORKED else {"strategy": name},
+            )
             for name in wanted.schedules
         ]
         for order in range(1, wanted.shuffled + 1):

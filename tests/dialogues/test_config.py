@@ -112,6 +112,7 @@ def test_the_hash_follows_what_changes_a_dialogue(tmp_path):
         {"max_steps": 19},
         {"system_prompt": None},
         {"history": "question_only"},
+        {"schedule": "forked"},
         {"model_path": "./models/yyy"},
         {"sampling": {"seed": 43}},
         {"dtype": "bfloat16"},

@@ -201,10 +201,12 @@ def held_by_the_engine(model, chat, config) -> dict:
 
 
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, REWRITING])
-@pytest.mark.parametrize("history", ["full", "question_only"])
-def test_reading_an_engines_dialogue_again_gives_its_turns(template, history):
+@pytest.mark.parametrize(
+    "settings", [{}, {"history": "question_only"}, {"schedule": "forked"}], ids=str
+)
+def test_reading_an_engines_dialogue_again_gives_its_turns(template, settings):
     model, chat = make_model("qwen3"), make_chat(template)
-    config = Config(max_steps=5, max_new_tokens=9, history=history)
+    config = Config(max_steps=5, max_new_tokens=9, **settings)
     finished, record = held_by_the_engine(model, chat, config)
     other = Config(system_prompt="Another one.")  # the record's own configuration counts
     held, exchanges = recorded_dialogue(record, other, chat)

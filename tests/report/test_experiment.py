@@ -127,8 +127,8 @@ def test_tables_without_score_books_say_what_to_run(tmp_path):
 
 def test_variants_change_one_thing_each(tmp_path):
     ablations = {
-        "n": 7, "schedules": ["continue"], "shuffled": 2, "temperatures": [0], "release": True,
-        "judges": ["exact"],
+        "n": 7, "schedules": ["continue", "forked"], "shuffled": 2, "temperatures": [0],
+        "release": True, "judges": ["exact"],
     }  # fmt: skip
     experiment = load_experiment(write(tmp_path, ablations=ablations))
     model = experiment.models[0]
@@ -141,6 +141,7 @@ def test_variants_change_one_thing_each(tmp_path):
         changed[variant.name] = {k: v for k, v in settings.items() if plain.get(k) != v}
     assert changed == {
         "schedule_continue": {"strategy": "continue"},
+        "schedule_forked": {"schedule": "forked"},
         "shuffled_1": {"strategy": "shuffled", "prompt_seed": 1},
         "shuffled_2": {"strategy": "shuffled", "prompt_seed": 2},
         "temperature_0": {"temperature": 0},

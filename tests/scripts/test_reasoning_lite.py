@@ -557,6 +557,27 @@ def test_question_only_history_drops_system_and_passage_from_turn_two(config_fil
     assert shown[1].startswith("<bos><user> How many?<end><assistant> one")
 
 
+def test_forked_follow_ups_stand_right_behind_the_first_answer(config_file):
+    answers = ["one", "two", "three", "four", "five"]
+    dialogue, chat = make_dialogue(config_file, ["schedule=forked"])
+    shown = play(dialogue, chat, answers)
+    sequential, _ = make_dialogue(config_file)
+    play(sequential, chat, answers)
+    assert dialogue.prompts == sequential.prompts  # the ladder's order
+    # shown[0] ends where an answer begins
+    for prompt, text in zip(dialogue.prompts[1:], shown[1:], strict=True):
+        assert text == f"{shown[0]} one<end><user> {prompt.text}<end><assistant>"
+
+
+def test_adaptive_forks_look_at_the_first_answer_alone(config_file):
+    changes = ["schedule=forked", "strategy=adaptive"]
+    dialogue, chat = make_dialogue(config_file, changes)
+    play(dialogue, chat, ["one", "two " * 30, "three " * 30, "four " * 30, "five"])
+    assert {prompt.family for prompt in dialogue.prompts[1:]} <= {
+        "encouragement", "analytical", "step_by_step",
+    }  # fmt: skip
+
+
 def test_high_perplexity_can_end_the_dialogue(config_file):
     changes = ["ppl_action=stop", "ppl_bound=2"]
     dialogue, chat = make_dialogue(config_file, changes)
