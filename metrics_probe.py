@@ -29,6 +29,7 @@ from spikescore.probes.probe import load_probe
 from spikescore.probes.report import report
 from spikescore.probes.scoring import Folders, complete_probe, score_all, worker_processes
 from spikescore.report.tracking import log_run
+from spikescore.shards import is_folder
 
 SHOWN = 20
 """Dialogues that are named when they could not be scored; more are only counted."""
@@ -64,7 +65,7 @@ def main() -> int:
     args = parse_arguments()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     folders = Folders(Path(args.json_dir), Path(args.pkl_dir))
-    if not folders.pkl_dir.is_dir():
+    if not is_folder(folders.pkl_dir):
         raise UserError(f'--pkl_dir "{args.pkl_dir}" does not exist; give the folder of the .pkl')
     paths = find_records(folders.json_dir)
     # before all else: a fork is safe while torch, which reads older files, has no threads yet

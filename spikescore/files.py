@@ -207,15 +207,18 @@ def _key(key: Any) -> str:
 # --- reading ----------------------------------------------------------------------------------
 
 
-def read_json(path: Path, *, ids_as_text: bool = False) -> Any:
-    """Read a JSON file; UserError with file, line and column when it is missing or broken.
+def read_json(path: Path, *, ids_as_text: bool = False, text: str | None = None) -> Any:
+    """Read a JSON file; UserError with file, line and column when it is missing or broken. What it
+    holds may be given as `text`.
 
     With ids_as_text, a dialogue's lists of token ids stay text, unchecked (`JsonText`), where they
     have the form that `write_json` gives them: to decode and encode them takes longer than all else
     in the file.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")  # editors of some systems begin with a mark
+        if text is None:
+            text = path.read_text(encoding="utf-8")
+        text = text.removeprefix("\ufeff")  # editors of some systems begin with a mark
         return _decode_sparing_ids(text) if ids_as_text else json.loads(text)
     except FileNotFoundError as error:
         raise UserError(f'"{path}" does not exist') from error

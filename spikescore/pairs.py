@@ -24,8 +24,16 @@ from typing import Any
 import numpy as np
 
 from spikescore.errors import UserError
-from spikescore.files import JsonText, read_json, walk, write_atomic, write_json
-from spikescore.pickles import map_pickle
+from spikescore.files import JsonText, walk, write_atomic, write_json
+from spikescore.shards import (
+    INDEX,
+    holding,
+    is_file,
+    packed_above,
+    packed_at,
+    read_beside,
+    read_pair_json,
+)
 
 log = logging.getLogger("spikescore")
 
@@ -35,7 +43,7 @@ TOKEN_KEYS = (
     "last_tok_bef_gen_embedding",
 )
 States = dict[int, dict[str, np.ndarray]]
-_NOT_PAIRS = {"config.json", "run.json", "summary.json", "progress.json", "speed.json"}
+_NOT_PAIRS = {"config.json", "run.json", "summary.json", "progress.json", "speed.json", INDEX}
 
 
 # --- names ------------------------------------------------------------------------------------
@@ -98,27 +106,38 @@ def write_error(folder: Path, item_id: str, reason: str, **details: Any) -> None
 
 def find_records(folder: str | Path) -> list[Path]:
     """Return the dialogue JSON files under a folder, links to folders followed, sorted. Error
-    files, run files and hidden folders (a notebook's checkpoints) are left out.
+    files, run files and hidden folders (a notebook's checkpoints) are left out. Those that shards
+    hold are among them, after the shards were checked (`shards.Packed.require_sound`).
 
     A file counts when its name is not one of ours for other purposes; `read_record` says whether
     it really is one.
     """
     top = Path(folder)
-    if not top.is_dir():
+    above = packed_above(top)
+    files = set(walk(top)) if top.is_dir() else set()
+    files = {path for path in files if not _is_hidden(path.relative_to(top))}
+    inner = [packed_at(path.parent) for path in files if path.name == INDEX]
+    for packed in {one.folder: one for one in (above, *inner) if one}.values():
+        packed.require_sound()
+        files.update(path for path in packed.records() if path.is_relative_to(top))
+    if not files and not top.is_dir():
         raise UserError(f'folder "{top}" does not exist; give the folder that stage 1 wrote to')
     return [
         path
-        for path in walk(top)
+        for path in sorted(files)
         if path.suffix == ".json"
         and path.name not in _NOT_PAIRS
-        and not any(part.startswith(".") for part in path.relative_to(top).parts)
         and not path.name.endswith((".error.json", "_error.json"))
     ]
 
 
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
 def read_record(path: Path) -> dict[str, Any] | None:
     """Read a dialogue JSON in today's form; None when the file is some other JSON."""
-    return as_record(read_json(path), path)
+    return as_record(read_pair_json(path), path)
 
 
 def as_record(raw: Any, path: Path) -> dict[str, Any] | None:
@@ -146,7 +165,7 @@ def as_record(raw: Any, path: Path) -> dict[str, Any] | None:
         record = {**record, "cot_steps": [{**step, "turn": place} for place, step in numbered]}
     _check_fields(record, path)
     own = record.get("id", path.stem)
-    if own != path.stem and Path(str(own)).name == own and path.with_stem(own).exists():
+    if own != path.stem and Path(str(own)).name == own and is_file(path.with_stem(own)):
         log.warning('"%s" is a copy of "%s.json" beside it, and is left out', path, own)
         return None
     return record
@@ -319,7 +338,7 @@ def read_states(path: Path, token_key: str | None = None) -> States:
     `{step: {key: torch tensor}}` from step 0, is renumbered from turn 1; its bfloat16 tensors are
     converted and a state beyond FP16's range is an error.
     """
-    content = map_pickle(path)
+    content = _packed_content(path) or read_beside(path, copy=False)
     ours = isinstance(content, dict) and content.get("format") == 1
     turns = content.get("turns") if ours else content
     if not isinstance(turns, dict) or not all(map(_is_int, turns)) or not (turns or ours):
@@ -337,6 +356,17 @@ def read_states(path: Path, token_key: str | None = None) -> States:
             if token_key in (None, key)
         }
     return states
+
+
+def _packed_content(path: Path) -> dict[str, Any] | None:
+    """Return what the PKL of a pair in shards held, as far as it matters; None without such."""
+    packed = holding(path)
+    found = packed.turns(packed.name_of(path)) if packed else None
+    if found is None:
+        return None
+    turns, by_key = found
+    at = {turn: {key: states[n] for key, states in by_key.items()} for n, turn in enumerate(turns)}
+    return {"format": 1, "turns": at}
 
 
 def _is_int(key: object) -> bool:
@@ -459,7 +489,7 @@ def unusable(path: Path, record: Mapping[str, Any], *, label: bool = True) -> st
         return "without turns"
     if label and record.get("nil_label") not in (0, 1):
         return "unlabelled"
-    return "" if path.with_suffix(".pkl").exists() else "without PKL"
+    return "" if is_file(path.with_suffix(".pkl")) else "without PKL"
 
 
 def cut_off(record: Mapping[str, Any]) -> str:

@@ -18,16 +18,17 @@ torch's tensors (the public release's files) become arrays; bfloat16 becomes flo
 
 from __future__ import annotations
 
+import io
 import math
 import mmap
 import os
 import stat
 import struct
 import zipfile
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -70,33 +71,24 @@ def map_pickle(path: str | Path) -> Any:
     return _read_file(Path(path), copy=False)
 
 
-def _read_file(path: Path, *, copy: bool) -> Any:
+def read_pickle(data: memoryview, path: Path, *, copy: bool) -> Any:
+    """Return what `load_pickle` (copy) or `map_pickle` would of a file that holds these bytes.
+
+    `path` is what the UserError names.
+    """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode) and not path.is_dir():
-            raise UserError(f'"{path}" is no file that can be read in any order')
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if not size:
-                raise UserError(f'"{path}" is not a readable pickle: it is empty')
-            if hasattr(os, "posix_fadvise") and not _is_in_memory(file.fileno(), size):
-                # else touching a page would wait for the disk alone
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            data = memoryview(mapping)
-            layout = None if copy else _LAYOUTS.get(len(data))
-            if layout and layout.fits(data):
-                return layout.content_of(data)
-            machine = _Machine(data, _Budget(len(data)), copy=copy)
-            if data[:4] == b"PK\x03\x04":
-                return _read_torch_zip(file, machine)
-            content = machine.run()
-            if not copy and machine.names <= _ARRAY_NAMES:
-                _keep_layout(data, content)
-            return content
-    except FileNotFoundError as error:
-        raise UserError(f'"{path}" does not exist') from error
-    except OSError as error:
-        raise refused(error, path, "cannot be read") from error
+        if not len(data):
+            raise UserError(f'"{path}" is not a readable pickle: it is empty')
+        layout = None if copy else _LAYOUTS.get(len(data))
+        if layout and layout.fits(data):
+            return layout.content_of(data)
+        machine = _Machine(data, _Budget(len(data)), copy=copy)
+        if data[:4] == b"PK\x03\x04":
+            return _read_torch_zip(machine)
+        content = machine.run()
+        if not copy and machine.names <= _ARRAY_NAMES:
+            _keep_layout(data, content)
+        return content
     except _Refusal as error:
         raise UserError(f'"{path}" was refused: {error}; {_FORBIDDEN_HELP}') from error
     except UserError:
@@ -106,6 +98,58 @@ def _read_file(path: Path, *, copy: bool) -> Any:
             f'"{path}" is not a readable pickle ({type(error).__name__}: {error}); '
             "it may be cut short"
         ) from error
+
+
+def take_apart(path: str | Path) -> tuple[Any, bytes, list[tuple[int, np.ndarray]]] | None:
+    """Return what a pickle of dicts, plain values and arrays of floats holds, all of its bytes that
+    are outside the arrays, and each array with its place in the file, in order of place.
+
+    The file is these bytes with each array's put in at its place (`put_together`). None for a
+    pickle of anything else. Raises UserError as `load_pickle` does.
+    """
+    data = _mapped(Path(path))
+    content = read_pickle(data, Path(path), copy=False)
+    layout = _LAYOUTS.get(len(data))
+    if layout is None or not layout.fits(data):
+        return None
+    arrays = [(one.start, one.view(data)) for one in layout.arrays()]
+    ends = [start + array.nbytes for start, array in arrays]
+    if any(start < end for (start, _), end in zip(arrays[1:], ends, strict=False)):
+        return None  # one array is shown twice
+    return content, layout.frame, arrays
+
+
+def put_together(frame: bytes, arrays: Iterable[tuple[int, np.ndarray]]) -> Iterator[bytes]:
+    """Yield the bytes of a file in the parts that `take_apart` returned them in, in order."""
+    done = taken = 0
+    for start, array in arrays:
+        yield frame[taken : taken + start - done]
+        yield array.tobytes("A")
+        done, taken = start + array.nbytes, taken + start - done
+    yield frame[taken:]
+
+
+def _read_file(path: Path, *, copy: bool) -> Any:
+    return read_pickle(_mapped(path), path, copy=copy)
+
+
+def _mapped(path: Path) -> memoryview:
+    """Return a file's bytes, mapped; UserError when there is none that can be."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode) and not path.is_dir():
+            raise UserError(f'"{path}" is no file that can be read in any order')
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if not size:
+                return memoryview(b"")
+            if hasattr(os, "posix_fadvise") and not _is_in_memory(file.fileno(), size):
+                # else touching a page would wait for the disk alone
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except FileNotFoundError as error:
+        raise UserError(f'"{path}" does not exist') from error
+    except OSError as error:
+        raise refused(error, path, "cannot be read") from error
 
 
 def _is_in_memory(file: int, size: int) -> bool:
@@ -144,6 +188,10 @@ class _Array:
     shape: tuple[int, ...]
     order: str
 
+    def view(self, data: memoryview) -> np.ndarray:
+        """Return the array as a view of a file."""
+        return np.ndarray(self.shape, self.dtype, data, self.start, order=self.order)
+
 
 @dataclass(frozen=True)
 class _Layout:
@@ -165,11 +213,21 @@ class _Layout:
         def fill(value: Any) -> Any:
             if type(value) is dict:
                 return {key: fill(one) for key, one in value.items()}
-            if type(value) is _Array:
-                return np.ndarray(value.shape, value.dtype, data, value.start, order=value.order)
-            return value
+            return value.view(data) if type(value) is _Array else value
 
         return fill(self.content)
+
+    def arrays(self) -> list[_Array]:
+        """Return where the arrays are, in order of place; one that is held twice, twice."""
+
+        def found(value: Any) -> Iterator[_Array]:
+            if type(value) is dict:
+                for one in value.values():
+                    yield from found(one)
+            elif type(value) is _Array:
+                yield value
+
+        return sorted(found(self.content), key=lambda array: array.start)
 
 
 _LAYOUTS: dict[int, _Layout] = {}  # by the file's size; a cache, on which no result depends
@@ -185,7 +243,6 @@ def _keep_layout(data: memoryview, content: Any) -> None:
     are not among what is kept.
     """
     base = np.frombuffer(data, np.uint8).ctypes.data
-    found: list[_Array] = []
 
     def placed(value: Any) -> Any:
         if type(value) is dict and all(type(key) in _PLAIN for key in value):
@@ -195,18 +252,17 @@ def _keep_layout(data: memoryview, content: Any) -> None:
             array = _Array(value.ctypes.data - base, value.dtype, value.shape, order)
             if not 0 <= array.start <= len(data) - value.nbytes:
                 raise LookupError("its numbers lie elsewhere")
-            found.append(array)
             return array
         if type(value) in _PLAIN:
             return value
         raise LookupError("it holds something else")
 
     try:
-        kept = placed(content)
+        layout = _Layout(placed(content), [], b"")
     except LookupError:
         return
     ends, outside = 0, []
-    for array in sorted(found, key=lambda one: one.start):
+    for array in layout.arrays():
         outside.append(slice(ends, max(ends, array.start)))
         ends = max(ends, array.start + array.dtype.itemsize * math.prod(array.shape))
     outside.append(slice(ends, len(data)))
@@ -214,7 +270,8 @@ def _keep_layout(data: memoryview, content: Any) -> None:
         return
     while len(_LAYOUTS) >= _MOST_LAYOUTS:
         _LAYOUTS.pop(next(iter(_LAYOUTS)), None)
-    _LAYOUTS[len(data)] = _Layout(kept, outside, b"".join(map(data.__getitem__, outside)))
+    frame = b"".join(map(data.__getitem__, outside))
+    _LAYOUTS[len(data)] = replace(layout, outside=outside, frame=frame)
 
 
 # --- what is on the machine's stack beside data -------------------------------------------------
@@ -787,14 +844,14 @@ _OPERATIONS: dict[int, Callable[[_Machine], None]] = {
 }
 
 
-def _read_torch_zip(file: BinaryIO, machine: _Machine) -> Any:
+def _read_torch_zip(machine: _Machine) -> Any:
     """Read what `torch.save` wrote: a pickle, and the storages that it refers to, uncompressed."""
     ends = bytes(machine.data[-(2**16 + 22) :])
     found = ends.rfind(b"PK\x05\x06")
     if found < 0 or int.from_bytes(ends[found + 10 : found + 12], "little") > 20_000:
         raise _Refusal("it is no archive of torch, or one of too many parts")
     parts: dict[str, memoryview] = {}
-    with zipfile.ZipFile(file) as archive:
+    with zipfile.ZipFile(io.BytesIO(machine.data)) as archive:
         for part in archive.infolist():
             machine.budget.spend(1024)
             if part.compress_type != zipfile.ZIP_STORED or part.flag_bits & 1:

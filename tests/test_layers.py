@@ -10,7 +10,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "spikescore"
-GROUND = ("errors", "plugins", "runtime", "files", "journal", "pickles", "pairs")
+GROUND = (
+    "errors",
+    "plugins",
+    "runtime",
+    "files",
+    "journal",
+    "pickles",
+    "shards",
+    "pairs",
+    "packing",
+)
 ALLOWED = {
     "stats": set(),
     "data": set(),

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from spikescore.errors import UserError
-from spikescore.files import read_json
 from spikescore.measures.file import measures_path, read_measures, texts_digest
 from spikescore.pairs import (
     as_record,
@@ -28,6 +27,7 @@ from spikescore.pairs import (
     unusable,
 )
 from spikescore.probes.data import question_groups
+from spikescore.shards import is_file, read_pair_json
 
 log = logging.getLogger("spikescore")
 
@@ -147,7 +147,7 @@ def measures_of(pair: Path, record: dict[str, Any]) -> dict[str, Any]:
     Raises UserError when the file is none of its own, or was made of another dialogue's texts.
     """
     path = measures_path(pair)
-    if not path.exists():
+    if not is_file(path):
         return {}
     found = read_measures(path, record)
     if found.get("texts") != texts_digest(record):
@@ -175,7 +175,7 @@ def read_answers(folder: str | Path, *, token_key: str) -> Answers:
     paths, records = [], []
     left_out: Counter[str] = Counter()
     for path in find_records(folder):
-        record = as_record(read_json(path, ids_as_text=True), path)
+        record = as_record(read_pair_json(path, ids_as_text=True), path)
         if record is None:
             continue
         reason = unusable(path, record)

@@ -34,6 +34,7 @@ from spikescore.pairs import (
     turn_states,
 )
 from spikescore.runtime import Process, unreachable
+from spikescore.shards import is_file, is_folder
 
 log = logging.getLogger("spikescore")
 
@@ -96,7 +97,7 @@ def load_recorded(config: Config) -> list[Item]:
     questions are chosen as for generation.
     """
     source, output = Path(config.replay), Path(config.output_dir)
-    if not source.exists():
+    if not (source.exists() or is_folder(source)):
         raise UserError(
             f'--replay "{source}" does not exist; give a folder of pairs, or a data set '
             "that ships dialogues"
@@ -106,7 +107,7 @@ def load_recorded(config: Config) -> list[Item]:
             f'--replay "{source}" would write among the dialogues that it reads; '
             f'choose an output_dir outside it (it is "{output}")'
         )
-    pairs = _pairs(source, output) if source.is_dir() else []
+    pairs = _pairs(source, output) if is_folder(source) else []
     return pairs or _shipped(source, output, config)
 
 
@@ -206,7 +207,7 @@ def is_finished(item: Item, config: Config) -> bool:
     A pair that is damaged is named, and made again.
     """
     path = item.folder / f"{item.question.id}.json"
-    if not path.is_file():
+    if not is_file(path):
         return False
     try:
         record = read_record(path)
@@ -239,7 +240,7 @@ def is_finished(item: Item, config: Config) -> bool:
         )
     pkl = path.with_suffix(".pkl")
     try:
-        states = read_states(pkl) if pkl.is_file() else {}
+        states = read_states(pkl) if is_file(pkl) else {}
         for token_key in TOKEN_KEYS if states else ():
             turn_states(states, record, token_key, pkl)
     except Refused:
@@ -275,7 +276,7 @@ def refuse_other_run(
     (`identity`). A folder without dialogues, finished or under way, belongs to nobody.
     """
     for folder in dict.fromkeys(item.folder for item in items):
-        found = find_records(folder) if folder.is_dir() else []
+        found = find_records(folder) if is_folder(folder) else []
         pairs = [path for path in found if path.parent == folder]
         if not pairs and not has_turns(config):
             continue

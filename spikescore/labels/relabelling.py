@@ -16,6 +16,7 @@ from spikescore.errors import UserError
 from spikescore.files import write_json
 from spikescore.labels.judges import Judge, Judgement, judge_each
 from spikescore.pairs import iter_records, read_record
+from spikescore.shards import holding
 
 log = logging.getLogger("spikescore")
 
@@ -101,6 +102,11 @@ def copy_unlabelled(source: Path, target: Path) -> None:
     if target.resolve().is_relative_to(source.resolve()):
         raise UserError(f'--to "{target}" lies inside "{source}"; choose a folder outside it')
     for path, record in iter_records(source, []):
+        if holding(path):
+            raise UserError(
+                f'"{path}" is packed in shards, of which --to can make no copies; unpack them with '
+                "scripts/pack_pairs.py unpack, or label without --to: labels go beside the shards"
+            )
         copy = target / path.relative_to(source)
         if copy.exists():
             continue

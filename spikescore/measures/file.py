@@ -26,7 +26,7 @@ from spikescore.errors import UserError
 from spikescore.files import write_atomic
 from spikescore.model.turns import token_sequences
 from spikescore.pairs import MODEL_PARTS, model_difference
-from spikescore.pickles import load_pickle
+from spikescore.shards import is_file, read_beside
 
 FORMAT = 1
 HOLDS: dict[str, dict[str, dict[str, str]]] = {
@@ -90,7 +90,7 @@ def read_measures(path: Path, record: dict[str, Any]) -> Measures:
     another format, or has a value that is not what HOLDS says.
     """
     try:
-        content = load_pickle(path)
+        content = read_beside(path, copy=True)
     except UserError as error:
         raise UserError(f"{error}; run measure_answers.py --redo") from error
     if damaged := _damage(content, record):
@@ -231,9 +231,9 @@ def open_item(
     """
     target, texts = measures_path(path), texts_digest(record)
     content = None
-    if target.exists() and redo:
+    if is_file(target) and redo:
         content = _what_stands(target, record, model, settings)
-    elif target.exists():
+    elif is_file(target):
         content = read_measures(target, record)
     content = content or empty_measures(model, texts)
     _check(target, content, model, texts, settings)

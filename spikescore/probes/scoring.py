@@ -24,7 +24,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from spikescore.errors import Refused, UserError
-from spikescore.files import read_json, write_json
+from spikescore.files import write_json
 from spikescore.pairs import (
     DEFAULT_TOKEN_KEY,
     as_record,
@@ -35,6 +35,7 @@ from spikescore.pairs import (
 from spikescore.probes.layers import LayerRange
 from spikescore.probes.probe import Probe
 from spikescore.runtime import end_with_parent, progress, usable_cores
+from spikescore.shards import is_file, read_pair_json
 
 log = logging.getLogger("spikescore")
 
@@ -101,13 +102,13 @@ class Folders:
         """Read a dialogue's JSON and find its PKL: at the same relative path under pkl_dir, or else
         next to it. None when the file is some other JSON.
         """
-        content = read_json(path, ids_as_text=True)
+        content = read_pair_json(path, ids_as_text=True)
         record = as_record(content, path)
         if record is None:
             return None
         mirrored = (self.pkl_dir / path.relative_to(self.json_dir)).with_suffix(".pkl")
         beside = path.with_suffix(".pkl")
-        pkl = next((pkl for pkl in (mirrored, beside) if pkl.exists()), None)
+        pkl = next((pkl for pkl in (mirrored, beside) if is_file(pkl)), None)
         return Dialogue(path, content, record, pkl)
 
 

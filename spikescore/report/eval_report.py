@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from spikescore.files import read_json, write_atomic, write_json
+from spikescore.files import write_atomic, write_json
 from spikescore.pairs import as_record, read_record
 from spikescore.report.comparison import LEADERS
 from spikescore.report.evaluation import (
@@ -46,6 +46,7 @@ from spikescore.report.text import (
     p_value,
     tex_table,
 )
+from spikescore.shards import read_pair_json
 from spikescore.stats.bootstrap import Area, Contrast
 from spikescore.stats.roc import MIN_PER_CLASS
 from spikescore.stats.trajectory import second_differences
@@ -274,7 +275,7 @@ class EvalReport:
         """Yield the dialogues to read, one file at a time."""
         evaluated = {item.path for item in self.evaluated}
         for item in self.items:
-            record = as_record(read_json(item.path, ids_as_text=True), item.path)
+            record = as_record(read_pair_json(item.path, ids_as_text=True), item.path)
             yield page_dialogue(record, item, evaluated=item.path in evaluated)
 
     def markdown(self) -> str:

@@ -22,13 +22,14 @@ import numpy as np
 from spikescore import pairs
 from spikescore.detectors.score_book import BookItem, ScoreBook
 from spikescore.errors import Refused, UserError
-from spikescore.files import read_json, write_json
+from spikescore.files import write_json
 from spikescore.report.comparison import Comparison, Entry, leaders, static_entries
 from spikescore.report.content import Table
 from spikescore.report.main_tables import Twins, part_tables, twin_figures
 from spikescore.report.settings import Rows, dialogue_settings, joined
 from spikescore.report.verdict import verdict
 from spikescore.runtime import progress
+from spikescore.shards import read_pair_json
 from spikescore.stats.bootstrap import Area, Contrast
 from spikescore.stats.roc import flag_metrics
 from spikescore.stats.trajectory import MIN_SCORES, spike_score, spike_turn
@@ -178,7 +179,7 @@ def score_file(path: Path, by: str) -> tuple[Item, tuple, dict[str, Any]] | User
     None when the file is some other JSON, the error when it is damaged.
     """
     try:
-        record = pairs.as_record(read_json(path, ids_as_text=True), path)
+        record = pairs.as_record(read_pair_json(path, ids_as_text=True), path)
         if record is None:
             return None
         item = read_item(record, path, by=by)
