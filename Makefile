@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM_ENV ?= .venv-vllm
 CODE := $(wildcard *.py semantic-entropy-probes/*.py) $(shell find spikescore -name '*.py')
 
-.PHONY: demo tables test clean
+.PHONY: demo tables test test-vllm clean
 
 # on SmolLM2-135M-Instruct; where that cannot be fetched, on the tiny model
 demo: $(VENV)/.run
@@ -33,6 +34,14 @@ test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder
+
+# a real vLLM server on the CPU, in an environment of its own: docs/cluster.md
+test-vllm: $(VENV)/.test $(VLLM_ENV)/.made
+	VLLM=$(abspath $(VLLM_ENV))/bin/vllm $(BIN)/python -m pytest -rs tests/model/test_vllm.py
+
+$(VLLM_ENV)/.made: scripts/make_vllm.sh
+	PYTHON=$(PYTHON) bash scripts/make_vllm.sh $(VLLM_ENV)
+	touch $@
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -15,8 +15,8 @@ turn of every dialogue. A folder takes one run at a time, and pairs of one run o
 another model (by content) or another data set are refused with what differs.
 
 With "backend": "openai" any server with the OpenAI interface holds the dialogues, and the model in
-`model_path` reads the hidden states from the transcripts. Keys stand in the environment:
-SERVER_API_KEY for a `server_url`, OPENAI_API_KEY for OPENAI_BASE_URL; a local server needs none.
+`model_path`, or with "states": "server" that server, reads their hidden states (docs/cluster.md).
+Keys are in the environment: SERVER_API_KEY for a `server_url`, OPENAI_API_KEY for OPENAI_BASE_URL.
 --replay reads dialogues that exist, made by any model: the pairs in a folder, or those that a data
 set ships with its items (RAGTruth, ipw trajectories), message by message, with the set's labels.
 
@@ -98,7 +98,7 @@ def run(config: Config, items: list[Item], judge: Judge, dry: bool) -> int:
     from spikescore.dialogues.preview import needs, preview
     from spikescore.model.architecture import pair_bytes
     from spikescore.model.chat import ChatFormat
-    from spikescore.model.loading import load_architecture, load_model, load_tokenizer
+    from spikescore.model.loading import load_architecture, load_tokenizer
     from spikescore.report.tracking import log_run
     from spikescore.runtime import this_process
 
@@ -106,7 +106,8 @@ def run(config: Config, items: list[Item], judge: Judge, dry: bool) -> int:
     in_step = config.tp_plan is not None  # all processes hold slices of one model
     chat = ChatFormat(load_tokenizer(config.placement), enable_thinking=config.enable_thinking)
     if not dry:  # which reads no weights, and may fetch none
-        identity = running.identity_of(config, chat)
+        server = running.connect(config, chat) if config.states == "server" else None
+        identity = running.identity_of(config, chat, server)
         plan.refuse_other_run(config, items, identity)
     mine = items if in_step else process.share(items)
     todo = plan.unfinished(mine, config)
@@ -124,8 +125,7 @@ def run(config: Config, items: list[Item], judge: Judge, dry: bool) -> int:
         print(*preview(items, config, chat), sep="\n", flush=True)  # what follows takes seconds
         print(*needs(items, todo, config, chat), sep="\n")
         return 0
-    server = running.connect(config, chat) if config.is_served else None
-    model = load_model(config.placement)  # it may be large: a server was reached first
+    server, model = running.who_answers(config, chat, server)
     tally = running.Tally(skipped=done)
     if process.is_first:
         tally.guard = running.guard_report(items, config, chat)

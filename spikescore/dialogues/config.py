@@ -84,6 +84,8 @@ class Config:
     attn_implementation: str | None = _key(None)
     # with "openai" a server holds the dialogues and model_path reads the states after it
     backend: str = _key("transformers", DIALOGUES, allowed=("transformers", "openai"))
+    # who reads the states: model_path here, or the server (vLLM, SGLang), with no weights here
+    states: str = _key("local", BOTH, allowed=("local", "server"), later=True)
     server_url: str | None = _key(None)  # ends in /v1; null: the environment's OPENAI_BASE_URL
     server_model: str | None = _key(None)  # the name the server knows the model by
     # dialogues that wait for the server at one time
@@ -131,6 +133,11 @@ class Config:
     def is_served(self) -> bool:
         """Whether a server holds the dialogues."""
         return self.backend == "openai" and not self.replay
+
+    @property
+    def needs_server(self) -> bool:
+        """Whether a server holds the dialogues, or reads them."""
+        return self.is_served or self.states == "server"
 
     @property
     def item_kind(self) -> str:
@@ -238,6 +245,11 @@ def parse_config(raw: dict[str, Any], *, source: str) -> Config:
         raise UserError(f'{source}: two entries of "dataset_path" are one file, or have one name')
     if config.tp_plan and (config.backend != "transformers" or config.replay):
         raise UserError(f'{source}: "tp_plan" works with the local engine alone')
+    if config.states == "server" and not (config.is_served or config.replay):
+        raise UserError(
+            f'{source}: "states": "server" is for dialogues that a server holds; set "backend": '
+            '"openai" and "server_url", or "states": "local"'
+        )
     if config.prompts_file and not Path(config.prompts_file).is_file():
         raise UserError(f'{source}: prompts_file "{config.prompts_file}" does not exist')
     return config

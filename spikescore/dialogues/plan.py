@@ -348,7 +348,7 @@ def check_start(config: Config) -> None:
     folder, device or server that is not there, an output folder that cannot be written to.
     """
     check_placement(config.placement)
-    if config.is_served:
+    if config.needs_server:
         url = server_url(config)
         if problem := unreachable(url):
             raise UserError(
@@ -378,8 +378,8 @@ def server_url(config: Config) -> str:
     url = config.server_url or os.environ.get("OPENAI_BASE_URL", "").strip()
     if not url:
         raise UserError(
-            'backend "openai" needs the server\'s address: set server_url, for example '
-            '"http://localhost:8000/v1", or the environment variable OPENAI_BASE_URL'
+            'backend "openai", or "states": "server", needs the server\'s address: set server_url, '
+            'for example "http://localhost:8000/v1", or the environment variable OPENAI_BASE_URL'
         )
     return url
 

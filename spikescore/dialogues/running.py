@@ -7,6 +7,7 @@ there.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from openai import AsyncOpenAI
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from spikescore.dialogues.config import Config
 from spikescore.dialogues.dialogue import Dialogue, dialogue_record, opening, stop_late
@@ -46,15 +48,20 @@ from spikescore.model.engine import Engine
 from spikescore.model.loading import (
     auto_batch_size,
     generation_processors,
+    load_architecture,
+    load_model,
     model_identity,
     stop_ids,
 )
 from spikescore.model.reading import Exchange, Transcript, read_transcripts, reread
 from spikescore.model.sampling import Sampling
+from spikescore.model.served_states import ServedStates
 from spikescore.model.serving import ServedGenerator, Server
 from spikescore.model.turns import Finished, Limits, Turn
 from spikescore.pairs import read_record, write_error, write_pair
 from spikescore.runtime import progress
+
+log = logging.getLogger("spikescore")
 
 # for the time and memory estimates; answers seldom reach max_new_tokens
 TYPICAL_ANSWER_TOKENS = 256
@@ -138,7 +145,9 @@ def block(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 
 def connect(config: Config, chat: ChatFormat) -> ServedGenerator:
-    """Set up the server that holds the dialogues, and see that it answers."""
+    """Set up the server that holds the dialogues, or reads them, and see that it answers, and how
+    it differs from the local model.
+    """
     # a key goes only to the place that it is meant for
     name = "SERVER_API_KEY" if config.server_url else "OPENAI_API_KEY"
     key = os.environ.get(name, "").strip() or "none"
@@ -147,18 +156,39 @@ def connect(config: Config, chat: ChatFormat) -> ServedGenerator:
     def make_client(*, timeout: float, max_retries: int) -> AsyncOpenAI:
         return AsyncOpenAI(api_key=key, base_url=url, timeout=timeout, max_retries=max_retries)
 
+    states = None
+    if config.states == "server":
+        architecture = load_architecture(config.placement)
+        states = ServedStates(architecture, config.model_path, config.dtype)
     generator = ServedGenerator(
         Server(url, config.server_model or config.model_path, make_client, config.max_in_flight),
         chat,
         Sampling(config.temperature, config.top_p, config.sampling.seed),
+        states,
     )
     generator.check()
     return generator
 
 
+def who_answers(
+    config: Config, chat: ChatFormat, server: ServedGenerator | None
+) -> tuple[ServedGenerator | None, PreTrainedModel | None]:
+    """Return the server of the dialogues, where one holds them, and the model that reads the states
+    or does all, where no server does; `server` is one that is connected already.
+    """
+    if config.states == "server":
+        return server, None
+    if config.is_served:
+        server = connect(config, chat)
+    model = load_model(config.placement)  # it may be large: a server was reached first
+    if server and (difference := server.probe.against(model)):
+        log.warning("%s", difference)
+    return server, model
+
+
 def make_engine(config: Config, chat: ChatFormat, model: Any, n_items: int) -> Engine:
     """The local engine, its batch size chosen from the free memory unless the config says it."""
-    limits = limits_of(config, model)
+    limits = limits_of(config, model.config)
     batch_size = config.batch_size
     if batch_size == "auto":
         tokens = min(limits.max_context, config.max_steps * (answer_tokens(config) + 64))
@@ -193,8 +223,8 @@ def expected_time(engine: Engine, todo: list[Item], config: Config) -> str:
     )
 
 
-def limits_of(config: Config, model: Any) -> Limits:
-    context = min(config.model_max_tokens, longest_context(model.config))
+def limits_of(config: Config, architecture: PreTrainedConfig) -> Limits:
+    context = min(config.model_max_tokens, longest_context(architecture))
     # clocks differ between processes that must stay in step
     seconds = None if config.tp_plan else config.generation_timeout
     return Limits(config.max_new_tokens, context, seconds)
@@ -203,9 +233,12 @@ def limits_of(config: Config, model: Any) -> Limits:
 # --- a run ------------------------------------------------------------------------------------
 
 
-def identity_of(config: Config, chat: ChatFormat) -> dict[str, str]:
+def identity_of(
+    config: Config, chat: ChatFormat, server: ServedGenerator | None = None
+) -> dict[str, str]:
     """What made the dialogues beside the settings, by content: the model's parts, and the prompts,
-    that is what a conversation looks like to the model, and the texts of the follow-ups.
+    that is what a conversation looks like to the model, and the texts of the follow-ups. Where a
+    server reads the states, the weights are its own.
 
     UserError where the chat template writes another text each time: such prompts cannot be made
     again.
@@ -222,7 +255,8 @@ def identity_of(config: Config, chat: ChatFormat) -> dict[str, str]:
             "or chance), so that no prompt of it can be made again; give the model folder a "
             "template without that"
         )
-    parts = {name: part[:16] for name, part in model_identity(config.model_path).items()}
+    weights = server.states.weights if server and server.states else None
+    parts = {name: part[:16] for name, part in model_identity(config.model_path, weights).items()}
     texts = {name: [prompt.text for prompt in some] for name, some in families_of(config).items()}
     return {**parts, "prompts": digest([shown[0].text, shown[0].ids, texts])}
 
@@ -239,12 +273,14 @@ def hold(
 ) -> None:
     """Have all dialogues held (by the local engine or a server) or read from files, and write each
     pair once its label is there. Every turn is kept from when it ends until its pair is written.
+    `model` is None where the server reads the states.
     """
     engine = None
+    architecture = model.config if model is not None else load_architecture(config.placement)
     if config.replay:
         print(f"labels are carried over; configuration {config.hash()}")
     else:
-        if server:
+        if config.is_served:
             how = f"{server.server.model} at {redacted(server.server.url)}"
         else:
             engine = make_engine(config, chat, model, len(todo))
@@ -255,23 +291,26 @@ def hold(
             who = "first answers and their labels are the data set's"
         print(f"{who}; {how}; configuration {config.hash()}")
 
-    run = Run(config, chat, identity, tally, server)
+    run = Run(config, chat, identity, tally, server if config.is_served else None)
     try:
         with (
             BackgroundLabels(judge) as run.labels,
             Progress(tally, todo, engine, server) as run.progress,
         ):
-            limits = limits_of(config, model)
+            limits = limits_of(config, architecture)
             if engine:
                 results = engine.run(run.jobs(todo))
             else:
-                jobs = run.jobs(todo)
-                transcripts = server.run(jobs, limits) if server else run.recorded(todo)
+                if config.is_served:
+                    transcripts = server.run(run.jobs(todo), limits)
+                else:
+                    recorded = run.recorded(todo)
+                    transcripts = server.read(recorded, limits) if server else recorded
                 results = read_transcripts(transcripts, model, chat, max_context=limits.max_context)
             waiting: list[tuple[Job, Finished]] = []
             for finished in results:
                 job = finished.conversation
-                if server and finished.error is None:
+                if config.is_served and finished.error is None:
                     stop_late(finished, job.dialogue, config)
                 reread(model, finished)
                 run.progress.ended(job, finished)

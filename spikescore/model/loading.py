@@ -184,7 +184,7 @@ _NO_CONTENT = {
 """Keys of a model's JSON files that say where it came from, or what is set or kept elsewhere."""
 
 
-def model_identity(model_path: str) -> dict[str, str]:
+def model_identity(model_path: str, weights: str | None = None) -> dict[str, str]:
     """What a model is, whatever its folder is called: SHA-256 digests in hexadecimal.
 
     weights: the files that transformers loads (of one file: what `sha256sum` prints of it).
@@ -192,7 +192,8 @@ def model_identity(model_path: str) -> dict[str, str]:
     settings. template: the chat template. An empty digest says that there is none of it.
 
     Every byte is read, files side by side: of a large model that is read next, the disk gives
-    each once, so this takes the processors' time alone. UserError where there are no weights.
+    each once, so this takes the processors' time alone. UserError where there are no weights and
+    their digest (`weights`) is not given.
     """
     vocabulary = _file(model_path, "tokenizer.json")
     if vocabulary is not None:
@@ -208,7 +209,7 @@ def model_identity(model_path: str) -> dict[str, str]:
         text = (settings and _json(settings).get("chat_template")) or ""
         text = text if isinstance(text, str) else json.dumps(text)
     return {
-        "weights": _digest_of_files(weight_files(model_path)),
+        "weights": weights or _digest_of_files(weight_files(model_path)),
         "architecture": _digest(_canonical(_file(model_path, "config.json"))),
         "generation": _digest(_canonical(_file(model_path, "generation_config.json"))),
         "tokenizer": _digest(*parts, _canonical(settings)),
@@ -216,16 +217,26 @@ def model_identity(model_path: str) -> dict[str, str]:
     }
 
 
-def weight_files(model_path: str) -> list[Path]:
+def weights_digest(model_path: str) -> str:
+    """As `model_identity` says which weights they are; "" where none lie on this machine, and none
+    are fetched.
+    """
+    try:
+        return _digest_of_files(weight_files(model_path, fetch=False))
+    except UserError:
+        return ""
+
+
+def weight_files(model_path: str, *, fetch: bool = True) -> list[Path]:
     """The files that transformers takes a model's weights from; UserError when there are none."""
     for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
-        file = _file(model_path, name)
+        file = _file(model_path, name, fetch)
         if file is None:
             continue
         if not name.endswith(".index.json"):
             return [file]
         shards = sorted(set(_json(file).get("weight_map", {}).values()))
-        found = {shard: _file(model_path, shard) for shard in shards}
+        found = {shard: _file(model_path, shard, fetch) for shard in shards}
         missing = [shard for shard, path in found.items() if path is None]
         if missing or not found:
             raise UserError(
@@ -239,11 +250,11 @@ def weight_files(model_path: str) -> list[Path]:
     )
 
 
-def _file(model_path: str, name: str) -> Path | None:
+def _file(model_path: str, name: str, fetch: bool = True) -> Path | None:
     """A file of the model, fetched from the hub where it lies there; None when it has none."""
     found = cached_file(
         checked_path(model_path), name, _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_connection_errors=False, local_files_only=not fetch,
     )  # fmt: skip
     return None if found is None else Path(found)
 

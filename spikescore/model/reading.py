@@ -51,17 +51,21 @@ class Exchange:
 
 @dataclass
 class Transcript:
-    """A dialogue that was held elsewhere: its exchanges and why it ended (as in `Finished`)."""
+    """A dialogue that was held elsewhere: its exchanges and why it ended (as in `Finished`).
+
+    `turns` are there where whoever held it has read the states as well.
+    """
 
     conversation: Any
     exchanges: list[Exchange]
     reason: str
     error: str | None = None
+    turns: list[Turn] | None = None
 
 
 def read_transcripts(
     transcripts: Iterable[Transcript],
-    model: PreTrainedModel,
+    model: PreTrainedModel | None,
     chat: ChatFormat,
     *,
     max_context: int,
@@ -69,14 +73,16 @@ def read_transcripts(
     """Yield each transcript as a finished dialogue with states, as `Engine.run` does, in order.
 
     A dialogue longer than `max_context` tokens keeps the turns that fit and ends with `context`;
-    one that cannot be read is yielded with its error and the others go on.
+    one that cannot be read is yielded with its error and the others go on. The model may be None
+    where every transcript without an error brings its turns.
     """
     for transcript in transcripts:
-        turns: list[Turn] = []
+        turns = transcript.turns or []
         reason, error = transcript.reason, transcript.error
         if error is None:
             try:
-                turns = encode_transcript(model, chat, transcript.exchanges, max_context)
+                if transcript.turns is None:
+                    turns = encode_transcript(model, chat, transcript.exchanges, max_context)
             except UserError as problem:
                 error = str(problem)
             except torch.OutOfMemoryError:
@@ -100,6 +106,15 @@ def encode_transcript(
     before it, the whole dialogue is one pass; where a template rewrote earlier turns, only what
     differs is encoded again.
     """
+    turns = turns_of(chat, exchanges, max_context)
+    read_turns(model, turns)
+    return turns
+
+
+def turns_of(
+    chat: ChatFormat, exchanges: Sequence[Exchange], max_context: int | None = None
+) -> list[Turn]:
+    """Return a `Turn` with its ids for every exchange that fits into `max_context` tokens."""
     turns: list[Turn] = []
     rendered: Rendering | None = None
     for exchange in exchanges:
@@ -115,7 +130,6 @@ def encode_transcript(
         turn = Turn(len(turns) + 1, prompt, answer_ids=answer)
         turn.finish_reason = exchange.finish_reason
         turns.append(turn)
-    read_turns(model, turns)
     return turns
 
 
@@ -124,13 +138,27 @@ def read_turns(model: PreTrainedModel, turns: Sequence[Turn]) -> None:
     and log-probabilities and entropies where they have none.
     """
     reader = _Reader(model)
+    for together in passes(turns):
+        reader.read(together)
+
+
+def passes(turns: Sequence[Turn]) -> Iterator[Sequence[Turn]]:
+    """Yield turns in runs that one pass reads: each prompt begins with the whole turn before."""
     start = 0
     while start < len(turns):
         end = start + 1
         while end < len(turns) and _continues(turns[end - 1], turns[end]):
             end += 1
-        reader.read(turns[start:end])
+        yield turns[start:end]
         start = end
+
+
+def places(turn: Turn) -> dict[str, int]:
+    """Where in its prompt and answer a turn's states stand, for each token key."""
+    last_of_prompt = len(turn.prompt) - 1
+    last = last_of_prompt + len(turn.answer_ids)
+    second = last - 1 if len(turn.answer_ids) > 1 else last
+    return {LAST: last, SECOND_LAST: second, BEFORE_GENERATION: last_of_prompt}
 
 
 def reread(model: PreTrainedModel, finished: Finished) -> None:
@@ -166,17 +194,11 @@ class _Reader:
         states_of: dict[int, list[tuple[Turn, str]]] = {}
         logits_of: dict[int, Turn] = {}
         for turn in turns:
-            last_of_prompt = len(turn.prompt) - 1
-            last = last_of_prompt + len(turn.answer_ids)
-            second = last - 1 if len(turn.answer_ids) > 1 else last
-            for position, key in (
-                (last, LAST),
-                (second, SECOND_LAST),
-                (last_of_prompt, BEFORE_GENERATION),
-            ):
+            at = places(turn)
+            for key, position in at.items():
                 states_of.setdefault(position, []).append((turn, key))
             if not turn.logprobs:
-                for position in range(last_of_prompt, max(last, last_of_prompt + 1)):
+                for position in range(at[BEFORE_GENERATION], max(at[LAST], len(turn.prompt))):
                     logits_of[position] = turn
         turns[0].reused = min(common_prefix(self.cached, ids), len(turns[0].prompt) - 1)
         self.cached = self.cached[: turns[0].reused]

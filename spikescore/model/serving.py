@@ -1,7 +1,8 @@
 """Dialogues held by any server with the OpenAI interface (vLLM, SGLang, TGI, `transformers serve`).
 
 The server scales out; here many dialogues wait for it at once, each with one request on its way.
-What comes back are transcripts, texts without states: `transcripts` has the local model read them.
+What comes back are transcripts, texts without states, which the local model reads (`reading`), or
+whose states the server gives as well (`served_states`).
 
 A request holds only what such servers know: model, messages, temperature, top_p, max_tokens and
 seed. `chat_template_kwargs` is added where the local chat template looks at `enable_thinking` or at
@@ -12,7 +13,7 @@ the server.
 
 Servers add settings of the checkpoint's generation_config that no request can take back: start vLLM
 with `--generation-config vllm` for none of them; `transformers serve` decodes greedily, whatever
-the temperature, unless the checkpoint says `"do_sample": true`.
+the temperature, unless the checkpoint says `"do_sample": true`. `server_probe` asks what differs.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ import logging
 import queue
 import re
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from spikescore.errors import Refused, UserError
+from spikescore.errors import Refused, UserError, redacted
 from spikescore.model.chat import ChatFormat, Message, Rendering
-from spikescore.model.reading import Exchange, Transcript
+from spikescore.model.reading import Exchange, Transcript, turns_of
 from spikescore.model.sampling import Sampling
+from spikescore.model.served_states import ServedStates
+from spikescore.model.server_probe import Probe, probe
 from spikescore.model.turns import Limits
 from spikescore.runtime import EventLoop, brief, derived_seed, without_refused
 
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 
+T = TypeVar("T")
 log = logging.getLogger("spikescore")
 
 MAX_RETRIES = 8  # of the client: 429, 5xx and time-outs, with back-off or the server's Retry-After
@@ -91,10 +95,22 @@ class Server:
 
 
 class ServedGenerator:
-    """Holds conversations on a server; `in_flight` says how many just now."""
+    """Holds conversations on a server; `in_flight` says how many just now.
 
-    def __init__(self, server: Server, chat: ChatFormat, sampling: Sampling) -> None:
+    With `states` the server reads each that has ended as well.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        chat: ChatFormat,
+        sampling: Sampling,
+        states: ServedStates | None = None,
+    ) -> None:
         self.server = server
+        self.states = states
+        self.probe = Probe()
+        self.longest = 0  # tokens that the server holds of a dialogue; 0: not known
         self.chat = chat
         self.sampling = sampling
         self.in_flight = 0
@@ -106,11 +122,13 @@ class ServedGenerator:
 
     def check(self) -> None:
         """Ask for one token; UserError when the server is not there, or refuses the model or the
-        key.
+        key. What makes its answers differ from the local model's is warned of, and an error where
+        it is to give the states, as is a server that cannot.
         """
         with EventLoop() as loop:
             client = loop.open(self.server.client_factory(timeout=PROBE_SECONDS, max_retries=1))
             loop.run(self._check(client))
+            loop.run(self._compare(client))
 
     async def _check(self, client: AsyncOpenAI) -> None:
         import openai
@@ -140,6 +158,49 @@ class ServedGenerator:
                 "server_url usually ends in /v1"
             ) from error
 
+    async def _compare(self, client: AsyncOpenAI) -> None:
+        """Hold the server against what is known here of the model, and open its states."""
+        import openai
+
+        async def ask(messages: Sequence[Message], options: dict[str, Any]) -> dict | None:
+            settings = {"max_tokens": 1, "seed": 0, **options}
+            try:
+                reply = await client.post(
+                    "/chat/completions", body=self._body(messages, **settings), cast_to=object
+                )
+            except (openai.OpenAIError, ValueError):
+                return None
+            return reply if isinstance(reply, dict) else None
+
+        self.probe = await probe(ask, self.chat, samples=self.sampling.temperature > 0)
+        where = f'server "{redacted(self.server.url)}"'
+        for difference in self.probe.settings:
+            log.warning("%s: %s", where, difference)
+        if self.probe.prompt and self.states is None:
+            log.warning("%s: %s", where, self.probe.prompt)
+        elif self.probe.prompt:
+            raise UserError(f"{where}: {self.probe.prompt}")
+        if self.states is None:
+            return
+        try:
+            listed = await client.get("/models", cast_to=object)
+            known = {one["id"]: one for one in listed["data"]}
+            about = known.get(self.server.model) or next(iter(known.values()))
+        except (openai.OpenAIError, LookupError, TypeError, ValueError, StopIteration) as error:
+            raise UserError(
+                f"{where} lists no models, so it is neither vLLM nor SGLang, which alone give "
+                'states; use "states": "local"'
+            ) from error
+        self.longest = int(about.get("max_model_len") or 0)
+        try:
+            await self.states.open(client, self.server.model, str(about.get("owned_by", "")))
+        except openai.OpenAIError as error:
+            raise UserError(f"{where} refused to give states: {brief(error)}") from error
+
+    def read(self, transcripts: Iterable[Transcript], limits: Limits) -> Iterator[Transcript]:
+        """Have the server read dialogues that exist, as `run` does those that it has held."""
+        return self._at_once(transcripts, lambda client, one: self._read(client, one, limits))
+
     def run(self, conversations: Iterable[Spoken], limits: Limits) -> Iterator[Transcript]:
         """Hold all conversations, at most `max_in_flight` at a time; yield each when it ends, in
         any order.
@@ -150,7 +211,13 @@ class ServedGenerator:
         way beside them; a server that answers nobody for STUCK_SECONDS ends all. No more than
         `max_in_flight` are under way or wait to be taken.
         """
-        waiting = iter(conversations)
+        return self._at_once(conversations, lambda client, one: self._hold(client, one, limits))
+
+    def _at_once(
+        self, work: Iterable[T], do: Callable[[AsyncOpenAI, T], Coroutine[Any, Any, Transcript]]
+    ) -> Iterator[Transcript]:
+        """Do the work, at most `max_in_flight` pieces at a time, and yield what comes of each."""
+        waiting = iter(work)
         done: queue.SimpleQueue[Transcript | BaseException] = queue.SimpleQueue()
         with EventLoop() as loop:
             client = loop.open(
@@ -159,9 +226,9 @@ class ServedGenerator:
 
             def fill() -> None:
                 room = self.server.max_in_flight - self.in_flight
-                for conversation in itertools.islice(waiting, room):
+                for piece in itertools.islice(waiting, room):
                     self.in_flight += 1
-                    loop.start(self._hold(client, conversation, limits), done.put)
+                    loop.start(do(client, piece), done.put)
 
             fill()
             while self.in_flight:
@@ -187,7 +254,24 @@ class ServedGenerator:
             raise
         except UserError as error:
             transcript.error = str(error)
+        return await self._read(client, transcript, limits) if self.states else transcript
+
+    async def _read(
+        self, client: AsyncOpenAI, transcript: Transcript, limits: Limits
+    ) -> Transcript:
+        """Give a transcript its turns, with the states that the server reads."""
+        if transcript.error is None:
+            try:
+                turns = turns_of(self.chat, transcript.exchanges, self.room(limits))
+                await self.states.read(client, turns)
+                transcript.turns = turns
+            except UserError as error:
+                transcript.error = str(error)
         return transcript
+
+    def room(self, limits: Limits) -> int:
+        """The longest dialogue that can be held, and read: for that, one token must follow it."""
+        return min(limits.max_context, self.longest - 1 if self.longest else limits.max_context)
 
     async def _talk(
         self, client: AsyncOpenAI, conversation: Spoken, limits: Limits, transcript: Transcript
@@ -200,9 +284,10 @@ class ServedGenerator:
             number = len(transcript.exchanges) + 1
             messages = list(conversation.messages)
             rendered = self.chat.rendering(messages, rendered)
-            room = limits.max_context - len(rendered.ids)
+            context = self.room(limits)
+            room = context - len(rendered.ids)
             if room < 1:
-                return self._end_by_context(transcript, f"{limits.max_context} (model_max_tokens)")
+                return self._end_by_context(transcript, f"{context} tokens")
             asked = min(limits.max_new_tokens, room)
             seed = derived_seed(self.sampling.seed, conversation.item_id, number) & 0x7FFFFFFF
             try:
@@ -219,7 +304,7 @@ class ServedGenerator:
             except (openai.OpenAIError, ValueError) as error:
                 raise UserError(f"turn {number}: {brief(error)}") from error
             if ending == "length" and asked < limits.max_new_tokens:
-                return self._end_by_context(transcript, f"{limits.max_context} (model_max_tokens)")
+                return self._end_by_context(transcript, f"{context} tokens")
             is_first = number == getattr(conversation, "first_turn", 1)
             if ending == "length" and self._is_stump(response, answer, is_first, asked):
                 return self._end_by_context(transcript, "the server")
@@ -254,22 +339,8 @@ class ServedGenerator:
         import openai
         from openai.types.chat import ChatCompletion
 
-        request = {
-            "model": self.server.model,
-            "messages": messages,
-            "temperature": self.sampling.temperature,
-            "top_p": self.sampling.top_p,
-            "max_tokens": max_tokens,
-            "seed": seed,
-            **self._extra,
-        }
         while True:
-            sent = {}
-            for name, value in request.items():
-                while name in self._refused:
-                    name = self._refused[name]
-                if name is not None:
-                    sent[name] = value
+            sent = self._body(messages, max_tokens=max_tokens, seed=seed)
             try:
                 return await client.post("/chat/completions", body=sent, cast_to=ChatCompletion)
             except openai.APIStatusError as error:
@@ -277,6 +348,24 @@ class ServedGenerator:
                 if accepted is None:
                     raise
                 self._refuse(sent, accepted)
+
+    def _body(self, messages: Sequence[Message], **options: Any) -> dict[str, Any]:
+        """A request, its parameters named as the server wants them."""
+        request = {
+            "model": self.server.model,
+            "messages": list(messages),
+            "temperature": self.sampling.temperature,
+            "top_p": self.sampling.top_p,
+            **self._extra,
+            **options,
+        }
+        sent = {}
+        for name, value in request.items():
+            while name in self._refused:
+                name = self._refused[name]
+            if name is not None:
+                sent[name] = value
+        return sent
 
     def _refuse(self, sent: dict[str, Any], accepted: dict[str, Any]) -> None:
         """Remember for all further requests what a server does not take."""

@@ -265,7 +265,8 @@ def test_a_server_goes_on_from_the_given_answer(settings, monkeypatch, capsys):
     with FaultyServer(reply) as server:
         served = {"backend": "openai", "server_url": server.url, "strategy": "progressive"}
         assert hold(settings, monkeypatch, **served) == 1
-        bodies = [body for body in server.bodies if len(body["messages"]) > 1]
+        asked = [body for body in server.bodies if "logprobs" not in body]  # not the start-up's
+        bodies = [body for body in asked if len(body["messages"]) > 1]
     said = {body["messages"][2]["content"] for body in bodies}
     # the tale does not fit, and its dialogue is not begun
     given = {"The north hill.", "The south hill, by far.", "Ada", "It was Ada.", "Bob did"}
