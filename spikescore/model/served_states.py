@@ -265,10 +265,10 @@ class ServedStates:
                     f"the server's states have {info.get('hidden_size')} values, those of "
                     f'model_path "{self.model_path}" {self.hidden_size}: serve that model'
                 )
-            if info.get("cached_tokens"):
+            if info.get("cached_tokens") != 0:
                 raise BadReply(
-                    f"{info['cached_tokens']} tokens came out of the server's cache; start vLLM "
-                    "with --no-enable-prefix-caching"
+                    f"{info.get('cached_tokens')} tokens came out of the server's cache; start "
+                    "vLLM with --no-enable-prefix-caching"
                 )
             choice = (reply.get("choices") or [{}])[0]
             _require(choice.get("prompt_token_ids") == ids, "the server read other token ids")

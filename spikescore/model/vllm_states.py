@@ -7,7 +7,7 @@ vLLM's method `extract_hidden_states` keeps the states of all tokens, at the lay
 with, in blocks beside keys and values. When a request that asks for some ends, this class copies
 the rows at those positions from the blocks and writes them to a file of `folder`, whose path the
 reply names. The server needs this one file and what vLLM itself imports; `spikescore` imports none
-of it. Tested with vLLM 0.32, on CPU; the copy is the same on a GPU.
+of it. Tested with vLLM 0.32 on a CPU; on a GPU, where the same code copies, not yet.
 
 A request says `"kv_transfer_params": {"spikescore": {...}}` with
 
@@ -102,6 +102,7 @@ class SpikeScoreStates(KVConnectorBase_V1, SupportsHMA):
         ]
         self._block_size = kv_cache_config.kv_cache_groups[self._group].kv_cache_spec.block_size
         self._finished: list[Wanted] = []  # of the scheduler
+        self._cached: dict[str, int] = {}
         self._cache: torch.Tensor | None = None  # of the worker: [blocks, layers, block, hidden]
         self._writers = ThreadPoolExecutor(WRITERS, "spikescore-states")
         self._written: deque[tuple[float, Path]] = deque()
@@ -110,6 +111,8 @@ class SpikeScoreStates(KVConnectorBase_V1, SupportsHMA):
     # --- in the scheduler ---------------------------------------------------------------------
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple:
+        """Note how many tokens a request found in the prefix cache when it began."""
+        self._cached.setdefault(request.request_id, num_computed_tokens)
         return 0, False
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
@@ -122,6 +125,7 @@ class SpikeScoreStates(KVConnectorBase_V1, SupportsHMA):
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         """Take a request's wishes when it ends; True keeps its blocks until they are copied."""
+        cached = self._cached.pop(request.request_id, None)
         asked = (request.kv_transfer_params or {}).get("spikescore")
         if not isinstance(asked, dict) or len(block_ids) <= self._group:
             return False, None
@@ -146,7 +150,7 @@ class SpikeScoreStates(KVConnectorBase_V1, SupportsHMA):
                 "layers": self._layers,
                 "dtype": str(self._model.dtype).removeprefix("torch."),
                 "hidden_size": self._model.get_hidden_size(),
-                "cached_tokens": max(0, getattr(request, "num_cached_tokens", 0)),
+                "cached_tokens": cached,
             }
         }
 

@@ -489,9 +489,11 @@ def make_connector(module, folder: Path, checkpoint: Path):
 def finish(connector, cache, request_id, asked, prompt, blocks):
     """A request ends, and the next step is taken; returns what its reply says."""
     request = SimpleNamespace(
-        request_id=request_id, kv_transfer_params=asked, prompt_token_ids=prompt,
-        num_cached_tokens=0,
+        request_id=request_id, kv_transfer_params=asked, prompt_token_ids=prompt
     )  # fmt: skip
+    # begun with tokens of the cache; after it was set back it finds those that it wrote itself
+    assert connector.get_num_new_matched_tokens(request, 4) == (0, False)
+    assert connector.get_num_new_matched_tokens(request, 8) == (0, False)
     held, said = connector.request_finished_all_groups(request, (blocks,))
     connector._connector_metadata = connector.build_connector_meta(None)
     connector.register_kv_caches({"x.cache_only_layers.2": cache})
@@ -513,6 +515,7 @@ def test_the_connector_writes_the_rows_asked_for_and_no_others(
     shown = cache.transpose(1, 2).contiguous() if turned else cache
     said = finish(connector, shown, "a", {"spikescore": asked}, prompt, blocks)
     assert (said["layers"], said["dtype"], said["hidden_size"]) == ([0, 1, 2], "bfloat16", HIDDEN)
+    assert said["cached_tokens"] == 4
     with safe_open(said["file"], "pt") as file:
         expected = torch.stack([cache[5, :, 0], cache[0, :, 2], cache[3, :, 1]])
         assert torch.equal(file.get_tensor("states"), expected.to(torch.float16))
