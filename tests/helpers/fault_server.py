@@ -34,14 +34,16 @@ def ab(body) -> tuple[str, str]:
 
 class FaultyServer:
     """Answers chat completions on loopback with what `reply(body, number of the request)` gives:
-    (status, headers, text), and a question for its models with `models`. Keeps the bodies, times
-    and keys of all chat requests.
+    (status, headers, text), and a question for its models with `models`. Keeps the bodies, times,
+    headers and keys of all chat requests, and counts the connections that brought them.
     """
 
     def __init__(self, reply, models=(404, {}, "{}")) -> None:
         self.bodies: list[dict] = []
         self.times: list[float] = []
         self.keys: list[str] = []
+        self.headers: list[dict[str, str]] = []
+        self.connections: set[tuple[str, int]] = set()
         self.now = self.most = 0
         lock = threading.Lock()
         outer = self
@@ -55,6 +57,8 @@ class FaultyServer:
                     outer.bodies.append(body)
                     outer.times.append(time.monotonic())
                     outer.keys.append(self.headers["Authorization"])
+                    outer.headers.append({k.lower(): v for k, v in self.headers.items()})
+                    outer.connections.add(self.client_address)
                     number = len(outer.bodies)
                     outer.now += 1
                     outer.most = max(outer.most, outer.now)

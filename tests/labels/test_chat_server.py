@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import socket
@@ -17,9 +18,10 @@ import pytest
 
 from spikescore.errors import UserError
 from spikescore.labels import chat_server
-from spikescore.labels.chat_server import GIVE_UP_AFTER, Asker, Reply
+from spikescore.labels.chat_server import GIVE_UP_AFTER, Asker, Reply, Slots
 from spikescore.labels.chat_server import make_asker as make_asker_of
 from spikescore.labels.reply_cache import ReplyCache, request_key
+from spikescore.runtime import EventLoop
 from tests.helpers.fault_server import FaultyServer, client, completion, failing
 from tests.helpers.running import LIMIT, start_script
 
@@ -27,6 +29,14 @@ from tests.helpers.running import LIMIT, start_script
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_server, "_PAUSE", 0.01)
+
+
+@pytest.fixture(params=["lane", "client"])
+def way(request, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to a server: the plain connections of `wire`, and an openai client's own."""
+    if request.param == "client":
+        monkeypatch.setattr(chat_server, "has_lane", lambda client: False)
+    return request.param
 
 
 def make_asker(server, cache=None, *, model="m", **options) -> Asker:
@@ -81,7 +91,9 @@ def test_what_else_decides_a_reply_is_part_of_its_key(tmp_path: Path) -> None:
         assert (len(one.bodies), len(other.bodies)) == (3, 1)
 
 
-def test_faults_are_retried_or_listed_and_a_rerun_asks_only_what_failed(tmp_path: Path) -> None:
+def test_faults_are_retried_or_listed_and_a_rerun_asks_only_what_failed(
+    way, tmp_path: Path
+) -> None:
     # max_retries 2: three tries, so that with 45% faults a share of the requests fails for good
     options = {"timeout": 0.4, "max_retries": 2, "concurrency": 48}
     texts = [str(n) for n in range(200)]
@@ -152,7 +164,7 @@ def test_a_reply_kept_for_a_laxer_parser_is_asked_again(tmp_path: Path) -> None:
     ids=["html", "cut", "no choice", "no text", "list", "400", "429"],
 )
 def test_what_is_no_completion_is_an_error_costs_no_other_item_and_is_not_kept(
-    broken, tmp_path: Path
+    way, broken, tmp_path: Path
 ) -> None:
     with FaultyServer(lambda b, _: broken if asked_of(b) == "bad" else echo(b)) as server:
         for n_asked in (2, 1):
@@ -175,19 +187,96 @@ def test_no_more_calls_at_a_time_than_allowed_and_no_fewer() -> None:
         assert server.most == 7
 
 
-def test_more_calls_at_a_time_than_one_client_makes() -> None:
+def test_calls_at_a_time_grow_while_the_server_is_quick_to_no_more_than_allowed(way) -> None:
     def slow(body, _):
         time.sleep(0.4)
         return echo(body)
 
-    texts = [str(n) for n in range(110)]
+    texts = [str(n) for n in range(400)]
     with FaultyServer(slow) as server:
-        replies = make_asker(server, concurrency=100).ask_many([talk(text) for text in texts])
+        asker = make_asker(server, concurrency=150, timeout=600.0)
+        replies = asker.ask_many([talk(text) for text in texts])
         assert [one.text for one in replies] == [f"you said {text}" for text in texts]
-        assert chat_server._CALLS_PER_CLIENT < server.most <= 100
+        assert chat_server._AT_FIRST < server.most <= 150
 
 
-def test_retry_after_is_honoured() -> None:
+def test_slots_grow_with_quick_replies_and_are_halved_once_for_a_crowd() -> None:
+    async def largest(slots: Slots) -> int:
+        """How many get in."""
+        tasks = [asyncio.create_task(slots.__aenter__()) for _ in range(600)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        n = sum(task.done() for task in tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for _ in range(n):
+            await slots.__aexit__()
+        return n
+
+    async def check() -> None:
+        slots, first = Slots(200, quick=5.0), chat_server._AT_FIRST
+        assert await largest(slots) == first == await largest(slots)
+        for _ in range(10):
+            slots.replied(time.monotonic() - 5.1)  # too slow for more
+        assert await largest(slots) == first
+        for _ in range(18):
+            slots.replied(time.monotonic())
+        assert await largest(slots) == first + 36
+        for _ in range(1000):
+            slots.replied(time.monotonic())
+        assert await largest(slots) == 200
+        begun = time.monotonic()
+        async with slots:
+            for _ in range(30):  # all that began before the first of them was refused
+                slots.crowded(begun)
+            assert await largest(slots) == 99  # and the one that is under way
+        assert await largest(slots) == 100
+        for _ in range(90):
+            slots.replied(time.monotonic())
+        assert await largest(slots) == 100  # one more a round, from here on
+        for _ in range(20):
+            slots.replied(time.monotonic())
+        assert await largest(slots) == 101
+        for _ in range(20):
+            slots.crowded(time.monotonic())
+        assert await largest(slots) == 1  # never none
+
+        # a waiter that is cancelled as its turn comes passes the slot on
+        await slots.__aenter__()
+        one, other = (asyncio.create_task(slots.__aenter__()) for _ in range(2))
+        await asyncio.sleep(0)
+        await slots.__aexit__()
+        one.cancel()
+        await asyncio.wait_for(other, LIMIT)
+        assert one.cancelled()
+
+    asyncio.run(check())
+
+
+def test_a_crowded_server_gets_fewer_calls_at_a_time() -> None:
+    def reply(body, _):
+        if server.now > 16:
+            return 429, {"retry-after-ms": "20"}, "{}"
+        time.sleep(0.02)
+        return echo(body)
+
+    sizes = []
+    with FaultyServer(reply) as server:
+        asker = make_asker(server, max_retries=1000)
+
+        async def all_of_them():
+            found = await asyncio.gather(*(asker.ask(talk(str(n))) for n in range(300)))
+            sizes.append(asker._slots._size)
+            return found
+
+        with EventLoop() as loop:
+            loop.open(asker)
+            replies = loop.run(all_of_them())
+    assert all(one.text for one in replies) and sizes[0] < chat_server._AT_FIRST
+
+
+def test_retry_after_is_honoured(way) -> None:
     def busy_once(body, number):
         return (429, {"retry-after": "1"}, "{}") if number == 1 else echo(body)
 
@@ -196,7 +285,7 @@ def test_retry_after_is_honoured() -> None:
         assert 1.0 <= server.times[1] - server.times[0] < 3
 
 
-def test_a_reply_that_only_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reply_that_only_drips_is_given_up(way, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_server, "_BACK_OFF_ROOM", 0.2)
     stop = threading.Event()
 
@@ -221,7 +310,7 @@ def test_a_reply_that_only_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
     assert took >= 0.5
 
 
-def test_a_setting_that_the_server_refuses_is_left_out_from_then_on(tmp_path: Path) -> None:
+def test_a_setting_that_the_server_refuses_is_left_out_from_then_on(way, tmp_path: Path) -> None:
     def reply(body, _):
         if "temperature" in body:
             error = {"message": "Only the default (1) is supported", "param": "temperature"}
@@ -237,7 +326,7 @@ def test_a_setting_that_the_server_refuses_is_left_out_from_then_on(tmp_path: Pa
 
 
 @pytest.mark.parametrize("status", [401, 404])
-def test_a_refused_key_or_model_ends_the_run_at_once(status: int, tmp_path: Path) -> None:
+def test_a_refused_key_or_model_ends_the_run_at_once(way, status: int, tmp_path: Path) -> None:
     def reply(body, number):
         return echo(body) if number <= 3 else (status, {}, json.dumps({"error": "no such thing"}))
 
@@ -247,6 +336,23 @@ def test_a_refused_key_or_model_ends_the_run_at_once(status: int, tmp_path: Path
             asker.ask_many([talk(str(n)) for n in range(200)])
         assert len(server.bodies) == 4
         assert make_asker(server, tmp_path / "replies.sqlite").ask_many([talk("2")])[0].text
+
+
+def test_who_asks_one_model_shares_its_slots() -> None:
+    with FaultyServer(echo) as server:
+        askers: dict[str, Asker] = {}
+        options = {"client_factory": partial(client, server.url), "askers": askers}
+        one, same, other = (make_asker_of(f"llm_{name}", **options) for name in "aab")
+        assert one is same and one is not other and set(askers) == {"a", "b"}
+
+        async def ask(text: str) -> Reply:
+            return await one.ask(talk(text))
+
+        with EventLoop() as loop:
+            loop.open(one)
+            with EventLoop() as _:
+                loop.open(same)
+            assert loop.run(ask("x")) == Reply("you said x")
 
 
 def test_a_mistake_in_address_or_key_is_seen_before_anything_is_asked(tmp_path: Path) -> None:
@@ -264,7 +370,7 @@ def test_a_mistake_in_address_or_key_is_seen_before_anything_is_asked(tmp_path: 
         assert strict.bodies == []
 
 
-def test_a_dead_server_is_given_up(caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
+def test_a_dead_server_is_given_up(way, caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
     monkeypatch.setattr(logging.getLogger("spikescore"), "propagate", True)
     with FaultyServer(echo) as gone:
         url = gone.url
