@@ -27,6 +27,7 @@ from generate_answers import PROJECT, judge_options, measure, parse_settings  # 
 from spikescore.errors import UserError, run_main  # noqa: E402
 from spikescore.files import locked  # noqa: E402
 from spikescore.labels.entailment import make_entailment  # noqa: E402
+from spikescore.measures.run_folder import read_run  # noqa: E402
 from spikescore.measures.run_plan import MeasureSettings, flag  # noqa: E402
 from spikescore.report.tracking import Tracker  # noqa: E402
 from utils import configure_logging  # noqa: E402
@@ -51,7 +52,7 @@ def main() -> int:
     with locked(folder):
         entailment = make_entailment(settings.entailment_model, **judge_options(settings, folder))
         with Tracker(PROJECT, folder, asdict(settings), enabled=settings.wandb) as tracker:
-            return int(measure(settings, folder, entailment, tracker) > 0)
+            return int(measure(settings, read_run(folder), entailment, tracker) > 0)
 
 
 if __name__ == "__main__":

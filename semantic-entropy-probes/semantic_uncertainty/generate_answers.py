@@ -6,11 +6,11 @@
         --entailment_model=llm_gpt-4o-mini
 
 Each question gets one answer at low temperature, whose truth and hidden states are kept, and N
-samples at --temperature, all from one encoding of the prompt. Then the answers are judged, the
-model is asked whether they are true (P(True)), the samples are clustered by meaning, and their
-entropies measured. The run folder (--output_dir) holds train_generations.pkl,
-validation_generations.pkl, uncertainty_measures.pkl and experiment_details.pkl; probes_trainer.py
-reads it.
+samples at --temperature, all from one encoding of the prompt. An llm_ judge is asked about them
+while others are still generated. Then the model is asked whether its answers are true (P(True)),
+the samples are clustered by meaning, and their entropies measured. The run folder (--output_dir)
+holds train_generations.pkl, validation_generations.pkl, uncertainty_measures.pkl and
+experiment_details.pkl; probes_trainer.py reads it.
 
 Running the same command again goes on where it stopped: questions that are done are not asked
 again, and of the judge's calls only those that failed. Credentials come from the environment:
@@ -38,8 +38,9 @@ from spikescore.errors import run_main  # noqa: E402
 from spikescore.files import locked  # noqa: E402
 from spikescore.labels.entailment import Entailment, make_entailment  # noqa: E402
 from spikescore.labels.judges import make_accuracy  # noqa: E402
+from spikescore.measures.ahead import JudgingAhead  # noqa: E402
 from spikescore.measures.answer_run import AnswerRun  # noqa: E402
-from spikescore.measures.run_folder import read_run, write_measures  # noqa: E402
+from spikescore.measures.run_folder import RunFolder, write_measures  # noqa: E402
 from spikescore.measures.run_plan import MeasureSettings, RunSettings, make_plan  # noqa: E402
 from spikescore.model.placement import checked_path  # noqa: E402
 from spikescore.report.tracking import Tracker  # noqa: E402
@@ -88,8 +89,9 @@ def _reader(kind: str, limits: Any) -> Callable[[str], Any]:
 
 
 def judge_options(settings: MeasureSettings, folder: Path) -> dict[str, Any]:
-    """What both judges need."""
+    """What both judges need; `askers` lets them share what asks one model."""
     return {
+        "askers": {},
         "client_factory": make_client,
         "cache": folder / "judge_cache.sqlite",
         "concurrency": settings.max_workers_for_entailment,
@@ -98,14 +100,13 @@ def judge_options(settings: MeasureSettings, folder: Path) -> dict[str, Any]:
 
 
 def measure(
-    settings: MeasureSettings, folder: Path, entailment: Entailment, tracker: Tracker
+    settings: MeasureSettings, run: RunFolder, entailment: Entailment, tracker: Tracker
 ) -> int:
-    """Measure a run folder's uncertainties, write and print them; return how many failed."""
+    """Measure a run's uncertainties, write and print them; return how many failed."""
     from spikescore.measures.run_measures import means, measure_run
 
-    run = read_run(folder)
     measures = measure_run(run, entailment, settings)
-    write_measures(folder, measures)
+    write_measures(run.path, measures)
     found = means(measures)
     for name, (mean, known) in found.items():
         print(f"{name:28s} {mean:.4f} (mean of {known} of {len(run.validation)} questions)")
@@ -132,16 +133,16 @@ def main() -> int:
 def answer(settings: RunSettings, run: AnswerRun) -> int:
     """Make what the run folder lacks; return the exit status."""
     folder = run.folder
-    accuracy = make_accuracy(settings.metric, **judge_options(settings, folder))
-    entailment = None
+    judges = judge_options(settings, folder)
+    accuracy, entailment = make_accuracy(settings.metric, **judges), None
     if settings.compute_uncertainties and settings.num_generations < 2:
         log.warning("entropies need --num_generations 2 or more: none is measured")
     elif settings.compute_uncertainties:
-        judge = judge_options(settings, folder)
-        entailment = make_entailment(settings.entailment_model, **judge)
+        entailment = make_entailment(settings.entailment_model, **judges)
     with Tracker(PROJECT, folder, asdict(settings), enabled=settings.wandb) as tracker:
         try:
-            failures = run.generate()
+            with JudgingAhead(accuracy, entailment, settings) as ahead:
+                failures = run.generate(ahead.begin)
             failures += run.judge(accuracy, samples_too=settings.compute_accuracy_at_all_temps)
             if settings.compute_p_true:
                 run.ask_p_true(accuracy)
@@ -151,7 +152,7 @@ def answer(settings: RunSettings, run: AnswerRun) -> int:
         print("\n".join(f"{name:28s} {value}" for name, value in counts.items()))
         tracker.log({name: value for name, value in counts.items() if value is not None})
         if entailment:
-            failures += measure(settings, folder, entailment, tracker)
+            failures += measure(settings, run.as_folder(), entailment, tracker)
     print(f"written to {folder}")
     return int(failures > 0)
 

@@ -10,12 +10,13 @@ judgement that fails is None, never "neutral".
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from spikescore.errors import UserError
 from spikescore.labels.chat_server import (
@@ -26,7 +27,7 @@ from spikescore.labels.chat_server import (
     read_verdict,
     warn_of_failures,
 )
-from spikescore.runtime import progress
+from spikescore.runtime import EventLoop, progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("spikescore")
 
+T = TypeVar("T")
 CONTRADICTION, NEUTRAL, ENTAILMENT = 0, 1, 2
 CLASSES = {"CONTRADICTION": CONTRADICTION, "NEUTRAL": NEUTRAL, "ENTAILMENT": ENTAILMENT}
 DEBERTA = "microsoft/deberta-v2-xlarge-mnli"
@@ -157,21 +159,39 @@ def parse_entailment(reply: str) -> int | None:
 
 
 class LLMEntailment:
-    """A chat model judges, all distinct pairs at the same time; see `Asker` for failures."""
+    """A chat model judges, many pairs at the same time; see `Asker` for failures."""
 
     def __init__(self, name: str, asker: Asker) -> None:
         self.name = name
         self.asker = asker
+        self._errors: list[str | None] = []
 
     def entail_many(self, pairs: Sequence[Pair]) -> list[int | None]:
-        return _judge_open(pairs, self._ask)
+        return _judge_open(pairs, lambda open_pairs: self.run(self.entail(open_pairs)))
 
-    def _ask(self, pairs: list[Pair]) -> list[int | None]:
-        conversations = [entailment_messages(pair) for pair in pairs]
-        replies = self.asker.ask_many(conversations, desc="entailment", parse=parse_entailment)
-        errors = [reply.error for reply in replies if reply.error is not None]
-        warn_of_failures("entailment", errors, len(replies))
-        return [None if one.text is None else parse_entailment(one.text) for one in replies]
+    async def entail(self, pairs: Sequence[Pair]) -> list[int | None]:
+        """As `entail_many`, for a coroutine on the loop on which the asker is open."""
+        verdicts = [settled(*pair[1:]) for pair in pairs]
+        places = [place for place, verdict in enumerate(verdicts) if verdict is None]
+        asked = [self._ask(pairs[place]) for place in places]
+        for place, verdict in zip(places, await asyncio.gather(*asked), strict=True):
+            verdicts[place] = verdict
+        return verdicts
+
+    async def _ask(self, pair: Pair) -> int | None:
+        reply = await self.asker.ask(entailment_messages(pair), parse_entailment)
+        self._errors.append(reply.error)
+        return None if reply.text is None else parse_entailment(reply.text)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine that calls `entail` to its end; log how many of its calls failed."""
+        self._errors.clear()
+        with EventLoop() as loop:
+            loop.open(self.asker)
+            result = loop.run(work)
+        failed = [error for error in self._errors if error is not None]
+        warn_of_failures("entailment", failed, len(self._errors))
+        return result
 
 
 # --- a local model for natural language inference ---------------------------------------------

@@ -474,16 +474,11 @@ class Accuracy:
 
     def __init__(self, name: str, judge: Judge) -> None:
         self.name = name
-        self._judge = judge
-
-    @property
-    def asker(self) -> Asker:
-        """The client of a chat model's accuracy."""
-        return self._judge.asker
+        self.judge = judge
 
     def judge_many(self, items: Sequence[Item]) -> list[float | None]:
         """Return 1.0 right, 0.0 wrong, None where that could not be judged; log how many."""
-        judgements = judge_many(self._judge, items, desc="accuracy")
+        judgements = judge_many(self.judge, items, desc="accuracy")
         bare = [question.id for question, _ in items if not question.gold_answers]
         if bare:
             log.warning('%d items have no gold answer to compare with, first "%s"',

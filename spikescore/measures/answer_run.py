@@ -21,6 +21,8 @@ from spikescore.data.question import Question
 from spikescore.errors import UserError
 from spikescore.files import write_atomic
 from spikescore.measures.run_folder import (
+    SPLIT_NAMES,
+    RunFolder,
     accuracy_of,
     file_of,
     read_generations,
@@ -124,16 +126,21 @@ class AnswerRun:
 
     # --- generating ---------------------------------------------------------------------------
 
-    def generate(self) -> int:
+    def generate(self, answered: Callable[[Question, dict[str, Any]], None]) -> int:
         """Ask what was not asked yet; return how many questions failed.
 
-        Without `--resume` what the folder held is removed first.
+        `answered` is called with each question and its entry as soon as it is there, first with
+        those that were. Without `--resume` what the folder held is removed first.
         """
         if not self.plan.args.resume:
             for path in [*self.folder.glob("*.pkl"), *self.folder.glob("parts/*.pkl")]:
                 path.unlink()
         for split, questions in self.plan.questions.items():
-            self._ask(split, questions)
+            for question in questions:
+                if entry := self.entries[split].get(question.id):
+                    answered(question, entry)
+        for split, questions in self.plan.questions.items():
+            self._ask(split, questions, answered)
             self._write(split)
         for question_id, error in self.errors.items():
             log.warning("question %s was not answered: %s", question_id, error)
@@ -151,7 +158,12 @@ class AnswerRun:
             "reply of a judge; what was in flight is lost; run the same command to go on"
         )
 
-    def _ask(self, split: str, questions: Sequence[Question]) -> None:
+    def _ask(
+        self,
+        split: str,
+        questions: Sequence[Question],
+        answered: Callable[[Question, dict[str, Any]], None] = lambda question, entry: None,
+    ) -> None:
         missing = [question for question in questions if question.id not in self.entries[split]]
         if not missing:
             return
@@ -172,6 +184,7 @@ class AnswerRun:
                 self.errors[question.id] = problem
             else:
                 self._keep(split, question.id, entry)
+                answered(question, self.entries[split][question.id])
 
     def _keep(self, split: str, question_id: str, news: dict[str, Any]) -> None:
         """Put what is new of a question into its entry, and on disk as the next part."""
@@ -297,6 +310,14 @@ class AnswerRun:
             log.warning("P(True): %d of %d examples fit into the model's %d tokens", n,
                         len(examples), self._max_context)  # fmt: skip
         return examples[:n]
+
+    def as_folder(self) -> RunFolder:
+        """The run as `read_run` gives it, without reading what is in memory here."""
+        splits = {
+            split: self._in_order(split) if split in self.plan.questions else {}
+            for split in SPLIT_NAMES
+        }
+        return RunFolder(self.folder, self._details(), **splits, measures=None)
 
     # --- the run's own description ------------------------------------------------------------
 

@@ -8,15 +8,27 @@ the earlier set may be left with its first member alone; here it stays where it 
 
 That needs no answer to wait for the one before it. The first answer opens a set and all others are
 held against it; the first of those that are left opens the next, and so on. All questions take
-their steps together, so that hundreds of judgements are under way at a time.
+their steps beside each other, so that hundreds of judgements are under way at a time.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Generator, Sequence
 from itertools import chain
 
-from spikescore.labels.entailment import CONTRADICTION, ENTAILMENT, Entailment, Pair, normalised
+from spikescore.labels.entailment import (
+    CONTRADICTION,
+    ENTAILMENT,
+    Entailment,
+    LLMEntailment,
+    Pair,
+    normalised,
+)
+from spikescore.runtime import progress
+
+AT_ONCE = 512
+"""Questions whose answers are judged by a server at the same time."""
 
 Verdicts = list[int | None]
 _Steps = Generator[list[Pair], Verdicts, list[int] | None]
@@ -31,6 +43,8 @@ def cluster_many(
     `entailment.normalised`) share one without a judgement. None where a judgement that is needed
     failed: rather no sets than wrong ones.
     """
+    if isinstance(entailment, LLMEntailment):
+        return entailment.run(_cluster_all(items, entailment, strict))
     found: list[list[int] | None] = [None] * len(items)
     steps = {
         index: _sets(question, answers, strict) for index, (question, answers) in enumerate(items)
@@ -45,6 +59,35 @@ def cluster_many(
                 found[index] = end.value
         verdicts = _judge(needed, entailment)
     return found
+
+
+async def _cluster_all(
+    items: Sequence[tuple[str | None, Sequence[str]]], entailment: LLMEntailment, strict: bool
+) -> list[list[int] | None]:
+    room = asyncio.Semaphore(AT_ONCE)
+    with progress(desc="clustering", total=len(items), unit="question", leave=False) as bar:
+
+        async def one(question: str | None, answers: Sequence[str]) -> list[int] | None:
+            async with room:
+                found = await cluster(question, answers, entailment, strict=strict)
+            bar.update()
+            return found
+
+        return await asyncio.gather(*(one(*item) for item in items))
+
+
+async def cluster(
+    question: str | None, answers: Sequence[str], entailment: LLMEntailment, *, strict: bool
+) -> list[int] | None:
+    """As `cluster_many` for one question, each step as soon as the one before it is judged."""
+    steps = _sets(question, answers, strict)
+    verdicts: Verdicts | None = None
+    while True:
+        try:
+            pairs = steps.send(verdicts)
+        except StopIteration as end:
+            return end.value
+        verdicts = await entailment.entail(pairs)
 
 
 def _judge(needed: dict[int, list[Pair]], entailment: Entailment) -> dict[int, Verdicts | None]:

@@ -11,6 +11,7 @@ from typing import Any
 from spikescore.data.question import Question
 from spikescore.data.splits import find_dataset, load_splits, pick
 from spikescore.errors import UserError
+from spikescore.labels.chat_server import AT_ONCE
 
 log = logging.getLogger("spikescore")
 
@@ -46,7 +47,9 @@ class MeasureSettings:
     compute_p_ik_answerable: bool = flag(
         "P(IK) that the question has an answer at all", False, shapes=False
     )
-    max_workers_for_entailment: int = flag("judge's calls at a time", 64, shapes=False, least=1)
+    max_workers_for_entailment: int = flag(
+        "most judge's calls at a time", AT_ONCE, shapes=False, least=1
+    )
     judge_timeout: float = flag("seconds of a judge's call", 30.0, shapes=False, least=0.001)
     wandb: bool = flag("log to W&B; offline when no key is set", True, shapes=False)
 

@@ -281,6 +281,30 @@ def test_stopped_and_run_again_gives_the_same_run(small_run, tmp_path, signal):
     assert not list(parts.glob("validation-*"))
 
 
+def test_each_question_is_told_of_when_it_is_answered_and_when_it_was(tmp_path):
+    settings = RunSettings(
+        model_name=str(TINY), dataset=str(TRIVIA), num_samples=4, num_generations=2, num_few_shot=0,
+        model_max_new_tokens=8, batch_size=3, get_training_set_generations=False,
+        compute_p_true=False, output_dir=str(tmp_path),
+    )  # fmt: skip
+    plan = make_plan(settings, ROOT / "datasets")
+    told = []
+
+    def answered(question, entry):
+        n_kept = len(list(tmp_path.glob("parts/*.pkl")))
+        told.append((question.id, entry["most_likely_answer"]["response"], n_kept))
+
+    assert AnswerRun(plan, tmp_path).generate(answered) == 0
+    assert [n for *_, n in told] == [1, 2, 3, 4]  # the others are not answered yet
+    first = {name: response for name, response, _ in told}
+    assert len(first) == 4
+    told.clear()
+    again = AnswerRun(plan, tmp_path)
+    assert again.generate(answered) == 0
+    assert {name: response for name, response, _ in told} == first and len(told) == 4
+    assert "model" not in vars(again)  # nothing was left to ask
+
+
 def test_another_run_on_the_folder_is_told(small_run):
     folder, flags = small_run
     with locked(folder):
