@@ -26,9 +26,9 @@ MESSAGES: tuple[Message, ...] = (
     {"role": "assistant", "content": "The Nile."},
     {"role": "user", "content": "Tell me one thing about it."},
 )
-GREEDY = {"temperature": 0, "top_p": 1, "max_tokens": 16, "logprobs": True, "top_logprobs": 1}
+GREEDY = {"temperature": 0, "top_p": 1, "max_tokens": 16, "logprobs": True, "top_logprobs": 2}
 HOT = {"temperature": 2, "top_p": 1, "max_tokens": 32, "logprobs": True, "top_logprobs": 20}
-CHANCE = 1e-4  # below which it is none
+CHANCE = 1e-3  # below which it is none
 CLOSE = {"float32": 2e-3, "float16": 0.03, "bfloat16": 0.2}
 """By how much log-probabilities of one model may differ, in the coarser of two types."""
 SETTINGS = (
@@ -104,27 +104,41 @@ async def probe(ask: Ask, chat: ChatFormat, *, samples: bool) -> Probe:
         found.logprobs = [token["logprob"] for token in said]
     if samples and said:
         drawn = _tokens(await ask(messages, {**HOT, "seed": 1}))
-        if all(token["logprob"] >= min(_top(token), default=-1e9) for token in drawn):
-            if math.prod(_most_inside(_top(token)) for token in drawn) < CHANCE:
-                found.settings.append(
-                    "at temperature 2 it draws none but the twenty likeliest tokens, so it ignores "
-                    f"the temperature or cuts by a top-k of its own: {SETTINGS}"
-                )
+        drawn = [token for token in drawn if len(_top(token)) >= HOT["top_logprobs"]]
+        others = [_others(token) for token in drawn]
+        beyond = sum(one["logprob"] < min(top) for one, top in zip(drawn, others, strict=True))
+        least = sum(map(_least_beyond, others))
+        # Chernoff's bound for fewer draws than are expected
+        if beyond < least and math.exp(-((least - beyond) ** 2) / (2 * least)) < CHANCE:
+            found.settings.append(
+                "at temperature 2 it draws hardly any but the twenty likeliest tokens, so it "
+                f"ignores the temperature or cuts by a top-k of its own: {SETTINGS}"
+            )
     return found
 
 
-def _most_inside(top: list[float]) -> float:
-    """At most how likely a draw at temperature 2 is among the likeliest tokens, given their log-
+def _others(token: dict[str, Any]) -> list[float]:
+    """Log-probabilities of the likeliest tokens beside the drawn one, which servers list with them
+    wherever it stands: 19 of 20.
+    """
+    top = sorted(_top(token), reverse=True)
+    nearest = min(top, key=lambda one: abs(one - token["logprob"]))
+    top.remove(nearest)
+    return top[: HOT["top_logprobs"] - 1]
+
+
+def _least_beyond(top: list[float]) -> float:
+    """At least how likely a draw at temperature 2 is below these likeliest tokens, given their log-
     probabilities at temperature 1.
 
     Their weight is the sum of sqrt(p); that of the rest is at least its sum of p over the sqrt of
-    the least of them, since each of the rest has a p below that.
+    the least of them, since each of the rest has a p below that. The drawn token, left out of them,
+    may have been among the likeliest: as much as the first of them counts as inside once more.
     """
-    if len(top) < HOT["top_logprobs"]:
-        return 1.0
-    inside = sum(math.exp(one / 2) for one in top)
-    outside = max(0.0, 1 - sum(map(math.exp, top))) / math.exp(min(top) / 2)
-    return inside / (inside + outside)
+    inside = sum(math.exp(one / 2) for one in top) + 1
+    rest = max(0.0, 1 - sum(map(math.exp, top)) - 1e-6)
+    beyond = rest / math.exp(min(top) / 2)
+    return beyond / (inside + beyond)
 
 
 def _tokens(reply: dict[str, Any] | None) -> list[dict[str, Any]]:

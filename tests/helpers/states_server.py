@@ -157,5 +157,7 @@ class StatesServer(FaultyServer):
 
 
 def _entry(row: torch.Tensor, token: int, n: int) -> dict:
-    top = [{"token": "x", "logprob": float(value)} for value in row.topk(n).values]
-    return {"token": "x", "logprob": float(row[token]), "top_logprobs": top}
+    """As vLLM lists them: the drawn token first, wherever it stands, in all n."""
+    top = [token, *(other for other in row.topk(n).indices.tolist() if other != token)][:n]
+    listed = [{"token": "x", "logprob": float(row[one])} for one in top]
+    return {"token": "x", "logprob": float(row[token]), "top_logprobs": listed}
