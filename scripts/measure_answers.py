@@ -2,23 +2,24 @@
 """Between the stages: ask the model what detectors other than probes need.
 
     python scripts/measure_answers.py --data_dir ./outputs/demo
-    python scripts/measure_answers.py --data_dir ./outputs/demo --groups lens,attention
+    python scripts/measure_answers.py --data_dir ./outputs/demo --groups contrast,components
     python scripts/measure_answers.py --data_dir ./outputs/demo --entailment deberta --n_samples 10
 
-Each finished pair of stage 1 under --data_dir gets a file <id>.measures.pkl beside it, made with
-the model that the pairs name. The groups:
+Each finished pair under --data_dir gets a file <id>.measures.pkl beside it, made with the model
+that the pairs name. The groups, of which the first four are measured by default:
 
     lens       reasoning score and in-context sharpness of every turn, MIND's features
     attention  ICR scores of the first answer
     samples    N more answers to the first prompt, their clusters, SelfCheck-NLI
-    questions  P(True), verbalised confidence, SelfCheck-Prompt, the states of PRISM and CCS
-               (needs the samples)
+    questions  on samples: P(True), verbalised confidence, SelfCheck-Prompt, PRISM, CCS
+    contrast   the answer without its question, layer against layer, reference against wrong answer
+    components attention heads and neurons at the first answer's last token
+    rewordings answers to the question in other words; the answer with a mistake put into it
+    choices    on samples: the answer among them, and among the model's own guesses
+    semantics  the answer to a text encoder (--encoder), and its mean state at every layer
 
-An item's file is written after each group, and what it holds is not asked again: a killed run goes
-on where it stopped, and groups can be added later. SelfCheck-NLI needs an NLI model (--entailment
-deberta or a path). With --entailment llm_NAME a chat model judges; keys stand in the environment
-(OPENAI_API_KEY).
-
+A group is written when it is done: a killed run goes on where it stopped, and groups can be added.
+SelfCheck-NLI needs an NLI model (--entailment deberta or a path), llm_NAME a key (OPENAI_API_KEY).
 Exit status: 0 all is there, 1 some items or judgements failed, 2 a mistake in the command.
 """
 
@@ -36,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from spikescore.errors import run_main  # noqa: E402
 from spikescore.files import locked  # noqa: E402
 from spikescore.labels.entailment import make_entailment  # noqa: E402
-from spikescore.measures.file import GROUPS  # noqa: E402
+from spikescore.measures.file import GROUPS, USUAL  # noqa: E402
 from spikescore.measures.groups import Measurer, MeasureRequest, Tally, Work, survey  # noqa: E402
 from spikescore.runtime import progress, this_process  # noqa: E402
 from utils import configure_logging, make_client  # noqa: E402
@@ -50,14 +51,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> MeasureRequest:
     add = parser.add_argument
     add("--data_dir", required=True, help="folder of the pairs of stage 1, recursive")
     add("--model_path", help="the model's folder or hub id (default: the one the pairs name)")
-    add("--groups", type=_groups, default=GROUPS, metavar="A,B",
-        help=f"what to measure, of {', '.join(GROUPS)} (default: all)")  # fmt: skip
+    add("--groups", type=_groups, default=USUAL, metavar="A,B",
+        help=f"what to measure, of {', '.join(GROUPS)} (default: {','.join(USUAL)})")  # fmt: skip
     add("--n_samples", type=_positive, default=10, help="samples of an item (%(default)s)")
     add("--temperature", type=_temperature, default=1.0, help="of the samples (%(default)s)")
     add("--seed", type=int, default=42, help="of the samples (%(default)s)")
     add("--entailment", default="exact", metavar="NAME",
-        help="who says which samples mean the same: exact, deberta, an NLI model's path, or "
-        "llm_MODEL (%(default)s)")  # fmt: skip
+        help="says what means the same: exact, deberta, PATH, llm_MODEL (%(default)s)")  # fmt: skip
+    add("--encoder", metavar="FOLDER", help="a sentence-transformers model, for semantics")
     add("--batch_size", type=_size, default="auto", help="prompts at a time, or auto (%(default)s)")
     add("--redo", action="store_true", help="measure the groups anew and replace what is there")
     return MeasureRequest(**vars(parser.parse_args(arguments)))
@@ -93,7 +94,7 @@ def _size(text: str) -> int | str:
 def measure_all(work: Work, request: MeasureRequest, todo: Sequence[Path], tally: Tally) -> None:
     """Load the model and measure all items."""
     entailment = None
-    if "samples" in work.settings:
+    if any("entailment" in asked for asked in work.settings.values()):
         cache = Path(request.data_dir) / "judge_cache.sqlite"
         entailment = make_entailment(request.entailment, client_factory=make_client, cache=cache)
 
@@ -103,7 +104,8 @@ def measure_all(work: Work, request: MeasureRequest, todo: Sequence[Path], tally
     placement = work.config.placement
     work.identify(model_identity(placement.model_path))
     chat = ChatFormat(load_tokenizer(placement), enable_thinking=work.config.enable_thinking)
-    measurer = Measurer(load_model(placement), chat, work.config, work.settings, entailment)
+    model, encoder = load_model(placement), request.encoder
+    measurer = Measurer(model, chat, work.config, work.settings, entailment, encoder)
     with progress(desc="measuring", total=len(todo), unit="item") as bar:
 
         def told(group: str) -> None:

@@ -9,10 +9,30 @@ paper's method on single questions: it holds their dialogues itself.
 
 from __future__ import annotations
 
-from spikescore.detectors import consistency, controls, linear, networks, tokens, unsupervised
+from spikescore.detectors import (
+    components,
+    consistency,
+    contrast,
+    controls,
+    linear,
+    lsd,
+    networks,
+    tokens,
+    unsupervised,
+)
 from spikescore.detectors.base import Detector
 
-_MODULES = (tokens, consistency, linear, networks, unsupervised, controls)
+_MODULES = (
+    tokens,
+    contrast,
+    consistency,
+    linear,
+    networks,
+    components,
+    lsd,
+    unsupervised,
+    controls,
+)
 
 REGISTRY: dict[str, type[Detector]] = {
     found.name: found

@@ -132,12 +132,15 @@ class Answers:
         """Return an array measured of each first answer, such as "icr"; None where it is absent."""
         return [found.get("first", {}).get(name) for found in self.measures]
 
-    def measured_samples(self, measure: Callable[[dict[str, Any]], float]) -> np.ndarray:
+    def measured_samples(
+        self, measure: Callable[[dict[str, Any]], float], section: str = "samples"
+    ) -> np.ndarray:
         """Return a measure of each item's sampled answers: float64 [n], NaN where none were drawn.
 
-        `measure` is given what measure_answers.py wrote of them: texts, logliks, n_tokens ...
+        `measure` is given what measure_answers.py wrote of them: texts, logliks, n_tokens ...;
+        `section` names another set of answers than the samples.
         """
-        drawn = [found.get("samples") for found in self.measures]
+        drawn = [found.get(section) for found in self.measures]
         return np.array([measure(one) if one else np.nan for one in drawn], dtype=np.float64)
 
 

@@ -19,8 +19,13 @@ from spikescore.errors import UserError
 from spikescore.plugins import load_plugin, own_faults, plugin_file
 
 FAMILIES = ("training-free", "trained", "control")
-MEASURED = frozenset({"lens", "attentions", "samples", "questions"})
-"""Needs that measure_answers.py provides for."""
+MEASURED = frozenset(
+    {
+        "lens", "attentions", "samples", "questions", "contrast", "components", "rewordings",
+        "choices", "semantics",
+    }
+)  # fmt: skip
+"""Needs that measure_answers.py provides for, each by its group of measures."""
 NEEDS = MEASURED | {"texts", "logprobs", "states"}
 
 
@@ -39,8 +44,8 @@ class Detector(ABC):
     """As printed in tables."""
     family: ClassVar[str]
     needs: ClassVar[frozenset[str]]
-    """What it reads: "texts" and "logprobs" are in the JSON, "states" in the PKL; "lens",
-    "attentions", "samples" and "questions" come from measure_answers.py."""
+    """What it reads: "texts" and "logprobs" are in the JSON, "states" in the PKL; those in MEASURED
+    come from measure_answers.py."""
     seeded: ClassVar[bool] = False
     """Whether another seed gives another result; a detector without chance is fitted once."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections import Counter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,13 +27,23 @@ class SampleDetector(Detector):
     family = "training-free"
     needs = frozenset({"samples"})
 
+    section: ClassVar[str] = "samples"
+    """Which set of answers it measures."""
+
     def score(self, items: Answers) -> np.ndarray:
-        return items.measured_samples(self.of_samples)
+        return items.measured_samples(self.of_samples, self.section)
 
     @staticmethod
     @abstractmethod
     def of_samples(samples: dict[str, Any]) -> float:
         """Return the measure of one item's samples; NaN where it is not computable."""
+
+
+class RewordedDetector(SampleDetector):
+    """A measure of the first answer, which comes first, and those to the question reworded."""
+
+    needs = frozenset({"rewordings"})
+    section = "rewordings"
 
 
 class MeasuredDetector(Detector):
@@ -209,3 +220,119 @@ class VerbalisedConfidence(MeasuredDetector):
     name, title = "verbalised_confidence", "Verbalised confidence"
     needs = frozenset({"questions"})
     sign = -1
+
+
+class PTrueChoices(MeasuredDetector):
+    """Minus the probability of the first answer's letter when the model chooses among candidates.
+
+    The candidates, in random order, are the answer and up to four samples that mean something else,
+    and last "None of the above"; the probability is of the letters shown. Range -1 to 0; more
+    probably chosen means less hallucinated, hence the sign. Source: Kadavath et al. (2022),
+    "Language Models (Mostly) Know What They Know", whose P(True) with samples and whose multiple
+    choice with "none of the above" are two questions; here they are one.
+    """
+
+    name, title = "p_true_choices", "P(True) among candidates"
+    needs = frozenset({"choices"})
+    sign = -1
+
+
+class PNone(MeasuredDetector):
+    """The probability of "None of the above" when the model chooses among candidates.
+
+    As for `PTrueChoices`, of the last letter. Range 0 to 1; higher = the model takes none of its
+    answers for right = more hallucinated. Source: Kadavath et al. (2022).
+    """
+
+    name, title = "p_none", "None of the above"
+    needs = frozenset({"choices"})
+
+
+class VerbalisedTopK(MeasuredDetector):
+    """Minus the probability the model states for its guesses that mean the same as its answer.
+
+    It names four guesses and how probable each is, from 0 to 100, in one greedy reply; those in the
+    answer's cluster are added up, at most 1; 0 where none is. Range -1 to 0; more confident means
+    less hallucinated, hence the sign. NaN where the reply names no guess with a number. Source:
+    Tian et al. (2023), "Just Ask for Calibration", "Verb. 1S top-k", in other words, where the
+    likeliest guess is the answer; here the answer was given before.
+    """
+
+    name, title = "verbalised_top_k", "Verbalised confidence, top-k"
+    needs = frozenset({"choices"})
+    sign = -1
+
+
+class VerbalisedTwoStage(MeasuredDetector):
+    """As `VerbalisedTopK`, but the guesses are named first and rated when the model is asked again.
+
+    Source: Tian et al. (2023), "Just Ask for Calibration", "Verb. 2S top-k", in other words.
+    """
+
+    name, title = "verbalised_two_stage", "Verbalised confidence, two stages"
+    needs = frozenset({"choices"})
+    sign = -1
+
+
+# --- question or answer in other words --------------------------------------------------------
+
+
+class SemanticConsistency(RewordedDetector):
+    """Minus the share of ordered pairs i != j of answers that mean the same.
+
+    The n answers are the first one and greedy ones to the question as the model itself rewords it:
+    -(1 / (n (n - 1))) sum over i != j of [same cluster]. Range -1 to 0; answers that hold under
+    rewording mean less hallucinated, hence the sign. NaN without a rewording, or where the answers
+    are not clustered. Source: Raj et al. (2022), "Measuring Reliability of Large Language Models
+    through Semantic Consistency", arXiv 2211.05853, with agreement by entailment both ways; there
+    the questions are paraphrased beforehand, here the model that answers does it.
+    """
+
+    name, title = "semantic_consistency", "Semantic consistency"
+
+    @staticmethod
+    def of_samples(samples: dict[str, Any]) -> float:
+        clusters = _clusters(samples)
+        n = len(clusters)
+        if n < 2:
+            return math.nan
+        return -sum(count * (count - 1) for count in Counter(clusters).values()) / (n * (n - 1))
+
+
+class RewordingAgreement(RewordedDetector):
+    """Minus the share of answers to the reworded question that mean the same as the first answer.
+
+    Range -1 to 0; agreement means less hallucinated, hence the sign. NaN as for
+    `SemanticConsistency`. Source: Amirizaniani et al. (2024), "LLMAuditor", arXiv 2402.09346, which
+    puts several versions of a question to a model and looks for answers that differ; there another
+    model words them and people check them, here the model does it itself and nobody checks.
+    """
+
+    name, title = "rewording_agreement", "Agreement under rewording"
+
+    @staticmethod
+    def of_samples(samples: dict[str, Any]) -> float:
+        clusters = _clusters(samples)
+        if len(clusters) < 2:
+            return math.nan
+        return -sum(one == clusters[0] for one in clusters[1:]) / (len(clusters) - 1)
+
+
+class CounterfactualDrop(RewordedDetector):
+    """-(mll_0 - mean over versions i of mll_i): how little a mistake costs in likelihood, negated.
+
+    mll_0 is the mean log-probability of the first answer's tokens after its prompt, mll_i that of a
+    version into which the model itself has put a small mistake. Higher = the wrong version is about
+    as likely = more hallucinated. NaN where no version differs from the answer. After: Feng (2025),
+    "Counterfactual Probing for Hallucination Detection and Mitigation", arXiv 2508.01862, whose
+    formula of sensitivity was not to be had: the drop in log-probability and its direction are this
+    project's.
+    """
+
+    name, title = "counterfactual_drop", "Counterfactual probing"
+    section = "counterfactuals"
+
+    @staticmethod
+    def of_samples(samples: dict[str, Any]) -> float:
+        first, *versions = mean_logliks(samples)
+        return -(first - sum(versions) / len(versions)) if versions else math.nan

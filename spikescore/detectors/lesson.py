@@ -16,6 +16,7 @@ import numpy as np
 from spikescore.detectors.answers import Answers
 from spikescore.detectors.base import StateDetector
 from spikescore.errors import UserError
+from spikescore.measures.file import HOLDS
 from spikescore.probes.fit import Examples, Fit
 from spikescore.probes.layers import Layers
 from spikescore.probes.probe import Probe
@@ -95,7 +96,11 @@ def measured_lesson(train: Answers, val: Answers, *names: str) -> Lesson:
     (known, rows), (val_known, val_rows) = (measured(part, *names) for part in (train, val))
     if not (known.any() and val_known.any()):
         told = " and ".join(f'"{name}"' for name in names)
-        raise UserError(f"no {told} measured of these answers; run measure_answers.py")
+        groups = [group for group, held in HOLDS.items() if names[0] in held.get("first", ())]
+        raise UserError(
+            f"no {told} measured of these answers; run scripts/measure_answers.py --groups "
+            f"{','.join(groups)}"
+        )
     return lesson(rows, val_rows, train.y[known], val.y[val_known])
 
 

@@ -540,7 +540,12 @@ def _remedy(detector: type[Detector]) -> str:
     if detector.remedy:
         return detector.remedy
     needs = ", ".join(sorted(detector.needs)) or "nothing"
-    script = "measure_answers.py" if detector.needs & MEASURED else "reasoning_lite.py"
+    script = "reasoning_lite.py"
+    if groups := detector.needs & MEASURED:
+        named = sorted(
+            group.removesuffix("s") if group == "attentions" else group for group in groups
+        )
+        script = f"scripts/measure_answers.py --groups {','.join(named)}"
     return f"it needs {needs}, which {script} writes: run that on the data folder"
 
 

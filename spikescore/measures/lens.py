@@ -100,7 +100,7 @@ class Lens:
         if not names or self._head is None:
             raise UserError(
                 f"{type(model).__name__} keeps its final norm or output matrix in no known place, "
-                'which the logit lens needs; leave "lens" out of --groups'
+                'which the logit lens needs; leave "lens" and "contrast" out of --groups'
             )
         self._norm: nn.Module = getattr(decoder, names[0])
         config = text_config(model.config)
@@ -121,7 +121,7 @@ class Lens:
         if not torch.allclose(own, lens.to(own.device), rtol=0.02, atol=0.05):
             raise UserError(
                 f"{type(model).__name__} does more to its last state than norm and output matrix, "
-                'so the logit lens cannot read it; leave "lens" out of --groups'
+                'so the logit lens cannot read it; leave "lens" and "contrast" out of --groups'
             )
 
     def log_probabilities(self, states: torch.Tensor, *, norm: bool = True) -> torch.Tensor:

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from spikescore.detectors import REGISTRY
 from spikescore.detectors.answers import Answers, read_answers
-from spikescore.detectors.base import FAMILIES, TurnDetector
+from spikescore.detectors.base import FAMILIES, NEEDS, TurnDetector
 from spikescore.detectors.consistency import eigen_score
 from spikescore.detectors.scoring import learns
 from spikescore.measures.file import texts_digest
@@ -52,9 +52,6 @@ def sampled(**samples):
 def score_one(name, items):
     (value,) = REGISTRY[name]().score(items)
     return value
-
-
-NEEDS = {"texts", "logprobs", "states", "lens", "attentions", "samples", "questions"}
 
 
 # --- tokens, lens -----------------------------------------------------------------------------
@@ -160,12 +157,101 @@ def test_eigenscore_needs_two_finite_states():
 
 @pytest.mark.parametrize(
     "name, sign",
-    [("selfcheck_nli", 1), ("selfcheck_prompt", 1), ("p_true", -1), ("verbalised_confidence", -1)],
+    [
+        ("selfcheck_nli", 1),
+        ("selfcheck_prompt", 1),
+        ("p_true", -1),
+        ("verbalised_confidence", -1),
+        ("p_true_choices", -1),
+        ("p_none", 1),
+        ("verbalised_top_k", -1),
+        ("verbalised_two_stage", -1),
+    ],
 )
 def test_measured_detectors_pass_the_number_on_with_its_sign(name, sign):
     measures = [{"first": {name: 0.25}}, {"first": {name: math.nan}}, {"first": {}}]
     found = REGISTRY[name]().score(answers([record({})] * 3, measures))
     assert np.array_equal(found, [sign * 0.25, np.nan, np.nan], equal_nan=True)
+
+
+# --- other words ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "clusters, consistency, agreement",
+    [
+        ([0, 0, 1, 0, 1], -(3 * 2 + 2 * 1) / 20, -2 / 4),
+        ([0, 1, 1, 1], -(3 * 2) / 12, 0.0),
+        ([0, 0], -1.0, -1.0),
+        ([0], math.nan, math.nan),
+        (None, math.nan, math.nan),
+    ],
+)
+def test_answers_to_the_reworded_question_are_counted_in_pairs(clusters, consistency, agreement):
+    items = answers([record({})], [{"rewordings": {"clusters": clusters}}])
+    assert score_one("semantic_consistency", items) == pytest.approx(consistency, nan_ok=True)
+    assert score_one("rewording_agreement", items) == pytest.approx(agreement, nan_ok=True)
+
+
+def test_counterfactual_probing_is_minus_the_drop_per_token():
+    kept = {"texts": ["a", "b", "c"], "logliks": np.array([-4.0, -9.0, -10.0])}
+    items = answers([record({})], [{"counterfactuals": kept | {"n_tokens": [4, 3, 2]}}])
+    assert score_one("counterfactual_drop", items) == pytest.approx(-(-1.0 - (-3.0 - 5.0) / 2))
+    alone = {"texts": ["a"], "logliks": np.array([-4.0]), "n_tokens": [4]}
+    items = answers([record({})], [{"counterfactuals": alone}])
+    assert math.isnan(score_one("counterfactual_drop", items))
+
+
+# --- the answer read twice --------------------------------------------------------------------
+
+TWICE = {
+    "answer_logprobs": [-1.0, -0.5],
+    "prior_logprobs": [-4.0, -1.0],
+    "dola_divergence": [0.1, 0.4],
+    "dola_contrast": [3.0, -1.0],
+    "true_logprobs": [-1.0, -2.0, -3.0],
+    "wrong_logprobs": [-4.0],
+}
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("surprisingly_likely", -(3.0 + 0.5)),
+        ("dola_divergence", 0.25),
+        ("dola_contrast", -1.0),
+        ("reference_contrast", -4.0 + 6.0),
+    ],
+)
+def test_contrast_detectors_on_numbers_worked_out_by_hand(name, expected):
+    arrays = {key: np.float32(values) for key, values in TWICE.items()}
+    empty = {key: np.float32([]) for key in TWICE}
+    items = answers([record({})] * 3, [{"first": arrays}, {"first": empty}, {}])
+    found = REGISTRY[name]().score(items)
+    assert found == pytest.approx([expected, np.nan, np.nan], nan_ok=True)
+
+
+def with_recorded(answers_recorded, scores):
+    made = record({})
+    made["meta"] = {
+        "bb_answer_rollout_answers": answers_recorded, "bb_answer_rollout_scores": scores,
+    }  # fmt: skip
+    return made
+
+
+def test_recorded_answers_of_another_model_are_read_as_samples():
+    items = answers(
+        [
+            with_recorded(["a red ball", "Red, ball now", "green"], [0.5, 1.0, 0.0]),
+            with_recorded(None, None),
+            with_recorded(["alone"], [0.25]),
+            record({}),
+        ]
+    )
+    similarity = REGISTRY["recorded_similarity"]().score(items)
+    assert similarity == pytest.approx([-(2 * 2 / 6) / 3, *[np.nan] * 3], nan_ok=True)
+    scores = REGISTRY["recorded_score"]().score(items)
+    assert scores == pytest.approx([-0.5, np.nan, -0.25, np.nan], nan_ok=True)
 
 
 # --- controls ---------------------------------------------------------------------------------
@@ -217,6 +303,22 @@ def lens(name, value):
     return [{}, {}], {"turns": {name: np.float32([value, value])}}
 
 
+def recorded(doubt):
+    texts = ["x " * 20, "x " * round(20 - 19 * doubt) + "y " * round(19 * doubt)]
+    scores = [1 - doubt, 1 - doubt]
+    meta = {"bb_answer_rollout_answers": texts, "bb_answer_rollout_scores": scores}
+    return [{}, {}], {"meta": meta}
+
+
+def worded(doubt):
+    n_away = round(19 * doubt)
+    return [{}, {}], {"rewordings": {"clusters": [0] * (20 - n_away) + list(range(1, n_away + 1))}}
+
+
+def twice(**values):
+    return [{}, {}], {"first": {name: np.float32([value] * 3) for name, value in values.items()}}
+
+
 def spread(doubt):
     """Four states, further apart the greater the doubt."""
     return np.float16(np.eye(4, 8) * (1 + doubt) - np.eye(4, 8, k=4) * (1 + doubt))
@@ -231,6 +333,12 @@ PLANTS = {
     "reasoning_score": lambda d: lens("reasoning_score", d),
     "sharpness": lambda d: lens("sharpness", d),
     "sharpness_raw": lambda d: lens("sharpness_raw", d),
+    "surprisingly_likely": lambda d: twice(answer_logprobs=-2, prior_logprobs=-3 - (1 - d)),
+    "dola_divergence": lambda d: twice(dola_divergence=d),
+    "dola_contrast": lambda d: twice(dola_contrast=1 - d),
+    "recorded_similarity": lambda d: recorded(d),
+    "recorded_score": lambda d: recorded(d),
+    "reference_contrast": lambda d: twice(true_logprobs=-d, wrong_logprobs=-0.5),
     "ln_entropy": lambda d: samples(logliks=[-10 * d, -10 * d], n_tokens=[5, 5]),
     "lexical_similarity": lambda d: samples(
         texts=["x " * 20, "x " * round(20 - 19 * d) + "y " * round(19 * d)]
@@ -243,6 +351,16 @@ PLANTS = {
     ),
     "eigenscore": lambda d: samples(states=spread(d)),
     "selfcheck_nli": lambda d: first("selfcheck_nli", d),
+    "p_true_choices": lambda d: first("p_true_choices", 1 - d),
+    "p_none": lambda d: first("p_none", d),
+    "verbalised_top_k": lambda d: first("verbalised_top_k", 1 - d),
+    "verbalised_two_stage": lambda d: first("verbalised_two_stage", 1 - d),
+    "semantic_consistency": lambda d: worded(d),
+    "rewording_agreement": lambda d: worded(d),
+    "counterfactual_drop": lambda d: (
+        [{}, {}],
+        {"counterfactuals": {"logliks": [-1.0, -2.0 - (1 - d)], "n_tokens": [1, 1]}},
+    ),
     "selfcheck_prompt": lambda d: first("selfcheck_prompt", d),
     "p_true": lambda d: first("p_true", 1 - d),
     "verbalised_confidence": lambda d: first("verbalised_confidence", 1 - d),
@@ -266,7 +384,10 @@ def test_a_planted_signal_gives_auroc_1_and_its_mirror_image_0(name):
     noise = np.random.default_rng(0).uniform(0, 0.3, size=40)
     for doubt, expected in ((0.7 * y + noise, 1.0), (0.7 * (1 - y) + noise, 0.0)):
         turns, measures = zip(*map(PLANTS[name], doubt), strict=True)
-        scores = REGISTRY[name]().score(answers([record(*own) for own in turns], measures, y=y))
+        records = [record(*own) for own in turns]
+        for made, measured in zip(records, measures, strict=True):
+            made["meta"] = measured.pop("meta", {})
+        scores = REGISTRY[name]().score(answers(records, measures, y=y))
         assert scores.shape == y.shape and scores.dtype == np.float64
         assert roc_auc_score(y, scores) == expected
 

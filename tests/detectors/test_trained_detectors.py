@@ -11,12 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import ttest_ind
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from spikescore.detectors import REGISTRY, controls, linear, networks, unsupervised
+from spikescore.detectors import (
+    REGISTRY,
+    components,
+    controls,
+    linear,
+    lsd,
+    networks,
+    unsupervised,
+)
 from spikescore.detectors.answers import Answers, read_answers
 from spikescore.detectors.base import StateDetector
 from spikescore.detectors.lesson import as_network, lesson, measured
@@ -42,8 +51,13 @@ AXIS /= np.linalg.norm(AXIS)
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """As score_methods.py does it: on so small arrays several threads only wait for each other."""
+def one_thread(monkeypatch):
+    """As score_methods.py does it: on so small arrays several threads only wait for each other.
+
+    LSD takes fewer and larger steps, for time.
+    """
+    monkeypatch.setattr(lsd, "STEPS", 150)
+    monkeypatch.setattr(lsd, "LEARNING_RATES", (1e-3, 1e-5))
     with threadpool_limits(1):
         yield
 
@@ -91,10 +105,13 @@ def planted(domain: str, *, n: int = 60, signal: float = 14.0, mirrored: bool = 
     states, truth = noise(*shape), noise(*shape)
     yes, no = noise(*shape, along=-0.5), noise(*shape, along=0.5)
     icr, icr_answer, mind = noise(N_LAYERS), noise(N_LAYERS), noise(2 * WIDTH)
+    means, meant = noise(*shape), noise(WIDTH)
+    heads, neurons = noise(N_LAYERS, WIDTH).reshape(n, N_LAYERS, 2, -1), noise(N_LAYERS, WIDTH)
     measures, records = [], []
     for i in range(n):
         first = {"icr": icr[i], "icr_answer": icr_answer[i], "mind": mind[i]}
-        first["truth_state"] = truth[i]
+        first |= {"truth_state": truth[i], "heads": heads[i], "neurons": neurons[i]}
+        first |= {"answer_states": means[i], "answer_embedding": meant[i]}
         first |= {"truth_state_yes": yes[i], "truth_state_no": no[i]}
         clusters = list(range(5)) if marked[i] else [0] * 5
         measures.append({"first": first, "samples": {"clusters": clusters}})
@@ -382,6 +399,124 @@ def test_networks_on_vectors_against_numpy_and_scikit_learn(detector):
     expected = 1 / (1 + np.exp(-x[:, 0]))
     np.testing.assert_allclose(made.score(val), expected, atol=1e-4)
     assert made.chosen["val_auroc"] == pytest.approx(roc_auc_score(val.y, made.score(val)))
+
+
+def in_components(seed: int, n: int = 60, **shapes: tuple[int, ...]) -> Answers:
+    """Answers with random arrays measured; the label is marked weakly in all of them."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 2
+    drawn = {
+        name: (rng.standard_normal((n, *shape)) + 0.4 * y.reshape(n, *[1] * len(shape)))
+        for name, shape in shapes.items()
+    }
+    measures = [
+        {"first": {name: rows[i].astype(np.float16) for name, rows in drawn.items()}}
+        for i in range(n)
+    ]
+    return answers(np.zeros((n, 1, 1)), y, measures=measures)
+
+
+def test_iti_is_the_mean_of_scikit_learns_probes_of_the_most_accurate_heads():
+    items = in_components(4, heads=(3, 2, 5))
+    train, val = halves(items)
+    detector = fitted(components.ItiHeads, items)
+    x = np.stack(items.measured_arrays("heads")).astype(np.float64)
+    n_train, by_head = len(train), []
+    for layer in range(3):
+        for head in range(2):
+            model = LogisticRegression(tol=1e-8, max_iter=10_000)
+            model.fit(x[:n_train, layer, head], train.y)
+            p = model.predict_proba(x[:, layer, head])[:, 1]
+            rank = ((p[n_train:] > 0.5) == val.y).mean(), -log_loss(val.y, p[n_train:])
+            by_head.append((rank, [layer + 1, head], p))
+    by_head.sort(key=lambda one: one[0], reverse=True)
+    tried = {
+        k: roc_auc_score(val.y, np.mean([p[n_train:] for *_, p in by_head[:k]], axis=0))
+        for k in (1, 2, 4)
+    }
+    best = max(tried, key=lambda k: (tried[k], -k))
+    assert detector.chosen["heads"] == [place for _, place, _ in by_head[:best]]
+    assert detector.chosen["val_auroc"] == pytest.approx(tried[best])
+    expected = np.mean([p for *_, p in by_head[:best]], axis=0)
+    np.testing.assert_allclose(detector.score(items), expected, atol=1e-5)
+
+
+def test_neurons_are_ranked_by_students_t_and_averaged():
+    items = in_components(5, neurons=(2, 30))
+    train, val = halves(items)
+    detector = fitted(components.NeuronProbe, items)
+    x = np.stack(items.measured_arrays("neurons")).astype(np.float64).reshape(len(items), -1)
+    learned = x[: len(train)]
+    t = ttest_ind(learned[train.y == 1], learned[train.y == 0]).statistic
+    order = np.argsort(-np.abs(t))
+    z = np.sign(t) * (x - learned.mean(axis=0)) / learned.std(axis=0)
+    tried = {
+        k: roc_auc_score(val.y, z[len(train) :, order[:k]].mean(axis=1))
+        for k in (1, 2, 4, 8, 16, 32)
+    }
+    best = max(tried, key=lambda k: (tried[k], -k))
+    assert detector.chosen["n_neurons"] == best == sum(detector.chosen["per_layer"])
+    assert detector.chosen["val_auroc"] == pytest.approx(tried[best])
+    np.testing.assert_allclose(detector.score(items), z[:, order[:best]].mean(axis=1), atol=1e-9)
+
+
+def test_neurons_that_never_change_are_left_out():
+    items = in_components(6, neurons=(1, 3))
+    for found in items.measures:
+        found["first"]["neurons"][:, 1] = 7
+    assert np.isfinite(fitted(components.NeuronProbe, items).score(items)).all()
+    for found in items.measures:
+        found["first"]["neurons"][:] = 7
+    with pytest.raises(UserError, match="no neuron differs"):
+        fitted(components.NeuronProbe, items)
+
+
+def test_lsd_features_of_a_trajectory_worked_out_by_hand():
+    """Unit vectors in the plane at 0, 90, 60 and 30 degrees, the meaning at 0."""
+    angles = np.radians([0.0, 90.0, 60.0, 30.0])
+    projected = np.stack([np.cos(angles), np.sin(angles)], axis=-1)[None]
+    (found,) = lsd.trajectory_features(projected, np.array([[1.0, 0.0]]))
+    aligned = [1.0, 0.0, 0.5, math.sqrt(0.75)]
+    lengths = [math.sqrt(2), 2 * math.sin(math.pi / 12), 2 * math.sin(math.pi / 12)]
+    # chords point at 135, 75 - 90 ... degrees: half way between the ends, a quarter turn on
+    directions = np.radians([135.0, -15.0, -45.0])
+    cosines = np.cos(np.diff(directions))
+    expected = [
+        aligned[-1], np.mean(aligned), 1.0, 0, np.std(aligned[1:]), aligned[-1] - 1.0,
+        np.mean(lengths), np.mean(cosines), 1,
+    ]  # fmt: skip
+    assert found == pytest.approx(expected)
+
+
+def test_lsd_loss_draws_consistent_answers_near_and_pushes_the_others_beyond_the_margin():
+    loss = lsd.margin_loss(torch.tensor([0.5, 1.0, -0.5, 0.1]), torch.tensor([0, 0, 1, 1]))
+    assert float(loss) == pytest.approx(0.5 * (0.25 + 0) / 2 + 0.5 * (0 + 0.4**2) / 2)
+    alone = lsd.margin_loss(torch.tensor([0.5]), torch.tensor([0]))
+    assert float(alone) == pytest.approx(0.5 * 0.25)
+
+
+def test_lsd_is_scikit_learns_logistic_regression_on_its_features():
+    items = planted("a", signal=2.0)
+    train, _ = halves(items)
+    detector = fitted(lsd.Lsd, items)
+    states, meant = (np.stack(items.measured_arrays(name)) for name in lsd.ARRAYS)
+    features = detector._alignment.features(states, meant)
+    h, t = detector._alignment._networks
+    with torch.no_grad():
+        one = h(torch.from_numpy(states[:, -1].astype(np.float32)))
+        other = t(torch.from_numpy(meant))
+    cosine = torch.nn.functional.cosine_similarity(one, other).numpy()
+    np.testing.assert_allclose(features[:, 0], cosine, atol=1e-5)
+    scaler = StandardScaler().fit(features[: len(train)])
+    model = LogisticRegression(tol=1e-8, max_iter=10_000)
+    model.fit(scaler.transform(features[: len(train)]), train.y)
+    expected = model.predict_proba(scaler.transform(features))[:, 1]
+    np.testing.assert_allclose(detector.score(items), expected, atol=1e-4)
+
+
+def test_lsd_without_an_encoder_says_what_to_do():
+    with pytest.raises(UserError, match="--groups semantics --encoder FOLDER"):
+        fitted(lsd.Lsd, noisy(1))
 
 
 def test_networks_keep_their_best_epoch():

@@ -11,7 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from scripts import measure_answers
 from spikescore.data.question import Question
@@ -21,7 +25,7 @@ from spikescore.errors import UserError
 from spikescore.files import locked, write_json
 from spikescore.labels.entailment import make_entailment
 from spikescore.measures.clustering import cluster_many
-from spikescore.measures.file import GROUPS, measures_path, not_computed, read_measures
+from spikescore.measures.file import USUAL, measures_path, not_computed, read_measures
 from spikescore.measures.samples import fitting
 from spikescore.model.chat import ChatFormat
 from spikescore.model.engine import Engine
@@ -170,7 +174,7 @@ def test_a_killed_run_goes_on_where_it_stopped(whole, pairs, measure, monkeypatc
         measure(pairs)
     before = files(pairs)
     assert len(before) == min(stop_at, N_ITEMS)
-    groups_left = [set(GROUPS) - set(held["settings"]) for held in before.values()]
+    groups_left = [set(USUAL) - set(held["settings"]) for held in before.values()]
     monkeypatch.setattr(groups, "write_measures", true_write)
     for kind in ("lens.LensReader", "icr.IcrReader"):
         module, name = kind.split(".")
@@ -179,7 +183,7 @@ def test_a_killed_run_goes_on_where_it_stopped(whole, pairs, measure, monkeypatc
         n_left = sum(group in left for left in groups_left) + N_ITEMS - len(before)
         monkeypatch.setattr(made, "read", counted(made.read, limit=n_left))
     status, out = measure(pairs)
-    n_done = sum(set(held["settings"]) == set(GROUPS) for held in before.values())
+    n_done = sum(set(held["settings"]) == set(USUAL) for held in before.values())
     assert status == 0 and f"{N_ITEMS - n_done} measured, {n_done} skipped" in out
     same_measures(files(pairs), files(whole))
     for name, held in before.items():
@@ -230,6 +234,75 @@ def test_groups_are_added_to_what_is_there(pairs, measure):
     for name, content in after.items():
         assert "p_true" in content["first"]
         assert content["samples"]["texts"] == held[name]["samples"]["texts"]
+
+
+@pytest.fixture
+def long_context(monkeypatch):
+    """The tiny model of the tests knows 6 tokens an answer; the others may be as short."""
+    from spikescore.measures import choices
+
+    monkeypatch.setattr(choices, "GUESS_TOKENS", 6)
+
+
+def test_the_groups_that_are_not_usual_are_measured_when_they_are_named(
+    pairs, measure, long_context
+):
+    path = next(pairs.rglob("q1.json"))
+    record = read_record(path)
+    record["incorrect_answers"] = ["no"]
+    write_json(path, record)
+    with pytest.raises(UserError, match="has no samples, which the choices are about"):
+        measure(pairs, "--groups", "choices")
+    status, out = measure(pairs, "--groups", "choices,rewordings,components,contrast,samples")
+    assert status == 0
+    assert "4 items (samples, contrast, components, rewordings, choices): 4 measured" in out
+    for path in sorted(pairs.rglob("q[0-3].json")):
+        record = read_record(path)
+        found = read_measures(measures_path(path), record)
+        first, (_, answer) = found["first"], token_sequences(record)[0]
+        for name in ("answer_logprobs", "prior_logprobs", "dola_divergence", "dola_contrast"):
+            assert first[name].shape == (len(answer),)
+        if answer:
+            mean = record["cot_steps"][0]["mean_logprob"]
+            assert first["answer_logprobs"].mean() == pytest.approx(mean, abs=1e-3)
+            assert first["prior_logprobs"].tolist() != first["answer_logprobs"].tolist()
+        known = [bool(first[name].size) for name in ("true_logprobs", "wrong_logprobs")]
+        assert known == [record["id"] == "q1"] * 2
+        assert first["heads"].shape == (N_LAYERS, 4, HIDDEN // 4)
+        assert first["neurons"].shape[0] == N_LAYERS
+        worded, kept = found["rewordings"], found["counterfactuals"]
+        assert worded["questions"][0] == record["question"]
+        assert worded["answers"][0] == kept["texts"][0] == record["cot_steps"][0]["response"]
+        assert len(worded["clusters"]) == len(worded["answers"]) and worded["clusters"][0] == 0
+        assert kept["n_tokens"][0] == len(answer)
+        assert np.isnan(first["p_true_choices"]) == (not record["cot_steps"][0]["response"])
+    again = ("--groups", "samples,rewordings,choices", "--seed", "5", "--redo")
+    before = files(pairs)
+    assert measure(pairs, *again)[0] == 0
+    for name, held in files(pairs).items():
+        assert held["samples"]["texts"] != before[name]["samples"]["texts"]
+        assert (
+            held["settings"]["rewordings"]["seed"]
+            == held["settings"]["choices"]["samples"]["seed"]
+            == 5
+        )
+
+
+def test_semantics_need_an_encoder(pairs, measure, tmp_path):
+    with pytest.raises(UserError, match='"semantics" needs a text encoder.*--encoder'):
+        measure(pairs, "--groups", "semantics")
+    one, other = (save_bert(tmp_path / name, LABELS) for name in ("one", "other"))
+    assert measure(pairs, "--groups", "semantics", "--encoder", str(one))[0] == 0
+    for held in files(pairs).values():
+        assert held["first"]["answer_states"].shape == (N_LAYERS + 1, HIDDEN)
+        assert held["first"]["answer_embedding"].shape == (32,)
+    assert "0 measured" in measure(pairs, "--groups", "semantics", "--encoder", str(other))[1]
+    weights = AutoModelForSequenceClassification.from_pretrained(other)
+    with torch.no_grad():
+        weights.classifier.weight.mul_(2)
+    weights.save_pretrained(other)
+    with pytest.raises(UserError, match="semantics was measured under other settings .encoder"):
+        measure(pairs, "--groups", "semantics", "--encoder", str(other))
 
 
 def test_other_settings_are_refused_unless_redone(pairs, measure):
@@ -322,7 +395,10 @@ def test_an_nli_model_clusters_and_finds_contradictions(pairs, measure, tmp_path
         assert 0 <= found["first"]["selfcheck_nli"] <= 1
 
 
-def test_failed_judgements_are_made_again_on_the_same_samples(pairs, measure, monkeypatch):
+@pytest.mark.parametrize(("group", "kept"), [("samples", "texts"), ("rewordings", "answers")])
+def test_failed_judgements_are_made_again_on_the_same_samples(
+    pairs, measure, monkeypatch, group, kept
+):
     class Failing:
         name = "exact"
 
@@ -331,15 +407,15 @@ def test_failed_judgements_are_made_again_on_the_same_samples(pairs, measure, mo
 
     true_make = measure_answers.make_entailment
     monkeypatch.setattr(measure_answers, "make_entailment", lambda *_, **__: Failing())
-    status, out = measure(pairs, "--groups", "samples")
+    status, out = measure(pairs, "--groups", group)
     failed = files(pairs)
     assert status == 1 and "clusters in" in out
-    assert any(held["samples"]["clusters"] is None for held in failed.values())
+    assert any(held[group]["clusters"] is None for held in failed.values())
     monkeypatch.setattr(measure_answers, "make_entailment", true_make)
-    assert measure(pairs, "--groups", "samples")[0] == 0
+    assert measure(pairs, "--groups", group)[0] == 0
     for name, held in files(pairs).items():
-        assert held["samples"]["clusters"] is not None
-        assert held["samples"]["texts"] == failed[name]["samples"]["texts"]
+        assert held[group]["clusters"] is not None
+        assert held[group][kept] == failed[name][group][kept]
 
 
 DAMAGES = {

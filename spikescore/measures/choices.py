@@ -1,0 +1,227 @@
+"""The first answer among others: the model chooses between them, or names its best guesses."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from spikescore.dialogues.dialogue import opening
+from spikescore.labels.entailment import Entailment
+from spikescore.labels.statements import plain_answer
+from spikescore.measures.clustering import cluster_many
+from spikescore.measures.rewordings import others
+from spikescore.measures.samples import draw
+from spikescore.measures.self_questions import Case, parse_confidence, reply_tokens
+from spikescore.model.chat import ChatFormat, Message
+from spikescore.model.engine import Engine
+from spikescore.model.prompt_ends import read_ends
+from spikescore.model.sampling import Sampling
+from spikescore.runtime import derived_seed
+
+N_CANDIDATES = 5
+"""The first answer and at most four others; the letter after theirs is none of them."""
+N_GUESSES = 4
+"""As many as the source asks for in its larger setting."""
+GUESS_TOKENS = 192
+NONE_OF_THESE = "None of the above"
+LETTERS = "PQRSTU"
+"""Of the candidates: not those that the options of a question have."""
+_CHOOSE = (
+    "Question:\n{prompt}\n\nProposed answers:\n{options}\n\n"
+    "Which proposed answer is right? Reply with its letter and nothing else."
+)
+_GUESS_AND_RATE = (
+    "{prompt}\n\nName your {n} best guesses at the answer, the likeliest first, and for each how "
+    "probable it is, from 0 to 100, that it is right. Write two lines for each guess and nothing "
+    "else:\nG1: your first guess\nP1: its number from 0 to 100"
+)
+_GUESS = (
+    "{prompt}\n\nName your {n} best guesses at the answer, the likeliest first. Write one line for "
+    "each and nothing else:\nG1: your first guess"
+)
+_RATE = (
+    "How probable is it, from 0 to 100, that each of these guesses is right? Write one line for "
+    "each and nothing else:\nP1: the number of your first guess"
+)
+
+
+def parse_guesses(reply: str) -> dict[int, str]:
+    """Return the guesses that lines "G1: ..." name, by number; the first of a number counts."""
+    return _numbered(reply, "G")
+
+
+def parse_ratings(reply: str) -> dict[int, float]:
+    """Return the probabilities, 0 to 1, that lines "P1: ..." name, by number."""
+    found = {number: parse_confidence(text) for number, text in _numbered(reply, "P").items()}
+    return {number: value for number, value in found.items() if not math.isnan(value)}
+
+
+def _numbered(reply: str, letter: str) -> dict[int, str]:
+    lines = re.sub(r"[\s;,|]*\b(?=[GP]\d+\s*:)", "\n", plain_answer(reply))
+    found: dict[int, str] = {}
+    for number, text in re.findall(rf"^{letter}(\d+)[ \t]*:(.*\S)", lines, flags=re.MULTILINE):
+        found.setdefault(int(number), text.strip())
+    return found
+
+
+class Choices:
+    """Puts a first answer among others. A prompt beyond the context is not asked.
+
+    engine: makes a greedy one for replies of GUESS_TOKENS. judge: who says which texts mean the
+    same (strictly, see `clustering`).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        chat: ChatFormat,
+        engine: Callable[[], Engine],
+        judge: Entailment,
+        *,
+        seed: int,
+        max_context: int,
+        batch_size: int,
+    ) -> None:
+        self._model = model
+        self._chat = chat
+        self._engine = engine
+        self._judge = judge
+        self._seed = seed
+        self._max_context = max_context
+        self._batch_size = batch_size
+        self._begin, self._letters = letter_tokens(chat, LETTERS)
+
+    def ask(self, cases: Sequence[Case], questions: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the values of each case by name; `questions` are the questions by themselves.
+
+        p_true_choices, p_none: the first answer and up to four samples that mean something else,
+        in a random order, and last "None of the above", stand under letters; the probability of the
+        first answer's letter, and of the last one, among the letters shown. Range 0 to 1. Source:
+        Kadavath et al. (2022), "Language Models (Mostly) Know What They Know", whose P(True) shows
+        samples beside one answer to be called true or false, and whose multiple choice has "none of
+        the above" for its last option; here both are one question.
+
+        verbalised_top_k, verbalised_two_stage: the model names its best guesses and how probable
+        each is, in one reply, or the guesses first and their probabilities when asked for them;
+        the sum of the probabilities of guesses that mean the same as the first answer, at most 1,
+        and 0 where none does. Source: Tian et al. (2023), "Just Ask for Calibration", whose "1S
+        top-k" and "2S top-k" take the likeliest guess for the answer.
+
+        What could not be asked or read is NaN.
+        """
+        chosen = self._chosen(cases, questions)
+        rated = self._rated(cases, questions)
+        return [one | other for one, other in zip(chosen, rated, strict=True)]
+
+    # --- one letter among several ---------------------------------------------------------------
+
+    def _chosen(self, cases: Sequence[Case], questions: Sequence[str]) -> list[dict[str, float]]:
+        options = self._options(cases, questions)
+        prompts = [
+            []
+            if texts is None
+            else [ids]
+            if len(ids := self._prompt(case, texts)) <= self._max_context
+            else []
+            for case, texts in zip(cases, options, strict=True)
+        ]
+        found = [{"p_true_choices": math.nan, "p_none": math.nan} for _ in cases]
+        for end in read_ends(self._model, prompts, slots=self._batch_size):
+            texts = options[end.group]
+            shown = torch.tensor(self._letters[: len(texts)], device=end.logits.device)
+            p = torch.softmax(end.logits[shown].double(), dim=-1).tolist()
+            own = texts.index(cases[end.group].answer)
+            found[end.group] = {"p_true_choices": p[own], "p_none": p[-1]}
+        return found
+
+    def _options(self, cases: Sequence[Case], questions: Sequence[str]) -> list[list[str] | None]:
+        """The texts under the letters, the last one none of them; None where a judge failed."""
+        texts = [[case.answer, *others(case.samples, case.answer)] for case in cases]
+        clusters = cluster_many(list(zip(questions, texts, strict=True)), self._judge, strict=True)
+        found: list[list[str] | None] = []
+        for case, own, ids in zip(cases, texts, clusters, strict=True):
+            if ids is None or not case.answer.strip():
+                found.append(None)
+                continue
+            firsts = [own[ids.index(cluster)] for cluster in dict.fromkeys(ids)][:N_CANDIDATES]
+            order = np.random.default_rng(derived_seed(self._seed, case.item_id, "choices"))
+            found.append([firsts[place] for place in order.permutation(len(firsts))])
+            found[-1].append(NONE_OF_THESE)
+        return found
+
+    def _prompt(self, case: Case, texts: Sequence[str]) -> list[int]:
+        options = "\n".join(
+            f"{letter}) {text}" for letter, text in zip(LETTERS, texts, strict=False)
+        )
+        asked = _CHOOSE.format(prompt=case.prompt, options=options)
+        return self._chat.render([{"role": "user", "content": asked}]) + self._begin
+
+    # --- guesses and their probabilities ----------------------------------------------------------
+
+    def _rated(self, cases: Sequence[Case], questions: Sequence[str]) -> list[dict[str, float]]:
+        once, first, second = (
+            [opening(case.system, text.format(prompt=case.prompt, n=N_GUESSES)) for case in cases]
+            for text in (_GUESS_AND_RATE, _GUESS, _GUESS)
+        )
+        together = self._replies(cases, once)
+        named = self._replies(cases, first)
+        for messages, reply in zip(second, named, strict=True):
+            messages += [
+                {"role": "assistant", "content": reply}, {"role": "user", "content": _RATE}
+            ]  # fmt: skip
+        rated = self._replies(cases, second)
+        found: list[dict[str, float]] = [{} for _ in cases]
+        for name, guesses, ratings in (
+            ("verbalised_top_k", together, together),
+            ("verbalised_two_stage", named, rated),
+        ):
+            read = [
+                {n: (guess, p[n]) for n, guess in parse_guesses(one).items() if n in p}
+                for one, p in zip(guesses, map(parse_ratings, ratings), strict=True)
+            ]
+            texts = [
+                [case.answer, *(guess for guess, _ in own.values())]
+                for case, own in zip(cases, read, strict=True)
+            ]
+            judged = cluster_many(
+                list(zip(questions, texts, strict=True)), self._judge, strict=True
+            )
+            for values, own, ids in zip(found, read, judged, strict=True):
+                values[name] = math.nan
+                if own and ids is not None:
+                    same = [
+                        p
+                        for (_, p), one in zip(own.values(), ids[1:], strict=True)
+                        if one == ids[0]
+                    ]
+                    values[name] = float(min(1.0, sum(same)))
+        return found
+
+    def _replies(self, cases: Sequence[Case], asked: Sequence[list[Message]]) -> list[str]:
+        """The greedy reply to each case's messages; "" where they are too long."""
+        greedy = Sampling(temperature=0, top_p=1, seed=0)
+        found = [""] * len(cases)
+        prompts = (
+            (case.item_id, self._chat.render(messages))
+            for case, messages in zip(cases, asked, strict=True)
+        )
+        for place, turns in draw(self._engine(), prompts, {0: greedy}):
+            if not isinstance(turns, str):
+                found[place] = self._chat.text(turns[0].answer_ids)
+        return found
+
+
+def letter_tokens(chat: ChatFormat, letters: str) -> tuple[list[int], list[int]]:
+    """Return what a reply of one letter begins with, and the token of each letter.
+
+    Raises UserError where the tokenizer cannot tell them apart (`reply_tokens`).
+    """
+    first, *rest = letters
+    pairs = [reply_tokens(chat, (first, letter)) for letter in rest]
+    return pairs[0][0], [pairs[0][1][0], *(token for _, (_, token) in pairs)]

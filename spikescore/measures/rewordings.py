@@ -1,0 +1,179 @@
+"""What becomes of a first answer when the model words its question anew, or the answer wrongly."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from spikescore.dialogues.dialogue import opening
+from spikescore.errors import UserError
+from spikescore.labels.entailment import normalised
+from spikescore.labels.statements import plain_answer
+from spikescore.measures.samples import draw
+from spikescore.measures.self_questions import Case
+from spikescore.model.chat import ChatFormat, Message
+from spikescore.model.engine import Engine
+from spikescore.model.reading import read_turns
+from spikescore.model.sampling import Sampling
+from spikescore.model.turns import Turn
+
+_REWORD = (
+    "Say the following question in other words. Keep what it asks, and every name and number in "
+    "it. Do not answer it. Reply with the new question and nothing else.\n\nQuestion: {question}"
+)
+_FALSIFY = (
+    "Question:\n{prompt}\n\nAnswer:\n{answer}\n\n"
+    "Write this answer again with one small mistake put into it: change a single name, number, "
+    "place or claim so that it still sounds right but is wrong. Keep all other words. Reply with "
+    "the changed answer and nothing else."
+)
+
+
+@dataclass(frozen=True)
+class Worded:
+    """A first answer and what was asked: the question by itself, and the ids of its exchange.
+
+    `name` seeds the draws.
+    """
+
+    name: str
+    case: Case
+    question: str
+    prompt_ids: list[int]
+    answer_ids: list[int]
+
+
+def written(reply: str) -> str:
+    """Return the text that a reply was asked for: without thoughts, label and quotation marks."""
+    text = re.sub(r"^\s*(?:new )?(?:question|answer)\s*:\s*", "", plain_answer(reply), flags=re.I)
+    return text.strip().strip('"\u201c\u201d').strip()
+
+
+def others(texts: Iterable[str], than: str) -> list[str]:
+    """Return the texts that are neither empty nor `than`, each once (see `normalised`)."""
+    found: dict[str, str] = {}
+    for text in texts:
+        found.setdefault(normalised(text), text)
+    return [text for form, text in found.items() if form and form != normalised(than)]
+
+
+class Rewordings:
+    """Asks a model to word questions and answers anew.
+
+    engine: makes one that draws with a sampling. n_rewordings, n_counterfactuals: how often each
+    is asked, with `sampling`. The answer to a new question is greedy, so that it differs by the
+    wording alone.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        chat: ChatFormat,
+        engine: Callable[[Sampling], Engine],
+        sampling: Sampling,
+        *,
+        n_rewordings: int,
+        n_counterfactuals: int,
+        max_context: int,
+    ) -> None:
+        self._model = model
+        self._chat = chat
+        self._engine = engine
+        self._sampling = sampling
+        self._n_rewordings = n_rewordings
+        self._n_counterfactuals = n_counterfactuals
+        self._max_context = max_context
+
+    def ask(self, items: Sequence[Worded]) -> Iterator[dict[str, dict[str, Any]] | str]:
+        """Yield the sections of each item in order, or why it has none.
+
+        rewordings: the question and the first answer, then each new wording that is not the same,
+        with the answer to it. The new question stands where the old one stood in the prompt; where
+        the prompt does not hold that as it is, there are no new wordings.
+
+        counterfactuals: the first answer, then each version of it with a mistake that is not the
+        same text; the log-likelihood of each after the first prompt, and its number of tokens.
+        """
+        worded = self._answered(items)
+        prompts = [
+            (
+                f"{item.name}/mistake",
+                _user(_FALSIFY, prompt=item.case.prompt, answer=item.case.answer),
+            )
+            for item in items
+        ]
+        replies = self._replies(prompts, self._sampling, self._n_counterfactuals)
+        for item, pairs, texts in zip(items, worded, replies, strict=True):
+            try:
+                counterfactuals = self._likelihoods(
+                    item, others(map(written, texts), item.case.answer)
+                )
+            except (UserError, torch.OutOfMemoryError) as error:
+                yield str(error)
+                continue
+            pairs = [(item.question, item.case.answer), *pairs]
+            questions, answers = (list(texts) for texts in zip(*pairs, strict=True))
+            rewordings = {"questions": questions, "answers": answers}
+            yield {"rewordings": rewordings, "counterfactuals": counterfactuals}
+
+    def _answered(self, items: Sequence[Worded]) -> list[list[tuple[str, str]]]:
+        """The new wordings of each item's question, and the answers to them."""
+        asked = [place for place, item in enumerate(items) if item.question in item.case.prompt]
+        prompts = [
+            (f"{items[place].name}/question", _user(_REWORD, question=items[place].question))
+            for place in asked
+        ]
+        replies = self._replies(prompts, self._sampling, self._n_rewordings)
+        new = [
+            (place, text)
+            for place, texts in zip(asked, replies, strict=True)
+            for text in others(map(written, texts), items[place].question)
+        ]
+        prompts = []
+        for place, text in new:
+            case = items[place].case
+            before, _, after = case.prompt.rpartition(items[place].question)
+            prompts.append((items[place].name, opening(case.system, before + text + after)))
+        greedy = Sampling(temperature=0, top_p=1, seed=0)
+        found: list[list[tuple[str, str]]] = [[] for _ in items]
+        answers = self._replies(prompts, greedy, 1)
+        for (place, text), answered in zip(new, answers, strict=True):
+            found[place] += [(text, answer) for answer in answered]
+        return found
+
+    def _replies(
+        self, prompts: Sequence[tuple[str, list[Message]]], sampling: Sampling, n: int
+    ) -> list[list[str]]:
+        """The n replies to each (name, messages); none where the messages are too long."""
+        found: list[list[str]] = [[] for _ in prompts]
+        rendered = ((name, self._chat.render(messages)) for name, messages in prompts)
+        numbers = dict.fromkeys(range(1, n + 1), sampling)
+        for place, turns in draw(self._engine(sampling), rendered, numbers):
+            if not isinstance(turns, str):
+                found[place] = [self._chat.text(turn.answer_ids) for turn in turns]
+        return found
+
+    def _likelihoods(self, item: Worded, rewritten: Sequence[str]) -> dict[str, Any]:
+        before = opening(item.case.system, item.case.prompt)
+        texts, answers = [item.case.answer], [item.answer_ids]
+        for text in rewritten:
+            ids = self._chat.answer_ids(before, text)
+            if len(item.prompt_ids) + len(ids) <= self._max_context:
+                texts.append(text)
+                answers.append(ids)
+        turns = [
+            Turn(number, item.prompt_ids, answer_ids=ids) for number, ids in enumerate(answers, 1)
+        ]
+        read_turns(self._model, turns)
+        logliks = np.array([sum(turn.logprobs) for turn in turns], dtype=np.float64)
+        return {"texts": texts, "logliks": logliks, "n_tokens": [len(ids) for ids in answers]}
+
+
+def _user(template: str, **texts: str) -> list[Message]:
+    return [{"role": "user", "content": template.format(**texts)}]
