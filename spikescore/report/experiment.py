@@ -11,7 +11,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ class Measures:
     n_samples: int = 10
     temperature: float = 1.0
     entailment: str = "exact"
+    encoder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -226,8 +227,8 @@ class Experiment:
         if self.measures:
             command = ["python", "scripts/measure_answers.py", "--data_dir"]
             command += [str(self.data_dir(model))]
-            for key in ("groups", "n_samples", "temperature", "entailment"):
-                command += [f"--{key}", str(getattr(self.measures, key))]
+            for key, value in asdict(self.measures).items():
+                command += [f"--{key}", str(value)] if value is not None else []
             made = (str(self.data_dir(model)), ".measures.pkl")
             yield Step(asked[0], tuple(command), 3, (main,), makes=(made,))
         own = [word for spec in self.detectors for word in ("--detector", spec)]

@@ -291,6 +291,8 @@ def test_the_groups_that_are_not_usual_are_measured_when_they_are_named(
 def test_semantics_need_an_encoder(pairs, measure, tmp_path):
     with pytest.raises(UserError, match='"semantics" needs a text encoder.*--encoder'):
         measure(pairs, "--groups", "semantics")
+    with pytest.raises(UserError, match='no folder "here/not"'):
+        measure(pairs, "--groups", "semantics", "--encoder", "here/not")
     one, other = (save_bert(tmp_path / name, LABELS) for name in ("one", "other"))
     assert measure(pairs, "--groups", "semantics", "--encoder", str(one))[0] == 0
     for held in files(pairs).values():
