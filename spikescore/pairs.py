@@ -193,7 +193,7 @@ def _from_older(raw: dict[str, Any], path: Path) -> dict[str, Any]:
 
 # --- what each field may hold -------------------------------------------------------------------
 
-ANSWER_TYPES = ("exact", "numeric", "choice", "math", "list", "free")
+ANSWER_TYPES = ("exact", "numeric", "choice", "math", "list", "free", "grounded")
 _WHOLE = 2**53  # beyond it a float is no longer exact
 
 
@@ -406,9 +406,12 @@ def pair_key(record: dict[str, Any]) -> str:
 def question_digest(record: dict[str, Any]) -> str:
     """Return 12 hex digits that stand for what was asked: question, passage, choices, history.
 
+    A passage that was retrieved is no part of it: with and without it the question is the same.
     Statements that are given as answers all answer one request: they themselves are what was asked.
     """
     asked = [record.get(key) or None for key in ("question", "context", "choices", "history")]
+    if (record.get("meta") or {}).get("retrieved"):
+        asked[1] = None
     given = record.get("given_answer") or {}
     if given.get("is_statement"):
         asked.append(given.get("text"))

@@ -36,7 +36,8 @@ class Question:
     `history` holds earlier (question, answer) turns of a conversation. `gold_answers` are accepted
     answers; for `answer_type` "choice" the option's text and its letter; for "list" all members in
     one text, joined with ";" (see `list_members`); for "free" sentences that no rule can compare;
-    () where the question has no answer. `group` names items that belong together (turns of one
+    () where the question has no answer, and for "grounded", where right is what the passage bears
+    out. `group` names items that belong together (turns of one
     story), the unit of bootstrap resampling. `meta` is what the set says of the item beside that,
     short columns of its row included; nobody is shown it but the judge and the filters. Keys with a
     meaning: `stratum` (the data set's own kind), `split` (the publisher's), `parallel_id` (shared

@@ -927,4 +927,5 @@ RULES: dict[str, Callable[[Question, str], Reading]] = {
     "list": every_member,
     "squad": squad,
     "free": free,
+    "grounded": free,
 }

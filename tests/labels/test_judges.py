@@ -140,6 +140,27 @@ def test_who_judges_is_described() -> None:
     assert describe_judge("exact", questions[:2]) == "exact"
 
 
+def test_an_answer_about_a_passage_alone_is_held_against_it(server: FaultyServer) -> None:
+    source = Question("s", "d", "Summarize the passage.", "The kiln burns oak.",
+                      answer_type="grounded")  # fmt: skip
+    bare = Question("b", "d", "Where is it?", "The kiln burns oak.")
+    asked = judge_messages(question=source, answer="It burns oak.")
+    assert "bears out every claim" in asked[0]["content"]
+    assert "Passage:\nThe kiln burns oak." in asked[-1]["content"]
+    assert not any("Reference answers" in message["content"] for message in asked)
+    assert [one["content"] for one in asked if one["role"] == "assistant"] == [
+        "VERDICT: CONSISTENT", "VERDICT: INCONSISTENT",
+    ]  # fmt: skip
+    judge = make_judge(["auto", "openai"], client_factory=utils.make_client)
+    one, other = judge_many(judge, [(source, "no"), (bare, "yes")])
+    assert one.label == 0 and one.judge.startswith("openai:")
+    assert other.label is None and other.error == "the item has no gold answer to compare with"
+    assert describe_judge("openai", [source, bare]).endswith(
+        "1 by the passage alone; 1 without a gold answer stay unlabelled"
+    )
+    assert "2 without a gold answer stay unlabelled" in describe_judge("auto", [source, bare])
+
+
 def test_a_shipped_label_is_kept_with_what_the_publisher_said() -> None:
     spans = [{"start": 0, "end": 4, "text": "soak"}]
     said = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "soak it"}]
