@@ -107,7 +107,7 @@ def listing(table: dict[str, Source]) -> str:
     for source in table.values():
         rows = total(file.rows for file in source.files)
         size = total(file.bytes for file in source.files)
-        terms = {"token": "needs HF_TOKEN", "manual": "by hand, after registration"}
+        terms = {"token": "needs HF_TOKEN", "manual": "by hand"}
         access = terms.get(source.access, "open")
         lines += [
             f"{source.name}: {source.title}",
@@ -290,9 +290,9 @@ def _look_for(source: Source, folder: Folder) -> None:
     if not found:
         raise FetchError(f"cannot be fetched by a script: {source.how} into {folder.path}")
     for file in found:
-        rows = count_rows(file)
-        folder.note(file.name, source.home, rows, pinned=False)
-        print(f"{source.name}: found {file.name}, {_rows_text(rows)}")
+        rows, path = count_rows(file), str(file.relative_to(folder.path))
+        folder.note(path, source.home, rows, pinned=False)
+        print(f"{source.name}: found {path}, {_rows_text(rows)}")
 
 
 def _gate(source: Source) -> str:

@@ -22,8 +22,9 @@ import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -68,7 +69,6 @@ _BATCH = 1000
 _NO_VALUE = (ValueError, OverflowError)
 """What pyarrow raises for a text or a name that is not UTF-8, and for a date beyond Python's."""
 
-Columns = Callable[[Sequence[str]], list[str] | None]
 Rows = Iterator[tuple[str, Any]]
 
 
@@ -117,6 +117,7 @@ def plain_name(path: Path) -> str:
     return stem.stem if known else path.name
 
 
+@cache
 def split_of(file: Path, root: Path) -> str | None:
     """Return the publisher's split that a file below a folder belongs to, None if it tells none.
 
@@ -136,11 +137,10 @@ def split_of(file: Path, root: Path) -> str | None:
 # --- one file ---------------------------------------------------------------------------------
 
 
-def read_rows(path: Path, columns: Columns = lambda names: None) -> Rows:
+def read_rows(path: Path) -> Rows:
     """Yield (where, row) for each row of a file; the row is a BadRow where it is broken.
 
-    `columns` is given the names of a Parquet or Arrow file's columns and returns those to read,
-    None for all. Raises UserError for a path that is missing, empty, unreadable or of no kind that
+    Raises UserError for a path that is missing, empty, unreadable or of no kind that
     is read.
     """
     where = "row 1"
@@ -148,7 +148,7 @@ def read_rows(path: Path, columns: Columns = lambda names: None) -> Rows:
         with _opened(path) as file:
             first, more = file.readline(_FIRST_LINE), file.readline(_FIRST_LINE)
         with _opened(path) as file:
-            for where, row in _plain_rows(path, file, first, more, columns):
+            for where, row in _plain_rows(path, file, first, more):
                 yield where, row
     except FileNotFoundError as error:
         raise UserError(f'dataset "{path}" does not exist; check "dataset_path"') from error
@@ -181,13 +181,13 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             yield opener(file) if opener else file
 
 
-def _plain_rows(path: Path, file: BinaryIO, first: bytes, more: bytes, columns: Columns) -> Rows:
+def _plain_rows(path: Path, file: BinaryIO, first: bytes, more: bytes) -> Rows:
     """Read an opened file as what its first two lines, or else its name, say that it is."""
     suffix = plain_suffix(path)
     if first.startswith(b"PAR1") or suffix == ".parquet":
-        return _parquet_rows(path, file, columns)
+        return _parquet_rows(path, file)
     if first.startswith(b"ARROW1") or suffix == ".arrow":
-        return _arrow_rows(path, file, columns)
+        return _arrow_rows(path, file)
     head = first[:4096]
     what = next((what for mark, what in _NOT_READ.items() if head.startswith(mark)), "")
     if what or head[257:262] == b"ustar":
@@ -200,7 +200,7 @@ def _plain_rows(path: Path, file: BinaryIO, first: bytes, more: bytes, columns: 
             "JSON, JSONL and CSV are read in UTF-8, convert the file first"
         )
     if suffix in (".csv", ".tsv"):
-        return _csv_rows(file, first.decode("utf-8-sig", "replace"), tabs=suffix == ".tsv")
+        return _csv_rows(path, file, first.decode("utf-8-sig", "replace"))
     if head.lstrip().startswith(b"<"):
         raise UserError(f'dataset "{path}" is HTML or XML; is it the page about the file?')
     if suffix == ".jsonl" or _holds_lines(first, more):
@@ -251,13 +251,14 @@ def _json_rows(file: BinaryIO) -> Rows:
 # --- CSV --------------------------------------------------------------------------------------
 
 
-def _csv_rows(file: BinaryIO, first: str, *, tabs: bool) -> Rows:
-    """Yield rows as {column: text}; the first row names the columns.
+def _csv_rows(path: Path, file: BinaryIO, first: str) -> Rows:
+    """Yield rows as {column: text}; the first row names the columns, but in MMLU's own files.
 
     What separates them is seen from that row: a tab, a semicolon or a bar where there are more of
     it than commas. Excel's own line "sep=;" before it counts.
     """
     csv.field_size_limit(sys.maxsize)  # the whole process's, 128 KB at first; a passage has more
+    tabs = plain_suffix(path) == ".tsv"
     told = re.fullmatch(r"sep=(.)\s*", first)
     separator = (
         told[1] if told else max(",\t;|", key=lambda one: (tabs and one == "\t", first.count(one)))
@@ -268,6 +269,7 @@ def _csv_rows(file: BinaryIO, first: str, *, tabs: bool) -> Rows:
     # strict: an open quote at the end is an error, and does not swallow the rest without a word
     reader = csv.reader(lines, delimiter=separator, strict=True)
     names: list[str] | None = None
+    more: Row = {}
     while True:
         where = f"line {reader.line_num + 1 + bool(told)}"
         try:
@@ -279,15 +281,30 @@ def _csv_rows(file: BinaryIO, first: str, *, tabs: bool) -> Rows:
             continue
         if not cells:
             continue
-        if names is None:
+        if names is None and _is_mmlu(cells):
+            names, more = ["question", "A", "B", "C", "D", "answer"], {"subject": _subject(path)}
+        elif names is None:
             names = [name.strip() for name in cells]
-        elif len(cells) > len(names):
+            continue
+        if len(cells) > len(names):
             at = f"column {len(names) + 1} holds {shown(cells[len(names)])!r}"
             mark = _SEPARATORS.get(separator, separator)
-            what = f"{len(cells)} cells, but the first line names {len(names)} columns; {at}"
+            what = f"{len(cells)} cells, but the first line has {len(names)} columns; {at}"
             yield where, BadRow(None, f"{what}; is a quote missing around a {mark}?")
         else:
-            yield where, dict(zip(names, cells, strict=False))
+            yield where, {**dict(zip(names, cells, strict=False)), **more}
+
+
+def _is_mmlu(cells: list[str]) -> bool:
+    """True for a first line that is a question of MMLU: four options and the right one's letter."""
+    letters = list("ABCD")
+    answered = len(cells) == 6 and cells[5].strip() in letters
+    return answered and letters not in (cells[1:5], cells[2:])
+
+
+def _subject(path: Path) -> str:
+    """Return the subject that a file of MMLU is named after: abstract_algebra_test.csv."""
+    return re.sub("_(test|dev|val)$", "", plain_name(path))
 
 
 _SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
@@ -296,7 +313,7 @@ _SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 # --- Parquet and Arrow ------------------------------------------------------------------------
 
 
-def _parquet_rows(path: Path, file: BinaryIO, columns: Columns) -> Rows:
+def _parquet_rows(path: Path, file: BinaryIO) -> Rows:
     # imported here: the other formats need no pyarrow, and it takes a while to load
     import pyarrow
     from pyarrow import parquet
@@ -305,7 +322,6 @@ def _parquet_rows(path: Path, file: BinaryIO, columns: Columns) -> Rows:
     with _seekable(file) as whole:  # Parquet is read from its end
         try:
             table = parquet.ParquetFile(whole)
-            wanted = columns(table.schema_arrow.names)
         except damaged as error:
             raise UserError(
                 f'dataset "{path}" is not valid Parquet ({shown(error)}); '
@@ -314,7 +330,7 @@ def _parquet_rows(path: Path, file: BinaryIO, columns: Columns) -> Rows:
         batches = (  # all row groups at once would take more memory
             batch
             for group in range(table.num_row_groups)
-            for batch in table.iter_batches(_BATCH, row_groups=[group], columns=wanted)
+            for batch in table.iter_batches(_BATCH, row_groups=[group])
         )
         yield from _batch_rows(batches, damaged, "Parquet")
 
@@ -331,7 +347,7 @@ def _seekable(file: BinaryIO) -> Iterator[BinaryIO]:
         yield plain
 
 
-def _arrow_rows(path: Path, file: BinaryIO, columns: Columns) -> Rows:
+def _arrow_rows(path: Path, file: BinaryIO) -> Rows:
     """Read an Arrow file, or a stream, as `datasets.save_to_disk` and its cache write it."""
     import pyarrow
     from pyarrow import ipc
@@ -342,7 +358,6 @@ def _arrow_rows(path: Path, file: BinaryIO, columns: Columns) -> Rows:
             is_file = whole.read(6) == b"ARROW1"
             whole.seek(0)
             table = ipc.open_file(whole) if is_file else ipc.open_stream(whole)
-            wanted = columns(table.schema.names)
         except damaged as error:
             raise UserError(
                 f'dataset "{path}" is not a valid Arrow file ({shown(error)}); '
@@ -350,8 +365,7 @@ def _arrow_rows(path: Path, file: BinaryIO, columns: Columns) -> Rows:
             ) from error
         found = map(table.get_batch, range(table.num_record_batches)) if is_file else table
         small = (batch.slice(at, _BATCH) for batch in found for at in range(0, len(batch), _BATCH))
-        kept = (batch.select(wanted) if wanted else batch for batch in small)
-        yield from _batch_rows(kept, damaged, "Arrow")
+        yield from _batch_rows(small, damaged, "Arrow")
 
 
 def _batch_rows(batches: Iterable[Any], damaged: tuple[type[Exception], ...], what: str) -> Rows:

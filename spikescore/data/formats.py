@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from spikescore.data.adapters import mathematics, options, passages, recall, shipped
@@ -23,17 +24,17 @@ from spikescore.errors import UserError
 class Format:
     """One native schema: the keys that its rows have, and the adapter.
 
-    `fits` looks at values where the keys alone do not tell. `columns` are all that the adapter
-    reads of a Parquet file (None: all). `gold` is the field that a split without answers leaves
-    out or empty: where the first row does so all may, else none may.
+    `fits` looks at values where the keys alone do not tell. `gold` is the field that a split
+    without answers leaves out or empty: where the first row does so all may, else none may. `apart`
+    is the field that tells rows with one id apart.
     """
 
     name: str
     keys: tuple[str, ...]
     adapter: Adapter
     fits: Callable[[Row], bool] | None = None
-    columns: tuple[str, ...] | None = None
     gold: str | None = None
+    apart: str | None = None
 
     @property
     def is_publishers(self) -> bool:
@@ -66,6 +67,13 @@ FORMATS = (
     Format("triviaqa_flashrag", ("question", "golden_answers"), recall.triviaqa_flashrag),
     Format("squad", ("paragraphs",), passages.squad),
     Format("squad", ("id", "context", "question", "answers"), passages.squad_hub),
+    Format("arc", ("question", "answerKey"), options.arc, options.is_arc, gold="answerKey"),
+    Format("mmlu", ("question", "choices", "answer", "subject"), options.mmlu),
+    Format("mmlu", ("question", "A", "B", "C", "D", "answer"), options.mmlu_table),
+    Format("mmlu", ("Question", "A", "B", "C", "D", "Answer"), options.mmmlu_table),
+    Format("hellaswag", ("ctx", "endings"), options.hellaswag, gold="label"),
+    Format("sciq", ("question", "correct_answer", "distractor1"), options.sciq),
+    Format("popqa", ("question", "possible_answers"), recall.popqa),
     Format("commonsenseqa", ("question", "answerKey"), options.commonsenseqa, gold="answerKey"),
     Format("commonsenseqa", ("id", "question"), options.commonsenseqa,
            options.is_asked_with_options, gold="answerKey"),
@@ -75,16 +83,19 @@ FORMATS = (
     Format("truthfulqa", ("Question", "Best Answer", "Incorrect Answers"), recall.truthfulqa),
     Format("truthfulqa", ("question", "best_answer", "incorrect_answers"),
            recall.truthfulqa_generation),
+    Format("truthfulqa", ("question", "mc1_targets", "lang"), recall.truthfulqa_generation),
     Format("truthfulqa", ("question", "mc1_targets", "mc2_targets"), options.truthfulqa_choice),
+    Format("truthfulqa", ("question", "mc1_targets_choices", "mc2_targets_choices"),
+           options.truthfulqa_flat),
     Format("halueval", ("question", "right_answer", "hallucinated_answer"), passages.halueval),
     Format("bioasq", ("body", "type"), recall.bioasq),
     Format("ragtruth", ("source_info", "task_type"), shipped.ragtruth),
     Format("ragtruth", ("source_id", "response", "labels"), shipped.ragtruth),
     Format("defan", ("questions", "answer", "type"), recall.defan),
     Format("true_false", ("statement", "label"), options.true_false),
-    Format("synthweb", ("verbalizer_prompt", "context", "target_response"), passages.synthweb,
-           columns=passages.SYNTHWEB_COLUMNS),
-    Format("ipw", ("conversations", "ground_truth"), shipped.ipw, gold="ground_truth"),
+    Format("synthweb", ("verbalizer_prompt", "context", "target_response"), passages.synthweb),
+    Format("ipw", ("conversations", "ground_truth"), shipped.ipw, gold="ground_truth",
+           apart="teacher_model"),
     Format("math", ("problem", "solution"), mathematics.competition),
     Format("math_en", ("en", "solution", "answer"), mathematics.competition),
     Format("gsm8k", ("question", "answer"), mathematics.gsm8k, mathematics.ends_with_number),
@@ -140,18 +151,6 @@ def find_format(row: Row, name: str, fields: Mapping[str, str] | None) -> Format
     return found
 
 
-def parquet_columns(names: Sequence[str], name: str, also: Iterable[str]) -> list[str] | None:
-    """Return the columns worth reading of a Parquet file with these columns; None for all.
-
-    `also` are read whatever the format: the filters ask for them.
-    """
-    for one in FORMATS:
-        if name in ("auto", one.name) and set(one.keys) <= set(names):
-            wanted = {*(one.columns or names), *also}
-            return [column for column in names if column in wanted]
-    return None
-
-
 # --- a domain's name --------------------------------------------------------------------------
 
 _ALSO_CALLED = {
@@ -191,3 +190,48 @@ def _words(name: str) -> list[str]:
     """Return the words of a name that are neither a split, nor a number, nor a shard's."""
     words = re.split(r"[^\w]+|_", name.casefold())
     return [word for word in words if not _NO_NAME.fullmatch(word)]
+
+
+_PARALLEL = ("truthfulqa", "mmlu", "hellaswag", "arc")
+"""Sets that others have translated; a language is a domain of its own."""
+_LANGUAGES = frozenset(
+    "am ar bg bn ca cs da de el en es et eu fi fr gl gu ha hi hr hu hy id is it ja kn ko lt lv ml "
+    "mr nb ne nl nso pl pt ro ru sk sl sr sv sw ta te uk vi yo zh zu".split()
+)
+_BESIDE = frozenset(
+    "truthful qa multi mt gen generation mc multiple choice uhura okapi m easy challenge ai2 data "
+    "main default part of".split()
+) | {word for words in SPLIT_WORDS.values() for word in words}
+_ITSELF = frozenset(f"{name}{more}" for name in (*_PARALLEL, "mmmlu") for more in ("", "x"))
+"""What a translation's file, or a folder above it, is called beside its language."""
+_RETRO = re.compile("retro(holdout|misconception|truthfulqa)")
+
+
+@cache
+def told_by_path(format_name: str, file: Path) -> tuple[str, str | None]:
+    """Return what a file's path tells of a set's edition: (domain, language), "" and None for none.
+
+    ARC's Easy and Challenge; Retro-Misconceptions, which has TruthfulQA's form; and of a set that
+    was translated the language, from names that hold nothing else: `es/validation.json`,
+    `truthfulqa_gen_de_validation.jsonl`, `mmlu_DE-DE.csv`.
+    """
+    if format_name not in _PARALLEL:
+        return "", None
+    names = [plain_name(file), *(part.name for part in file.absolute().parents)]
+    near = [re.findall("[a-z0-9]+", name.casefold()) for name in names[:4]]
+    domain, language = "", None
+    if format_name == "arc":
+        levels = (one for words in near for one in ("easy", "challenge") if one in words)
+        domain = next((f"arc_{level}" for level in levels), "")
+    elif format_name == "truthfulqa" and any(_RETRO.search("".join(words)) for words in near):
+        domain = "retro_misconceptions"
+    for name in names[:4]:
+        name = re.sub(r"(?<![a-z])([a-z]{2,3})-[a-z]{2}(?![a-z])", r"\1", name.casefold())
+        words = set(re.findall("[a-z]+[0-9]*", name))
+        codes = words & _LANGUAGES
+        if len(codes) > 1 or words - codes - _BESIDE - _ITSELF:
+            break
+        language = next(iter(codes), None)
+        if language or words & _ITSELF:
+            break
+    return domain, language

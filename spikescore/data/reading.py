@@ -11,6 +11,7 @@ known wrong answers, labels and what else the row says go to `meta`, which no pr
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from spikescore.data.fields import BadRow, described, is_withheld, kind, plain, shown
-from spikescore.data.files import Rows, data_files, ragtruth_rows, read_rows, split_of
-from spikescore.data.formats import Format, check_format, domain_of, find_format, parquet_columns
+from spikescore.data.files import data_files, ragtruth_rows, read_rows, split_of
+from spikescore.data.formats import Format, check_format, domain_of, find_format, told_by_path
 from spikescore.data.question import Question
 from spikescore.data.selection import FILTERED_FIELDS, check_filters, fits
 from spikescore.errors import UserError
@@ -129,14 +130,15 @@ class QuestionStream:
         self._domain = ""
         self._seen: dict[str, str] = {}
         self._alike: set[str] | None = None
+        self._apart: dict[str, dict[str, set[str]]] | None = None
 
     def __iter__(self) -> Iterator[Question]:
         if self._filters:
             self._check_filter_keys()
         self._start()
         n = bare = 0
-        for split, where, row in self._rows():
-            for question in self._questions(split, where, row):
+        for file, where, row in self._rows():
+            for question in self._questions(file, where, row):
                 if not self._passes(question, row):
                     self.filtered += 1
                     continue
@@ -157,29 +159,23 @@ class QuestionStream:
 
     # --- rows ---------------------------------------------------------------------------------
 
-    def _rows(self) -> Iterator[tuple[str | None, str, Any]]:
-        """Yield (the publisher's split, where, row) of all files."""
+    def _rows(self) -> Iterator[tuple[Path, str, Any]]:
+        """Yield (file, where, row) of all files of the split that is wanted."""
         joined = ragtruth_rows(self._path) if self._wanted in ("auto", "ragtruth") else None
         if joined is not None:
-            yield from ((None, where, row) for where, row in joined)
+            yield from ((self._path, where, row) for where, row in joined)
             return
         for file in data_files(self._path):
-            split = split_of(file, self._path)
-            if self._split in (None, split):
+            if self._split in (None, split_of(file, self._path)):
                 prefix = f'file "{file.relative_to(self._path)}" ' if file != self._path else ""
-                for where, row in self._file_rows(file):
-                    yield split, f"{prefix}{where}", row
+                for where, row in read_rows(file):
+                    yield file, f"{prefix}{where}", row
 
-    def _file_rows(self, file: Path) -> Rows:
-        if self._fields:
-            return read_rows(file)
-        return read_rows(file, lambda names: parquet_columns(names, self._wanted, self._filters))
-
-    def _questions(self, split: str | None, where: str, row: Any) -> list[Question]:
+    def _questions(self, file: Path, where: str, row: Any) -> list[Question]:
         """Return the questions of a row that are new, none when it is left out."""
         try:
-            found = [self._finished(one, row, split) for one in self._adapted(row)]
-            return self._new(found, where)
+            found = [self._finished(one, row, file) for one in self._adapted(row)]
+            return self._new(found, where, row)
         except RecursionError:
             bad = BadRow(None, "lists or objects are nested too deeply")
         except BadRow as error:
@@ -209,35 +205,39 @@ class QuestionStream:
             self._format, self.dataset_format, self._withholds = found, found.name, withholds
         return questions
 
-    def _finished(self, question: Question, row: Any, split: str | None) -> Question:
+    def _finished(self, question: Question, row: Any, file: Path) -> Question:
         """Add what all adapters leave to us: domain, split, short columns; marks are no answers."""
-        known = self._format
-        if known.columns:
-            row = {name: row[name] for name in known.columns if name in row}
+        known, split = self._format, split_of(file, self._path)
         said = described(row, _content(question)) if known.is_publishers else {}
         if not question.domain and not self._domain:
             self._domain = domain_of(self._path, known.name)
+        domain, meta = question.domain or self._domain, question.meta
+        edition, language = told_by_path(known.name, file)
+        domain = edition or domain
+        if language and "language" not in meta:
+            meta = {**meta, "language": language}
+            domain = domain if language == "en" else f"{domain}_{language}"
         return replace(
             question,
-            domain=question.domain or self._domain,
+            domain=domain,
             gold_answers=tuple([gold for gold in question.gold_answers if not is_withheld(gold)]),
             meta={
                 **({"split": split} if split else {}),
                 **said,
-                **{name: _kept(value) for name, value in question.meta.items()},
+                **{name: _kept(value) for name, value in meta.items()},
             },
         )
 
     # --- ids ----------------------------------------------------------------------------------
 
-    def _new(self, found: list[Question], where: str) -> list[Question]:
+    def _new(self, found: list[Question], where: str, row: Any) -> list[Question]:
         """Return the questions of a row that were not seen, under ids that can name a file.
 
         Raises BadRow when two questions have one id.
         """
         new: dict[str, tuple[Question, str]] = {}
         for one in found:
-            item = self._safe_id(one.id)
+            item = self._told_apart(self._safe_id(one.id), one, row)
             asked = f"{one.question}\n{one.choices}"
             mark = f"{where} {_short_hash(asked)}"
             before = new[item][1] if item in new else self._seen.get(item)
@@ -274,6 +274,32 @@ class QuestionStream:
                     alike.add(safe)
         return alike
 
+    def _told_apart(self, item: str, question: Question, row: Any) -> str:
+        """Return the id, and the field that tells rows of one id apart where they differ by it.
+
+        Rows that have that field alike, too, and differ all the same get a hash of their own.
+        """
+        field = self._format.apart
+        if field is None:
+            return item
+        if self._apart is None:
+            self._apart = self._contents_by_id(field)
+        named = self._apart.get(question.id, {})
+        if sum(map(len, named.values())) < 2:
+            return item
+        value = str(row.get(field))
+        parts = [file_id(value, value)] + [_content_hash(row)] * (len(named.get(value, ())) > 1)
+        return ".".join([item, *parts])
+
+    def _contents_by_id(self, field: str) -> dict[str, dict[str, set[str]]]:
+        """Read the files once more: id -> value of the field -> hashes of the rows with both."""
+        found: dict[str, dict[str, set[str]]] = {}
+        for _, _, row in self._rows():
+            for own in self._ids_of(row):
+                values = found.setdefault(own, {})
+                values.setdefault(str(row.get(field)), set()).add(_content_hash(row))
+        return found
+
     def _ids_of(self, row: Any) -> list[str]:
         try:
             return [question.id for question in self._adapted(row)]
@@ -294,9 +320,9 @@ class QuestionStream:
         """
         self._start()
         keys = set(FILTERED_FIELDS)
-        for split, _, row in self._rows():
+        for file, _, row in self._rows():
             try:
-                questions = [self._finished(one, row, split) for one in self._adapted(row)]
+                questions = [self._finished(one, row, file) for one in self._adapted(row)]
             except (BadRow, RecursionError):
                 continue
             keys = keys.union(row, *(question.meta for question in questions))
@@ -326,6 +352,10 @@ class QuestionStream:
 def _short_hash(text: str) -> str:
     """Return 8 hex digits of a text's hash; half a character counts as it stands."""
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+
+def _content_hash(row: Any) -> str:
+    return _short_hash(json.dumps(row, sort_keys=True, default=str))
 
 
 def _kept(value: Any) -> Any:

@@ -201,7 +201,7 @@ def test_a_tar_is_no_json(tmp_path: Path) -> None:
         ("sep=;\nquestions;answer;type\nWho?;Ann;name\nWhat, if;Bo;name\n", None),
         ("questions|answer|type\nWho?|Ann|name\nWhat; if|Bo|name\n", None),
         ("questions,answer,type\nWho?,Ann,name\nWhat, if,Bo,name\n",
-         r"line 3, 4 cells, but the first line names 3 columns; column 4 holds 'name'; is a quote "
+         r"line 3, 4 cells, but the first line has 3 columns; column 4 holds 'name'; is a quote "
          "missing around a comma"),
         ("questions;answer;type\nWho?;Ann;name\nWhat; if;Bo;name\n", "around a semicolon"),
         ("sep=;\nquestions;answer;type\nWho?;Ann;name\n\nWhat;;;;\n", "line 5, 5 cells"),
@@ -250,7 +250,7 @@ def test_csv_cells_may_hold_lines_and_a_million_characters(tmp_path: Path) -> No
     with pytest.raises(UserError, match="line 2, not valid CSV"):
         load_questions(path)
     path.write_text("questions,answer,type\nWho?,Ann,name,extra\n")
-    with pytest.raises(UserError, match="line 2, 4 cells, but the first line names 3 columns"):
+    with pytest.raises(UserError, match="line 2, 4 cells, but the first line has 3 columns"):
         load_questions(path)
 
 

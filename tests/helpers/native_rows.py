@@ -94,6 +94,47 @@ def commonsenseqa_hub(n: int) -> Row:
             "answerKey": "B"}  # fmt: skip
 
 
+def arc(n: int) -> Row:
+    return {"id": f"Mercury_SC_40{n}", "question": {"stem": f"What boils at {n}?", "choices": [
+                {"text": "ice", "label": "1"}, {"text": "tin", "label": "2"}]},
+            "answerKey": "2"}  # fmt: skip
+
+
+def arc_hub(n: int) -> Row:
+    return {"id": f"NYSEDREGENTS_2015_8_{n}", "question": f"What boils at {n}?",
+            "choices": {"text": ["ice", "tin"], "label": ["A", "B"]}, "answerKey": "B"}  # fmt: skip
+
+
+def mmlu(n: int) -> Row:
+    return {"question": f"Which group has order {n}?", "subject": "HIDDEN",
+            "choices": ["one", "two", "three", "four"], "answer": n % 4}  # fmt: skip
+
+
+def mmlu_simple_evals(n: int) -> Row:
+    return {"": str(n), "Question": f"Which group has order {n}?", "A": "one", "B": "two",
+            "C": "three", "D": "four", "Answer": "ABCD"[n % 4], "Subject": "HIDDEN"}  # fmt: skip
+
+
+def hellaswag(n: int) -> Row:
+    return {"ind": n, "activity_label": "HIDDEN", "ctx_a": f"Bo has {n} shingles.", "ctx_b": "he",
+            "ctx": f"Bo has {n} shingles. he", "split": "HIDDEN", "split_type": "HIDDEN",
+            "label": str(n % 4), "endings": ["sits.", "runs.", "nails them.", "sells one."],
+            "source_id": f"activitynet~v_{n // 2}"}  # fmt: skip
+
+
+def sciq(n: int) -> Row:
+    return {"question": f"What moves at {n}?", "distractor3": "lead", "distractor1": "salt",
+            "distractor2": "sand", "correct_answer": "light",
+            "support": "HIDDEN because it says that it does."}  # fmt: skip
+
+
+def popqa(n: int) -> Row:
+    return {"id": n, "subj": f"Town {n}", "prop": "HIDDEN", "obj": "HIDDEN a", "subj_id": n,
+            "prop_id": 22, "obj_id": n, "s_aliases": "[]", "o_aliases": '["HIDDEN b"]',
+            "s_pop": 100 + n, "o_pop": 9, "question": f"In what country is Town {n}?",
+            "possible_answers": '["HIDDEN a", "HIDDEN b"]'}  # fmt: skip
+
+
 def belebele(n: int) -> Row:
     return {"link": "HIDDEN", "question_number": n, "flores_passage": f"Passage {n}.",
             "question": "What?", "mc_answer1": "one", "mc_answer2": "two", "mc_answer3": "three",
@@ -126,6 +167,18 @@ def truthfulqa_choice(n: int) -> Row:
             "mc1_targets": {"choices": ["so", "thus", "hence"], "labels": [1, 0, 0]},
             "mc2_targets": {"choices": ["so", "HIDDEN yes", "thus", "HIDDEN no"],
                             "labels": [1, 1, 0, 0]}}  # fmt: skip
+
+
+def truthfulqa_flat(n: int) -> Row:
+    row = truthfulqa_choice(n)
+    return {"question": row["question"],
+            **{f"{name}_targets_{part}": row[f"{name}_targets"][part]
+               for name in ("mc1", "mc2") for part in ("choices", "labels")}}  # fmt: skip
+
+
+def truthfulqa_multi(n: int) -> Row:
+    return {"id": n, **truthfulqa_choice(n), **truthfulqa_generation(n), "annotation": "HIDDEN",
+            "lang": "eu"}  # fmt: skip
 
 
 def halueval(n: int) -> Row:
@@ -213,6 +266,13 @@ SHAPES: dict[str, Native] = {
     "squad hub": Native(squad_hub, ("context", "question", "answers")),
     "commonsenseqa": Native(commonsenseqa, ("question", "answerKey")),
     "commonsenseqa hub": Native(commonsenseqa_hub, ("question", "answerKey", "choices")),
+    "arc": Native(arc, ("question", "answerKey")),
+    "arc hub": Native(arc_hub, ("question", "answerKey", "choices")),
+    "mmlu": Native(mmlu, ("question", "choices", "answer")),
+    "mmlu simple-evals": Native(mmlu_simple_evals, ("Question", "C", "Answer")),
+    "hellaswag": Native(hellaswag, ("ctx", "endings", "label")),
+    "sciq": Native(sciq, ("question", "correct_answer", "distractor3")),
+    "popqa": Native(popqa, ("question", "possible_answers")),
     "belebele": Native(belebele, ("flores_passage", "question", "mc_answer2",
                                   "correct_answer_num")),
     "gpqa": Native(gpqa, ("Question", "Correct Answer", "Incorrect Answer 2")),
@@ -221,6 +281,10 @@ SHAPES: dict[str, Native] = {
     "truthfulqa generation": Native(truthfulqa_generation, ("question", "best_answer",
                                     "correct_answers", "incorrect_answers")),
     "truthfulqa choice": Native(truthfulqa_choice, ("question", "mc1_targets", "mc2_targets")),
+    "truthfulqa flat": Native(truthfulqa_flat, ("question", "mc1_targets_choices",
+                                                "mc2_targets_labels")),
+    "truthfulqa multi": Native(truthfulqa_multi, ("question", "best_answer",
+                                                  "correct_answers", "incorrect_answers")),
     "halueval": Native(halueval, ("question", "right_answer", "hallucinated_answer")),
     "bioasq": Native(bioasq, ("body", "type")),
     "ragtruth": Native(ragtruth, ("source_info", "task_type", "source_id", "labels", "prompt")),

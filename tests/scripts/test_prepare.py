@@ -489,7 +489,9 @@ def test_the_table_names_every_set_with_its_terms_and_only_whole_pins() -> None:
     assert set(table) == {
         "svamp", "coqa", "triviaqa", "triviaqa-unfiltered", "commonsenseqa", "belebele", "math",
         "math-500", "gsm8k", "truthfulqa", "gpqa", "squad", "squad_v2", "nq_open", "bioasq",
-        "halueval", "ragtruth", "defan", "true_false", "synthweb", "ipw",
+        "halueval", "ragtruth", "defan", "true_false", "synthweb", "ipw", "arc", "mmlu",
+        "hellaswag", "sciq", "popqa", "truthfulqa-multi", "truthfulqa-uhura", "truthfulqa-okapi",
+        "triviaqa-evidence",
     }  # fmt: skip
     for source in table.values():
         assert source.files and source.licence and source.citation and source.domain

@@ -1,8 +1,11 @@
-"""Questions with options to choose from: CommonsenseQA, Belebele, GPQA, true-false statements."""
+"""Questions with options to choose from: CommonsenseQA, ARC, MMLU, HellaSwag, SciQ, Belebele, GPQA,
+true-false statements.
+"""
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterable, Sequence
 
 from spikescore.data.fields import (
@@ -20,6 +23,7 @@ from spikescore.data.fields import (
     parsed,
     shown,
     text,
+    texts,
 )
 from spikescore.data.question import GivenAnswer, Question, Row, distinct, option_gold
 from spikescore.pairs import file_id
@@ -40,8 +44,38 @@ def commonsenseqa(row: Row) -> Iterable[Question]:
     """Both shapes: the publisher's (question: {stem, choices: [{label, text}]}) and the hub's.
 
     (Talmor et al. 2019.) CommonsenseQA's rows name a concept; without one they are of another set
-    in this form (ARC, QASC).
+    in this form (QASC).
     """
+    nested = parsed(get(row, "question"), "question")
+    concept = optional(nested if isinstance(nested, dict) else row, "question_concept")
+    yield _labelled(
+        row,
+        "commonsenseqa" if concept else "",
+        {"question_concept": concept} if concept else {},
+    )
+
+
+_ARC_ID = re.compile(
+    r"(Mercury|MCAS|MDSA|MEA|MEAP|MSA|NAEP|NCEOGA|NYSEDREGENTS|ACTAAP|AIMS|AKDE&ED|CSZ|FCAT|LEAP|"
+    r"OHAT|TAKS|TIMSS|VASoL|WASL)_?[_A-Za-z]*\d.*"
+)
+"""ARC's ids: the examination that a question was taken from, and its number there."""
+
+
+def is_arc(row: Row) -> bool:
+    """True where the id is one of ARC's, whose rows else look like CommonsenseQA's."""
+    return bool(_ARC_ID.fullmatch(str(row.get("id"))))
+
+
+def arc(row: Row) -> Iterable[Question]:
+    """AI2's ARC in the same two shapes (Clark et al. 2018); options are labelled A, B, ... or 1, 2,
+    ... Easy and Challenge are told apart by the path alone.
+    """
+    yield _labelled(row, "arc", {})
+
+
+def _labelled(row: Row, domain: str, meta: dict[str, object]) -> Question:
+    """Return the question of a row whose options carry labels."""
     nested = parsed(get(row, "question"), "question")
     if isinstance(nested, dict):
         stem = text(nested, "stem")
@@ -49,21 +83,20 @@ def commonsenseqa(row: Row) -> Iterable[Question]:
         labels = [text(option, "label") for option in options]
         choices = tuple(text(option, "text") for option in options)
     else:
-        nested, stem = row, text(row, "question")
+        stem = text(row, "question")
         by_column = mapping(row, "choices")
         labels = [as_text(label, "choices.label") for label in items(by_column, "label")]
         choices = tuple(as_text(choice, "choices.text") for choice in items(by_column, "text"))
     if len(labels) != len(choices):
         raise BadRow("choices", f"{len(labels)} labels and {len(choices)} options")
-    concept = optional(nested, "question_concept")
-    yield Question(
+    return Question(
         id=own_id(row, "id"),
-        domain="commonsenseqa" if concept else "",
+        domain=domain,
         question=stem,
         choices=choices,
         gold_answers=_right(row, "answerKey", labels, choices),
         answer_type="choice",
-        meta={"question_concept": concept} if concept else {},
+        meta=meta,
     )
 
 
@@ -81,9 +114,100 @@ def _right(row: Row, name: str, labels: Sequence[str], choices: tuple[str, ...])
     if is_withheld(row.get(name)) or str(row.get(name)).strip() == "-1":
         return ()
     label = text(row, name)
-    if label not in labels:
-        raise BadRow(name, f'"{shown(label)}" is not one of the labels {shown(", ".join(labels))}')
-    return option_gold(choices, list(labels).index(label))
+    known = list(labels)
+    if label not in known:
+        raise BadRow(name, f'"{shown(label)}" is not one of the labels {shown(", ".join(known))}')
+    return option_gold(choices, known.index(label))
+
+
+# --- MMLU, HellaSwag, SciQ --------------------------------------------------------------------
+
+
+def mmlu(row: Row) -> Iterable[Question]:
+    """The hub's {question, subject, choices, answer: 0 to 3}; (Hendrycks et al. 2021.)"""
+    yield _mmlu(row, "question", texts(row, "choices", some=True), "answer", "0123", "subject")
+
+
+def mmlu_table(row: Row) -> Iterable[Question]:
+    """The publisher's CSV files without a header, one a subject: question, A, B, C, D, answer.
+
+    `files` names their columns so, and the subject after the file.
+    """
+    yield _mmlu(row, "question", _lettered(row), "answer", "ABCD", "subject")
+
+
+def mmmlu_table(row: Row) -> Iterable[Question]:
+    """The CSV files of simple-evals and MMMLU: Question, A, B, C, D, Answer, Subject."""
+    yield _mmlu(row, "Question", _lettered(row), "Answer", "ABCD", "Subject")
+
+
+def _lettered(row: Row) -> tuple[str, ...]:
+    return tuple(text(row, letter) for letter in "ABCD")
+
+
+def _mmlu(
+    row: Row, asked: str, choices: tuple[str, ...], answer: str, labels: str, subject: str
+) -> Question:
+    text(row, answer)  # no split of it withholds its answers
+    return Question(
+        id=own_id(row, None),
+        domain="mmlu",
+        question=text(row, asked),
+        choices=_several(choices, "choices"),
+        gold_answers=_right(row, answer, labels[: len(choices)], choices),
+        answer_type="choice",
+        meta={"stratum": optional(row, subject), "subject": optional(row, subject)},
+    )
+
+
+def _several(choices: tuple[str, ...], name: str) -> tuple[str, ...]:
+    if len(choices) < 2:
+        raise BadRow(name, "expected a list of two options or more")
+    return choices
+
+
+def hellaswag(row: Row) -> Iterable[Question]:
+    """{ind, activity_label, ctx, endings, source_id, split_type, label} (Zellers et al. 2019).
+
+    The ending is asked for in this project's words. Texts of one video or article are one group.
+    """
+    endings = _several(texts(row, "endings", some=True), "endings")
+    labels = [str(place) for place in range(len(endings))]
+    yield Question(
+        id=own_id(row, None),
+        domain="hellaswag",
+        question=f"Which ending continues this text best?\n\n{text(row, 'ctx')}",
+        choices=endings,
+        gold_answers=_right(row, "label", labels, endings),
+        group=optional_text(row, "source_id"),
+        answer_type="choice",
+        meta={"stratum": optional(row, "activity_label")},
+    )
+
+
+def sciq(row: Row) -> Iterable[Question]:
+    """{question, correct_answer, distractor1..3, support} (Welbl et al. 2017), options shuffled.
+
+    The support is not shown: it is the passage that the question was written from.
+    """
+    right = text(row, "correct_answer")
+    wrong = tuple(text(row, f"distractor{number}") for number in (1, 2, 3))
+    if right in wrong:
+        raise BadRow("correct_answer", "is also one of the distractors")
+    item = own_id(row, None)
+    choices, place = shuffled_options((right, *wrong), item)
+    yield Question(
+        id=item,
+        domain="sciq",
+        question=text(row, "question"),
+        choices=choices,
+        gold_answers=option_gold(choices, place),
+        answer_type="choice",
+        meta={"support": optional_text(row, "support") or "", "incorrect_answers": wrong},
+    )
+
+
+# --- Belebele, GPQA, TruthfulQA, statements ---------------------------------------------------
 
 
 def belebele(row: Row) -> Iterable[Question]:
@@ -141,15 +265,35 @@ def truthfulqa_choice(row: Row) -> Iterable[Question]:
     All true and false answers of MC2 go with it: the other true ones are gold too. (Lin et al.
     2022.)
     """
-    single, several = _targets(row, "mc1_targets"), _targets(row, "mc2_targets")
+    single, several = (
+        _targets(mapping(row, f"{name}_targets"), "choices", "labels") for name in ("mc1", "mc2")
+    )
+    yield _one_true(row, single, several, "mc1_targets")
+
+
+def truthfulqa_flat(row: Row) -> Iterable[Question]:
+    """The same with its targets in columns of their own, as the translations of Okapi ship it:
+    mc1_targets_choices, mc1_targets_labels, and so for mc2.
+    """
+    single, several = (
+        _targets(row, f"{name}_targets_choices", f"{name}_targets_labels")
+        for name in ("mc1", "mc2")
+    )
+    yield _one_true(row, single, several, "mc1_targets_labels")
+
+
+_Targets = list[tuple[str, bool]]
+
+
+def _one_true(row: Row, single: _Targets, several: _Targets, name: str) -> Question:
     true = [choice for choice, is_true in single if is_true]
     false = [choice for choice, is_true in single if not is_true]
     if len(true) != 1 or not false:
-        raise BadRow("mc1_targets", f"{len(true)} true and {len(false)} false options")
+        raise BadRow(name, f"{len(true)} true and {len(false)} false options")
     item = own_id(row, None)
     choices, place = shuffled_options((*true, *false), item)
     others = [choice for choice, is_true in several if is_true and choice not in choices]
-    yield Question(
+    return Question(
         id=item,
         domain="truthfulqa",
         question=text(row, "question"),
@@ -164,13 +308,13 @@ def truthfulqa_choice(row: Row) -> Iterable[Question]:
     )
 
 
-def _targets(row: Row, name: str) -> list[tuple[str, bool]]:
-    value = mapping(row, name)
-    choices = [as_text(choice, f"{name}.choices") for choice in items(value, "choices")]
-    labels = items(value, "labels")
-    if len(choices) != len(labels) or not all(label in (0, 1) for label in labels):
-        raise BadRow(name, f"{len(choices)} choices and labels {shown(labels)}, expected 0 or 1")
-    return [(choice, bool(label)) for choice, label in zip(choices, labels, strict=True)]
+def _targets(row: Row, choices: str, labels: str) -> _Targets:
+    """Return the options of a field, each with whether it is true."""
+    options = [as_text(choice, choices) for choice in items(row, choices, some=True)]
+    marks = items(row, labels, some=True)
+    if len(options) != len(marks) or not all(mark in (0, 1) for mark in marks):
+        raise BadRow(labels, f"{len(options)} choices and labels {shown(marks)}, expected 0 or 1")
+    return [(option, bool(mark)) for option, mark in zip(options, marks, strict=True)]
 
 
 def true_false(row: Row) -> Iterable[Question]:

@@ -171,22 +171,21 @@ def halueval(row: Row) -> Iterable[Question]:
     )
 
 
-SYNTHWEB_COLUMNS = (
-    "doc_id", "doc_idx", "row_seed", "slot_idx", "split_char_offset", "scope", "target",
-    "typicality", "bb_answer_score_max", "bb_answer_score_mean", "bb_answer_score_min",
-    "verbalizer_prompt", "context", "target_response", "incorrect_plausible_answer", "doc_source",
-    "abs_index", "signed_index", "signed_index_hint", "actual_word_distance_from_split", "source",
-    "n_tokens_actual", "tokenizer", "generator_model", "source_model",
+_SYNTHWEB_ASKED = (
+    "verbalizer_prompt", "context", "target_response", "incorrect_plausible_answer",
 )  # fmt: skip
+"""Columns that are the question itself; all others are said of it."""
 _SYNTHWEB_PLACE = ("doc_idx", "row_seed", "slot_idx", "split_char_offset", "scope", "target")
 
 
 def synthweb(row: Row) -> Iterable[Question]:
     """A probe of cds-jb/synthweb-*-multiscale-inference: a question on one half of a document.
 
-    The document itself, `atom_text` and the rationales are not read: they hold the answer. A probe
-    without a question (the set has some) is a bad row. Words and spans of tokens are compared by
-    rule; the answers of the larger scopes are sentences.
+    All columns go to `meta`, the document, `atom_text` and the rationales that hold the answer
+    included, and the card's band of the blind answers: HARD (the best of them scored below 0.4),
+    EASY (0.8 and above), between; words and spans of tokens were not scored. A probe without a
+    question (the set has some) is a bad row. Words and spans are compared by rule; the answers of
+    the larger scopes are sentences.
     """
     question = text(row, "verbalizer_prompt")
     wrong = optional_text(row, "incorrect_plausible_answer")
@@ -201,11 +200,20 @@ def synthweb(row: Row) -> Iterable[Question]:
         group=document,
         answer_type="exact" if scope in ("word", "lens") else "free",
         meta={
+            **{name: value for name, value in row.items() if name not in _SYNTHWEB_ASKED},
             "stratum": scope,
-            "scope": scope,
-            "target": optional(row, "target"),
-            "typicality": optional(row, "typicality"),
-            "bb_answer_score_max": optional(row, "bb_answer_score_max"),
+            "band": _band(row),
             "incorrect_answers": (wrong,) if wrong else (),
         },
     )
+
+
+def _band(row: Row) -> str:
+    best = optional(row, "bb_answer_score_max")
+    if best is None:
+        return "not scored"
+    try:
+        best = float(best)
+    except (TypeError, ValueError) as error:
+        raise BadRow("bb_answer_score_max", f"expected a number, found {kind(best)}") from error
+    return "HARD" if best < 0.4 else "EASY" if best >= 0.8 else "between"

@@ -1,4 +1,4 @@
-"""Questions without a passage: TriviaQA, NQ-open, BioASQ, TruthfulQA, DefAn."""
+"""Questions without a passage: TriviaQA, NQ-open, PopQA, BioASQ, TruthfulQA, DefAn."""
 
 from __future__ import annotations
 
@@ -27,13 +27,23 @@ from spikescore.pairs import file_id
 
 
 def triviaqa(row: Row) -> Iterable[Question]:
-    """The publisher's record; every alias is gold (Joshi et al. 2017)."""
+    """The publisher's record; every alias is gold (Joshi et al. 2017).
+
+    `meta["evidence"]` names its documents as they lie in the publisher's folder `evidence`.
+    """
     golds = _value_and_aliases(row, "Answer", "Value", "Aliases")
+    evidence = (
+        f"{folder}/{name}"
+        for folder, field in (("wikipedia", "EntityPages"), ("web", "SearchResults"))
+        for page in (objects(row, field) if optional(row, field) else ())
+        if (name := optional_text(page, "Filename"))
+    )
     yield Question(
         id=own_id(row, "QuestionId"),
         domain="triviaqa",
         question=text(row, "Question"),
         gold_answers=golds,
+        meta={"evidence": distinct(evidence)},
     )
 
 
@@ -80,6 +90,21 @@ def nq_open(row: Row) -> Iterable[Question]:
         domain="",
         question=text(row, "question"),
         gold_answers=distinct(texts(row, "answer", some=True)),
+    )
+
+
+def popqa(row: Row) -> Iterable[Question]:
+    """{id, subj, prop, obj, s_pop, ..., question, possible_answers} (Mallen et al. 2023).
+
+    The answers are a list written as text. `s_pop` and `o_pop`, the monthly views of the subject's
+    and the object's page, go to `meta` with the other short columns.
+    """
+    yield Question(
+        id=own_id(row, "id"),
+        domain="popqa",
+        question=text(row, "question"),
+        gold_answers=distinct(texts(row, "possible_answers", some=True)),
+        meta={"stratum": optional(row, "prop")},
     )
 
 
@@ -143,7 +168,11 @@ def truthfulqa(row: Row) -> Iterable[Question]:
 
 
 def truthfulqa_generation(row: Row) -> Iterable[Question]:
-    """The same as the hub ships it: {question, best_answer, correct_answers, incorrect_answers}."""
+    """The same as the hub ships it: {question, best_answer, correct_answers, incorrect_answers}.
+
+    Translations add `id`, which they share, and `lang` (Calvo Figueras et al. 2025) or leave that
+    to the file's name (Thellmann et al. 2024).
+    """
     yield _truthful(
         row,
         text(row, "question"),
@@ -157,13 +186,23 @@ def _truthful(
     row: Row, question: str, right: tuple[str, ...], wrong: tuple[str, ...], category: object
 ) -> Question:
     """The question of a row whose best answers of both kinds stand first."""
+    language, number = optional_text(row, "lang"), optional_text(row, "id")
+    edition = "truthfulqa" if language else "truthfulqax"
+    # the six examples for prompts that lie beside the questions are numbered from 1 as well
+    shared = {"parallel_id": f"{edition} {number}"} if number and wrong else {}
     return Question(
         id=own_id(row, None),
-        domain="truthfulqa",
+        domain="truthfulqa" if language in (None, "en") else f"truthfulqa_{language}",
         question=question,
         gold_answers=distinct(right),
         answer_type="free",
-        meta={"stratum": category, "category": category, "incorrect_answers": distinct(wrong)},
+        meta={
+            "stratum": category,
+            "category": category,
+            "incorrect_answers": distinct(wrong),
+            **({"language": language} if language else {}),
+            **shared,
+        },
         given=(GivenAnswer(right[0], False), *(GivenAnswer(one, True) for one in wrong[:1])),
     )
 

@@ -71,6 +71,7 @@ def ragtruth(row: Row) -> Iterable[Question]:
         question=question,
         context=passage,
         group=pair,
+        answer_type="grounded",
         meta=meta,
         given=given,
     )
@@ -102,7 +103,8 @@ def ipw(row: Row) -> Iterable[Question]:
 
     When the question is asked anew, system message, tool calls and the teacher's turns are shown
     to no model. `success` says whether the teacher's final answer was right: it labels the shipped
-    dialogue as a whole, not its first answer.
+    dialogue as a whole, not its first answer. Trajectories of several teachers share a `sample_id`
+    and are one group.
     """
     messages = list(_messages(row, "conversations"))
     question = next((one for one in messages if one["role"] == "user"), None)
@@ -121,6 +123,7 @@ def ipw(row: Row) -> Iterable[Question]:
         domain="ipw",
         question=text(question, "content"),
         gold_answers=golds,
+        group=optional_text(row, "sample_id"),
         answer_type="math" if mathematics else "exact" if golds else "free",
         meta={
             "stratum": category,
