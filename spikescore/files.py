@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -69,6 +69,20 @@ def walk(folder: str | Path) -> list[Path]:
             else:
                 (linked if entry.is_symlink() else inside).append(entry.path)
     return sorted(map(Path, files))
+
+
+@cache
+def content_digest(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of all files under a folder; "" for neither
+    (a name on the hub).
+    """
+    if path.is_file():
+        with open(path, "rb") as file:
+            return file_digest(file, "sha256").hexdigest()
+    if not path.is_dir():
+        return ""
+    parts = [f"{file.relative_to(path)} {content_digest(file)}" for file in walk(path)]
+    return sha256("\n".join(parts).encode()).hexdigest()
 
 
 # --- writing ----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any
 from spikescore.data.selection import STRATEGIES as SAMPLING_STRATEGIES
 from spikescore.dialogues.prompts import DEFAULT_SYSTEM_PROMPT, SCHEDULES, STRATEGIES
 from spikescore.errors import UserError, keep_secret, redacted
-from spikescore.files import read_json
+from spikescore.files import content_digest, read_json
 from spikescore.labels.judges import judge_names
 from spikescore.model.placement import Placement
 
@@ -106,6 +106,8 @@ class Config:
     history: str = _key("full", BOTH, allowed=("full", "question_only"))
     # who gives the first answer: the model, or the data set that says whether it is right
     first_answers: str = _key("model", DIALOGUES, allowed=("model", "shipped"), later=True)
+    # documents whose passages a question is shown: {"from": PATH, "top_k": 3}
+    context: dict[str, Any] | None = _key(None, DIALOGUES, later=True)
     # a fault of the public release, to measure what it does
     leak_answer: bool = _key(False, DIALOGUES, later=True)
     use_model_generation_config: bool = _key(False, DIALOGUES)
@@ -128,6 +130,11 @@ class Config:
     def placement(self) -> Placement:
         """What of it says which model is loaded and where."""
         return Placement(**{key.name: getattr(self, key.name) for key in fields(Placement)})
+
+    @property
+    def top_k(self) -> int:
+        """How many passages a question is shown of the documents in `context`."""
+        return (self.context or {}).get("top_k", 3)
 
     @property
     def is_served(self) -> bool:
@@ -179,6 +186,9 @@ class Config:
             kept["sampling"] = {"seed": self.sampling.seed}
             if self.backend == "openai":
                 kept["server_model"] = self.server_model or kept["model_path"]
+            if self.context:
+                documents = content_digest(Path(self.context["from"]))
+                kept["context"] = {"documents": documents, "top_k": self.top_k}
             if self.prompts_file:
                 content = Path(self.prompts_file).read_bytes()
                 kept["prompts_file"] = hashlib.sha256(content).hexdigest()
@@ -250,9 +260,25 @@ def parse_config(raw: dict[str, Any], *, source: str) -> Config:
             f'{source}: "states": "server" is for dialogues that a server holds; set "backend": '
             '"openai" and "server_url", or "states": "local"'
         )
+    _check_context(config.context, source)
     if config.prompts_file and not Path(config.prompts_file).is_file():
         raise UserError(f'{source}: prompts_file "{config.prompts_file}" does not exist')
     return config
+
+
+def _check_context(context: dict[str, Any] | None, source: str) -> None:
+    if context is None:
+        return
+    where = f'{source}: "context"'
+    unknown = sorted(set(context) - {"from", "top_k"})
+    if unknown or not isinstance(context.get("from"), str):
+        what = f'unknown key "{unknown[0]}"' if unknown else '"from" is no path'
+        raise UserError(f'{where}: {what}; write it as {{"from": "docs/", "top_k": 3}}')
+    top_k = context.get("top_k", 3)
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= 100:
+        raise UserError(f'{where}: "top_k" is {json.dumps(top_k)}; use a number from 1 to 100')
+    if not Path(context["from"]).exists():
+        raise UserError(f'{where}: "{context["from"]}" does not exist')
 
 
 def _check_keys(raw: dict[str, Any], kind: type, source: str, prefix: str) -> None:

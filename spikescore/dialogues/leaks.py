@@ -75,10 +75,22 @@ def check_prompt(
     return None
 
 
-def leak_report(leaks: Iterable[Leak], n: int) -> str:
-    """Return the guard's report over n prompts: one line when clean, else one more per leak."""
+def holds_gold(question: Question) -> bool:
+    """True when a gold answer stands in the passage, as whole words: no leak, but worth knowing."""
+    golds = (gold for gold in question.gold_answers if gold.strip())
+    options = [gold for gold in golds if not question.choices or len(gold) > 1]
+    return any(_whole_words(gold).search(question.context or "") for gold in options)
+
+
+def leak_report(leaks: Iterable[Leak], n: int, questions: Iterable[Question] = ()) -> str:
+    """Return the guard's report over n prompts: one line when clean, else one more per leak; and of
+    the questions with passage and gold answers, in how many passages one stands.
+    """
     leaks = list(leaks)
     lines = [f"leak guard: {len(leaks)} of {n} prompts show what only the judge may know"]
+    held = [holds_gold(one) for one in questions if one.context and one.gold_answers]
+    if held:
+        lines[0] += f"; a gold answer stands in {sum(held)} of {len(held)} passages (no leak)"
     lines += [f"  {leak.item_id}: {leak}" for leak in leaks[:_LISTED]]
     if len(leaks) > _LISTED:
         lines.append(f"  ... and {len(leaks) - _LISTED} more")

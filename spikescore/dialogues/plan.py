@@ -9,20 +9,21 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
-from functools import cache, partial
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from spikescore.data.given import sampled_twins
 from spikescore.data.question import Question, question_from_record, record_fields
 from spikescore.data.reading import QuestionStream, iter_questions
+from spikescore.data.retrieval import with_passages
 from spikescore.data.selection import sample_questions
 from spikescore.dialogues.config import Config
 from spikescore.dialogues.keeping import has_turns
-from spikescore.dialogues.leaks import Leak
+from spikescore.dialogues.leaks import Leak, holds_gold
 from spikescore.errors import Refused, UserError, redacted
-from spikescore.files import locked, read_json, walk, write_json
+from spikescore.files import content_digest, locked, read_json, write_json
 from spikescore.model.placement import check_placement
 from spikescore.pairs import (
     TOKEN_KEYS,
@@ -67,8 +68,22 @@ def load_items(config: Config) -> list[Item]:
             chosen = sampled_twins(questions, partial(_sampled, config=config), path)
         else:
             chosen = _sampled(questions, config)
+        if config.context:
+            chosen = _with_passages(chosen, path, config)
         items.extend(Item(question, folder, config.max_steps) for question in chosen)
     return items
+
+
+def _with_passages(questions: list[Question], path: str, config: Config) -> list[Question]:
+    """Give the questions the passages that are found for them, and say how many have which."""
+    found = with_passages(questions, Path(config.context["from"]), config.top_k)
+    log.info("%s: passages of %s: %s", path, config.context["from"], found)
+    return [
+        replace(one, meta={**one.meta, "gold_in_passage": holds_gold(one)})
+        if "retrieved" in one.meta
+        else one
+        for one in found.questions
+    ]
 
 
 def _questions(path: str, config: Config) -> QuestionStream:
@@ -319,20 +334,6 @@ def data_identity(config: Config, folder: Path) -> dict[str, str]:
     """The data set whose pairs go to a folder: its path, and a digest of its content."""
     path = next(path for path, target in config.datasets() if target == folder)
     return {"path": path, "sha256": content_digest(Path(path))}
-
-
-@cache
-def content_digest(path: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of all files under a folder; "" for neither
-    (a name on the hub).
-    """
-    if path.is_file():
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    if not path.is_dir():
-        return ""
-    parts = [f"{file.relative_to(path)} {content_digest(file)}" for file in walk(path)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _other_settings(path: Path, held: Mapping[str, Any], config: Config) -> UserError:

@@ -697,7 +697,7 @@ def guard_report(items: list[Item], config: Config, chat: ChatFormat) -> str:
         shown = "\n\n".join(message["content"] for message in messages)
         item.leak = check_prompt(item.question, shown, boilerplate=boilerplate)
     leaks = [item.leak for item in items if item.leak]
-    report = leak_report(leaks, len(items))
+    report = leak_report(leaks, len(items), (item.question for item in items))
     if leaks and config.replay:
         report += "\n  (recorded prompts are replayed as they are: this is a report, no more)"
     return report
