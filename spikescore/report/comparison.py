@@ -142,6 +142,38 @@ def scorer_title(book: ScoreBook, scorer: str) -> str:
     return book.methods.get(scorer, {}).get("title", scorer)
 
 
+# --- two books --------------------------------------------------------------------------------
+
+UNUSED = "other"
+"""The split of an item that is not of the same split in both runs: it is in no view."""
+
+
+def on_shared_items(one: ScoreBook, other: ScoreBook) -> list[ScoreBook]:
+    """Return both books with the items alone that both have, in one order, with one's groups.
+
+    An item whose split is not the same in both is UNUSED for that training domain.
+    """
+    places = {}
+    for place, item in enumerate(other.items):
+        places.setdefault((item.domain, item.id), place)
+    keys = {}
+    for place, item in enumerate(one.items):
+        if (item.domain, item.id) in places:
+            keys.setdefault((item.domain, item.id), place)
+    mine = one.take(np.array(list(keys.values()), dtype=int))
+    theirs = other.take(np.array([places[key] for key in keys], dtype=int))
+    items = [replace(item, group=twin.group)
+             for item, twin in zip(theirs.items, mine.items, strict=True)]  # fmt: skip
+    books = []
+    for book, own in ((mine, mine.items), (theirs, items)):
+        splits = {
+            domain: np.where(mine.splits[domain] == theirs.splits[domain], split, UNUSED)
+            for domain, split in book.splits.items()
+        }
+        books.append(replace(book, items=own, splits=splits))
+    return books
+
+
 # --- cells ------------------------------------------------------------------------------------
 
 

@@ -44,7 +44,8 @@ class Ablations:
 
     `schedules` are strategies, and "forked". `shuffled` counts random orders of the progressive
     prompts. `release` measures the public release's choices one at a time. `judges` label the main
-    run again. `layers` trains SAPLMA at each layer and token.
+    run again. `layers` trains SAPLMA at each layer and token. `retrieval` is stage 1's `context`:
+    the same questions asked with retrieved passages.
     """
 
     n: int = 40
@@ -54,6 +55,7 @@ class Ablations:
     release: bool = False
     judges: tuple[str, ...] = ()
     layers: bool = False
+    retrieval: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,9 @@ class Experiment:
                     {"max_steps": turns + 1},
                 ),
             ]
+        if wanted.retrieval:
+            settings = {"context": wanted.retrieval}
+            rows.append(Variant("retrieval", "with retrieval", "retrieval", settings))
         for name in wanted.judges:
             folder = re.sub(r"[^\w.,-]", "_", name)
             rows.append(Variant(f"judge_{folder}", name, "judges", judge=name))
@@ -252,6 +257,8 @@ class Experiment:
         paths = self.dialogues.get("dataset_path", ())
         reads = (*paths, model.model_path) if isinstance(paths, list) else (model.model_path,)
         reads += judge_files(self.dialogues.get("judge", ()))
+        own = self.ablations.retrieval if variant == "retrieval" else self.dialogues.get("context")
+        reads += (own["from"],) if own else ()
         made = tuple((str(self.data_dir(model, variant)), ending) for ending in (".json", ".pkl"))
         return Step(f"{model.name}.{variant}", command, phase, reads=reads, makes=made)
 

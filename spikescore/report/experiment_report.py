@@ -62,6 +62,7 @@ from spikescore.report.trajectory_tables import (
     turns_table,
 )
 from spikescore.report.variant_tables import (
+    difference_table,
     judge_note,
     layer_grid,
     layer_table,
@@ -69,6 +70,7 @@ from spikescore.report.variant_tables import (
     on_same_questions,
     order_spread,
     release_results,
+    retrieval_note,
     variant_entries,
     variant_table,
 )
@@ -368,10 +370,16 @@ class ModelReport:
         if kind == "judges":
             pairs = zip(variants, books, strict=True)
             note = " ".join(judge_note(self.book, book, variant) for variant, book in pairs)
+        if kind == "retrieval":
+            note = retrieval_note(others[0])
         table = variant_table(kind, results, note)
+        tables = {kind: table}
+        if kind == "retrieval":
+            paired = difference_table(kind, books[0], self.book, draws=draws)
+            tables["retrieval_paired"] = paired
         png = plots.variant_plot(results, f"{table.caption}, {self.model.name}")
         caption = "SpikeScore of each run; dashed: the reference, on the same questions."
-        return Chapter(table.caption, (), {kind: table}, {kind: Figure.of_tables(png, caption)})
+        return Chapter(table.caption, (), tables, {kind: Figure.of_tables(png, caption)})
 
     def _reference_title(self, kind: str) -> str:
         settings = self.experiment.stage_config(self.model)
@@ -380,6 +388,7 @@ class ModelReport:
             "order": f"{settings.get('strategy', 'progressive')}, in order",
             "temperature": f"{settings.get('temperature', 0.2):g}",
             "release": "as here",
+            "retrieval": "with its own retrieval" if settings.get("context") else "without",
             "judges": str(settings.get("judge", "auto")),
         }
         return f"{told[kind]} (main run)"

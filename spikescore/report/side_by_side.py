@@ -11,12 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from spikescore.detectors.score_book import ScoreBook, load_score_book
 from spikescore.errors import UserError
 from spikescore.files import write_atomic
-from spikescore.report.comparison import SPIKE, VIEWS, Comparison, Entry
+from spikescore.report.comparison import SPIKE, VIEWS, Comparison, Entry, on_shared_items
 from spikescore.report.content import Figure, Section, Table
 from spikescore.report.evaluation import (
     Evaluation,
@@ -32,9 +30,6 @@ from spikescore.report.plots import forest_rows
 from spikescore.report.settings import Rows, made_now
 from spikescore.report.text import csv_table, figure_cell, headed_table, p_value, tex_table
 from spikescore.stats.bootstrap import Area, Contrast, contrast_of_draws
-
-UNUSED = "other"
-"""The split of an item that is not of the same split in both runs: it is in no view."""
 
 
 @dataclass(frozen=True)
@@ -208,29 +203,3 @@ class SideBySide:
             footer=f"Made by: {command}",
         )
         return [folder / name for name in (*files, "report.html")]
-
-
-def on_shared_items(one: ScoreBook, other: ScoreBook) -> list[ScoreBook]:
-    """Return both books with the items alone that both have, in one order, with one's groups.
-
-    An item whose split is not the same in both is UNUSED for that training domain.
-    """
-    places = {}
-    for place, item in enumerate(other.items):
-        places.setdefault((item.domain, item.id), place)
-    keys = {}
-    for place, item in enumerate(one.items):
-        if (item.domain, item.id) in places:
-            keys.setdefault((item.domain, item.id), place)
-    mine = one.take(np.array(list(keys.values()), dtype=int))
-    theirs = other.take(np.array([places[key] for key in keys], dtype=int))
-    items = [replace(item, group=twin.group)
-             for item, twin in zip(theirs.items, mine.items, strict=True)]  # fmt: skip
-    books = []
-    for book, own in ((mine, mine.items), (theirs, items)):
-        splits = {
-            domain: np.where(mine.splits[domain] == theirs.splits[domain], split, UNUSED)
-            for domain, split in book.splits.items()
-        }
-        books.append(replace(book, items=own, splits=splits))
-    return books

@@ -18,15 +18,16 @@ from spikescore.report.comparison import (
     SPIKE,
     Comparison,
     Entry,
+    on_shared_items,
     static_entries,
     trajectory_entry,
 )
 from spikescore.report.content import Table
 from spikescore.report.experiment import Variant
 from spikescore.report.paper import BASE_SCORER
-from spikescore.report.text import MISSING, figure_cell, number, share, with_interval
+from spikescore.report.text import MISSING, figure_cell, number, p_value, share, with_interval
 from spikescore.stats.agreement import agree
-from spikescore.stats.bootstrap import Area
+from spikescore.stats.bootstrap import Area, contrast_of_draws
 
 SHOWN = (SPIKE, f"first:{BASE_SCORER}", "perplexity")
 SHOWN_TITLES = ("SpikeScore", "first-answer probe", "perplexity")
@@ -35,6 +36,7 @@ CAPTIONS = {
     "order": ("Order of the prompts", "order"),
     "temperature": ("Temperature", "temperature"),
     "release": ("The public release's choices, one at a time", "choice"),
+    "retrieval": ("With and without retrieved passages", "run"),
     "judges": ("Judges", "judge"),
 }
 
@@ -128,6 +130,48 @@ def _inverted(book: ScoreBook) -> Entry | None:
         return None
     scores = {domain: -rows for domain, rows in spike.scores.items()}
     return Entry("inverted", "inverted", "control", scores)
+
+
+def difference_table(kind: str, one: ScoreBook, other: ScoreBook, *, draws: int) -> Table:
+    """Return one run minus another, score by score, on the questions that both have.
+
+    The same draws of questions measure both, so that what is common to them leaves the interval;
+    each run has its own labels.
+    """
+    sides = [Comparison(book, draws=draws) for book in on_shared_items(one, other)]
+    entries = [variant_entries(side.book) for side in sides]
+    rows, bold = [], set()
+    for view in CROSS:
+        for name, title in zip(SHOWN, SHOWN_TITLES, strict=True):
+            if not all(name in own for own in entries):
+                continue
+            areas = [side.mean(own[name], view) for side, own in zip(sides, entries, strict=True)]
+            found = contrast_of_draws(*areas)
+            if found.interval and not found.interval[0] <= 0 <= found.interval[1]:
+                bold.add((len(rows), 4))
+            cells = (*map(figure_cell, areas), figure_cell(found, "+.3f"))
+            rows.append((view, title, *cells, p_value(found.p_bootstrap)))
+    header = ("view", "score", "with", "without", "with minus without", "p, bootstrap")
+    return Table(
+        f"{CAPTIONS[kind][0]}, paired",
+        header,
+        tuple(rows),
+        f"AUROC on the {sides[0].y.size} questions that both runs have, drawn together, each run "
+        f"with its own labels; in bold (* in Markdown) the differences whose 95% interval leaves "
+        f"out 0. {MISSING}",
+        frozenset(bold),
+    )
+
+
+def retrieval_note(book: ScoreBook) -> str:
+    """Return how often a gold answer stood in the passages, and how often they held none."""
+    held = [item.meta["gold_in_passage"] for item in book.items if "gold_in_passage" in item.meta]
+    if not held:
+        return "No question of it was given passages."
+    return (
+        f"{len(held)} of {book.y.size} questions were searched for; a gold answer stands in the "
+        f"passages of {sum(held)}."
+    )
 
 
 def judge_note(main: ScoreBook, judged: ScoreBook, variant: Variant) -> str:

@@ -87,6 +87,7 @@ def test_the_tiny_main_run_is_the_demos_where_nothing_can_be_fetched():
         ({"methods": "perplexity"}, ['"methods" must name saplma']),
         ({"ablations": {"shuffled": "5"}}, ["ablations", '"shuffled" must be a whole number']),
         ({"ablations": {"judges": "exact"}}, ['"judges" must be a list']),
+        ({"ablations": {"retrieval": {"from": "no/docs"}}}, ["retrieval", "no/docs"]),
         ({"wandb": 1}, ['"wandb" must be true or false']),
         ({"models": [{"name": 3, "model_path": "m"}]}, ['"name" must be a text']),
         ({"models": [{"name": "a/b", "model_path": "m"}]}, ['without "/"']),
@@ -128,7 +129,7 @@ def test_tables_without_score_books_say_what_to_run(tmp_path):
 def test_variants_change_one_thing_each(tmp_path):
     ablations = {
         "n": 7, "schedules": ["continue", "forked"], "shuffled": 2, "temperatures": [0],
-        "release": True, "judges": ["exact"],
+        "release": True, "judges": ["exact"], "retrieval": {"from": str(tmp_path), "top_k": 2},
     }  # fmt: skip
     experiment = load_experiment(write(tmp_path, ablations=ablations))
     model = experiment.models[0]
@@ -148,6 +149,7 @@ def test_variants_change_one_thing_each(tmp_path):
         "release_question_only": {"history": "question_only"},
         "release_leaked_answer": {"leak_answer": True},
         "release_one_more_turn": {"max_steps": 21},
+        "retrieval": {"context": {"from": str(tmp_path), "top_k": 2}},
         "judge_exact": {},
     }
 

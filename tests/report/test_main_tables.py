@@ -47,11 +47,14 @@ from spikescore.report.trajectory_tables import (
     turns_table,
 )
 from spikescore.report.variant_tables import (
+    difference_table,
     judge_note,
     measure_variant,
     on_same_questions,
     order_spread,
     release_results,
+    retrieval_note,
+    variant_entries,
     variant_table,
 )
 from spikescore.stats.trajectory import spike_score
@@ -337,6 +340,33 @@ def test_orders_are_told_by_their_spread(comparison):
     told = order_spread(runs)
     assert told.startswith("SpikeScore over 2 orders: macro")
     assert f"{np.mean(values):.3f}, standard deviation {np.std(values, ddof=1):.3f}" in told
+
+
+def test_a_run_with_retrieval_is_held_against_the_one_without_on_the_same_questions():
+    """The trajectories of the run without are halved noise; what is the same has difference 0."""
+    without = make_book(n=60, seed=3)
+    rng = np.random.default_rng(0)
+    order = rng.permutation(without.y.size)
+    noise = {
+        key: turns + rng.normal(0, 0.15, turns.shape).astype(np.float32)
+        for key, turns in without.turns.items()
+    }
+    worse = replace(without, turns=noise).take(order[:-20])
+    table = difference_table("retrieval", without, worse, draws=200)
+    rows = {(row[0], row[1]): row for row in table.rows}
+    assert "on the 160 questions" in table.note
+    shared = without.take(np.sort(order[:-20]))
+    area = Comparison(shared, draws=200).mean(variant_entries(shared)[SPIKE], "macro")
+    assert rows["macro", "SpikeScore"][2].startswith(f"{area.value:.3f} [")
+    assert rows["macro", "perplexity"][4].startswith("+0.000 [+0.000, +0.000]")
+    spike = next(at for at, row in enumerate(table.rows) if row[:2] == ("macro", "SpikeScore"))
+    value, low = re.match(r"\+(\S+) \[\+(\S+),", rows["macro", "SpikeScore"][4]).groups()
+    assert float(value) > float(low) > 0 and (spike, 4) in table.bold
+    items = [replace(item, meta={"gold_in_passage": n % 3 == 0})
+             for n, item in enumerate(without.items)]  # fmt: skip
+    told = retrieval_note(replace(without, items=items[:-30] + without.items[-30:]))
+    assert told.startswith("150 of 180 questions were searched for; a gold answer stands in the")
+    assert told.endswith("passages of 50.")
 
 
 def test_judges_are_told_by_their_agreement():
