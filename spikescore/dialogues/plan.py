@@ -68,10 +68,21 @@ def load_items(config: Config) -> list[Item]:
             chosen = sampled_twins(questions, partial(_sampled, config=config), path)
         else:
             chosen = _sampled(questions, config)
+            _warn_of_repeats(chosen, path)
         if config.context:
             chosen = _with_passages(chosen, path, config)
         items.extend(Item(question, folder, config.max_steps) for question in chosen)
     return items
+
+
+def _warn_of_repeats(questions: list[Question], path: str) -> None:
+    """RAGTruth's responses name their source; each would be asked about it anew."""
+    pairs = [one.given[0].pair for one in questions if one.given and one.given[0].pair]
+    if len(set(pairs)) < len(pairs):
+        log.warning(
+            "%s: %d questions are about %d sources, each asked once for every response that the "
+            "set ships; give source_info.jsonl to ask each once", path, len(pairs), len(set(pairs)),
+        )  # fmt: skip
 
 
 def _with_passages(questions: list[Question], path: str, config: Config) -> list[Question]:

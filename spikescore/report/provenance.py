@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import subprocess
@@ -11,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from spikescore.files import read_json, walk, write_atomic
+from spikescore.files import content_digest, read_json, walk, write_atomic
 from spikescore.report.content import Table
 from spikescore.report.experiment import Experiment
 from spikescore.report.steps import ROOT, Step
@@ -35,6 +34,10 @@ def write_provenance(experiment: Experiment, steps: Sequence[Step], config: str)
         ("python", platform.python_version()),
         *((name, _version(name)) for name in PACKAGES),
     ]
+    for context in (experiment.dialogues.get("context"), experiment.ablations.retrieval):
+        if context:  # may be a folder of many thousand texts: one digest for all
+            source = context["from"]
+            about.append((f"documents {source}", f"sha256 {content_digest(Path(source))}"))
     paths = experiment.dialogues["dataset_path"]
     files = [file for path in paths for file in _files(path)]
     files += [file for model in experiment.models for file in _files(model.model_path)]
@@ -50,7 +53,7 @@ def write_provenance(experiment: Experiment, steps: Sequence[Step], config: str)
         Table(
             "Data and models",
             ("file", "bytes", "sha256"),
-            tuple((str(file), str(file.stat().st_size), _sha256(file)) for file in files),
+            tuple((str(file), str(file.stat().st_size), content_digest(file)) for file in files),
         ),
         Table("Steps", ("step", "seconds"), tuple(seconds)),
     )
@@ -64,11 +67,6 @@ def _files(place: str) -> Iterator[Path]:
     path = Path(place)
     found = walk(path) if path.is_dir() else [path]
     yield from sorted(file for file in found if file.is_file())
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _version(package: str) -> str:

@@ -29,6 +29,7 @@ def dialogue_settings(config: Mapping[str, Any]) -> Rows:
         ("prompt schedule", _text(config.get("strategy"))),
         ("prompts", _text(config.get("prompts_file"))),
         ("first answers", _text(config.get("first_answers"))),
+        ("retrieval", _retrieval(config.get("context"))),
         ("system prompt", _cut(_text(config.get("system_prompt")))),
         ("temperature", _text(config.get("temperature"))),
         ("top_p", _text(config.get("top_p"))),
@@ -51,6 +52,10 @@ def made_now() -> Rows:
 def joined(values: Iterable[str]) -> str:
     """Return the different values there are, in order of first appearance, as one text."""
     return ", ".join(dict.fromkeys(value for value in values if value))
+
+
+def _retrieval(context: Mapping[str, Any] | None) -> str:
+    return f"{context.get('top_k', 3)} passages of {Path(context['from']).name}" if context else ""
 
 
 def _questions(sampling: Mapping[str, Any]) -> str:

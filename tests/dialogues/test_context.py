@@ -15,6 +15,7 @@ from spikescore.dialogues.leaks import check_prompt, holds_gold, leak_report
 from spikescore.dialogues.plan import load_items
 from spikescore.errors import UserError
 from spikescore.pairs import question_digests
+from tests.helpers.native_rows import ragtruth
 
 ROWS = [
     {"id": "q1", "question": "What does a walrus eat?", "gold_answers": ["clams"]},
@@ -64,6 +65,21 @@ def test_a_gold_answer_in_the_passage_is_no_leak_and_is_told(settings) -> None:
     assert not holds_gold(replace(letters, context="A town on a river."))
     assert holds_gold(replace(letters, context="A town on the SEINE."))
     assert leak_report([], 3) == "leak guard: 0 of 3 prompts show what only the judge may know"
+
+
+def test_a_source_that_is_asked_once_for_each_response_is_told(tmp_path, caplog) -> None:
+    keys = ("source_id", "task_type", "source", "source_info", "prompt")
+    row = ragtruth(1)
+    sources = tmp_path / "source_info.jsonl"
+    sources.write_text(json.dumps({key: row[key] for key in keys}) + "\n")
+    own = {key: value for key, value in row.items() if key not in keys[1:]}
+    lines = (json.dumps({**own, "id": str(n)}) + "\n" for n in range(3))
+    (tmp_path / "response.jsonl").write_text("".join(lines))
+    for path, n in ((tmp_path, 3), (sources, 1)):
+        caplog.clear()
+        items = load_items(parse_config({"dataset_path": str(path)}, source="c"))
+        assert len(items) == n
+        assert ("3 questions are about 1 sources" in caplog.text) == (n == 3)
 
 
 def test_with_and_without_passages_a_question_is_the_same(settings) -> None:
