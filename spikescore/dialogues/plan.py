@@ -91,7 +91,7 @@ def _with_passages(questions: list[Question], path: str, config: Config) -> list
     log.info("%s: passages of %s: %s", path, config.context["from"], found)
     return [
         replace(one, meta={**one.meta, "gold_in_passage": holds_gold(one)})
-        if "retrieved" in one.meta
+        if one.meta.get("retrieved")
         else one
         for one in found.questions
     ]

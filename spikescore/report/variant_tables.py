@@ -169,8 +169,8 @@ def retrieval_note(book: ScoreBook) -> str:
     if not held:
         return "No question of it was given passages."
     return (
-        f"{len(held)} of {book.y.size} questions were searched for; a gold answer stands in the "
-        f"passages of {sum(held)}."
+        f"{len(held)} of {book.y.size} questions got passages; a gold answer stands in those of "
+        f"{sum(held)}."
     )
 
 

@@ -49,7 +49,8 @@ def test_passages_are_shown_kept_and_counted(settings, caplog) -> None:
     (one,) = kept["meta"]["retrieved"]
     assert one["id"] == "walrus.txt#1" and one["score"] > 0
     assert question_from_record(kept).context == walrus.context
-    assert [q.meta["gold_in_passage"] for q in (walrus, rouen, zebras)] == [True, False, False]
+    assert [q.meta.get("gold_in_passage") for q in (walrus, rouen, zebras)] == [True, False, None]
+    assert zebras.meta["retrieved"] == ()
 
 
 def test_a_gold_answer_in_the_passage_is_no_leak_and_is_told(settings) -> None:

@@ -365,8 +365,7 @@ def test_a_run_with_retrieval_is_held_against_the_one_without_on_the_same_questi
     items = [replace(item, meta={"gold_in_passage": n % 3 == 0})
              for n, item in enumerate(without.items)]  # fmt: skip
     told = retrieval_note(replace(without, items=items[:-30] + without.items[-30:]))
-    assert told.startswith("150 of 180 questions were searched for; a gold answer stands in the")
-    assert told.endswith("passages of 50.")
+    assert told == "150 of 180 questions got passages; a gold answer stands in those of 50."
 
 
 def test_judges_are_told_by_their_agreement():
