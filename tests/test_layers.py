@@ -29,7 +29,7 @@ ALLOWED = {
     "dialogues": {"stats", "data", "model", "labels"},
     "measures": {"data", "model", "labels", "dialogues"},
     "probes": {"stats", "dialogues", "measures"},
-    "detectors": {"stats", "data", "model", "dialogues", "measures", "probes"},
+    "detectors": {"stats", "data", "model", "labels", "dialogues", "measures", "probes"},
     "report": {"stats", "dialogues", "detectors"},
 }
 """What a package may import beside the ground and itself."""

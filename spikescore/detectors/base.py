@@ -46,6 +46,8 @@ class Detector(ABC):
     needs: ClassVar[frozenset[str]]
     """What it reads: "texts" and "logprobs" are in the JSON, "states" in the PKL; those in MEASURED
     come from measure_answers.py."""
+    whole_dialogue: ClassVar[bool] = False
+    """Whether it scores by all turns of a dialogue, not by the first answer alone: its cost."""
     seeded: ClassVar[bool] = False
     """Whether another seed gives another result; a detector without chance is fitted once."""
 

@@ -1,4 +1,4 @@
-"""What sampled answers, or the model asked about its answer, say: training-free.
+"""What sampled answers, later turns, or the model asked about its answer, say: training-free.
 
 Samples are N further answers to the same first prompt; measure_answers.py draws them, clusters
 those that mean the same and asks the questions. Notation: sample i has log-likelihood ll_i over T_i
@@ -14,8 +14,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from spikescore.data.question import question_from_record
 from spikescore.detectors.answers import Answers
 from spikescore.detectors.base import Detector
+from spikescore.dialogues.prompts import FORKED
+from spikescore.labels.changes import stated, states_same
 from spikescore.measures import formulas
 
 EIGENSCORE_ALPHA = 1e-3
@@ -336,3 +339,40 @@ class CounterfactualDrop(RewordedDetector):
     def of_samples(samples: dict[str, Any]) -> float:
         first, *versions = mean_logliks(samples)
         return -(first - sum(versions) / len(versions)) if versions else math.nan
+
+
+# --- what later turns state -------------------------------------------------------------------
+
+
+class MarkovFlip(Detector):
+    """flips / (readable - 1): how often the stated answer changes from a turn to the next.
+
+    What each turn states is read by the rule of the labels for the item's kind of answer, with the
+    turn before in the gold answer's place (`labels.changes`); no gold answer and no state is seen.
+    Turns that state nothing readable are skipped. It is the maximum-likelihood estimate of the
+    chance to leave the present answer, in a Markov chain in which that chance is the same at every
+    turn. Range 0 to 1; a model that sticks to its answer is taken to know it, so higher = more
+    hallucinated. NaN with fewer than two readable turns. Where follow-ups were forked there is no
+    turn before: each is held against the first readable one. A baseline of this project.
+    """
+
+    name, title = "markov_flip", "Markov flip rate"
+    family = "training-free"
+    needs = frozenset({"texts"})
+    whole_dialogue = True
+
+    def score(self, items: Answers) -> np.ndarray:
+        return np.array([flip_rate(record) for record in items.records], dtype=np.float64)
+
+
+def flip_rate(record: dict[str, Any]) -> float:
+    """Return the share of a dialogue's readable answers, but for the first, that state another than
+    the one before (forked: than the first); NaN with fewer than two.
+    """
+    question = question_from_record(record)
+    read = [stated(question, step.get("response") or "") for step in record["cot_steps"]]
+    said = [one for one in read if one is not None]
+    forked = (record.get("config") or {}).get("schedule") == FORKED
+    before = said[:1] * (len(said) - 1) if forked else said[:-1]
+    flips = [not states_same(question, *pair) for pair in zip(before, said[1:], strict=True)]
+    return float(np.mean(flips)) if flips else math.nan

@@ -74,6 +74,7 @@ class DialogueLength(LengthControl):
     """Tokens of all answers of the dialogue together."""
 
     name, title = "dialogue_length", "Dialogue length"
+    whole_dialogue = True
 
     @staticmethod
     def of_turns(lengths: np.ndarray) -> float:
@@ -87,6 +88,7 @@ class DialogueLengthStd(LengthControl):
     """
 
     name, title = "dialogue_length_std", "Std of turn lengths"
+    whole_dialogue = True
 
     @staticmethod
     def of_turns(lengths: np.ndarray) -> float:
@@ -150,6 +152,7 @@ class TfidfDialogue(TextControl):
     """TF-IDF and logistic regression (`TextControl`) on the answers of all turns, no prompts."""
 
     name, title = "tfidf_dialogue", "TF-IDF, dialogue"
+    whole_dialogue = True
 
     @staticmethod
     def text_of(record: dict[str, Any]) -> str:

@@ -284,6 +284,54 @@ def test_an_unknown_length_is_missing():
     assert math.isnan(score_one("dialogue_length_std", items))
 
 
+# --- what later turns state -------------------------------------------------------------------
+
+
+def asked(kind, *responses, choices=None, **config):
+    made = record(*({"response": text} for text in responses))
+    return made | {"answer_type": kind, "choices": choices, "config": config, "question": "Which?"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "responses", "flips"),
+    [
+        ("exact", ("Paris.", "The answer is Paris.", "Rome.", "It is Rome.", "Paris"), 2 / 4),
+        ("exact", ("Paris", "", "Paris"), 0.0),  # a turn that says nothing is skipped
+        ("exact", ("Paris", "I don't know.", "Sorry, I do not know.", "Paris"), 2 / 3),
+        ("exact", ("Yes.", "Yes, it is.", "No."), 1 / 2),
+        ("numeric", ("12 apples", "The answer is twelve.", "6 x 2 = 12", "So it is 13."), 1 / 3),
+        ("math", (r"\boxed{\frac{1}{2}}", r"\boxed{0.5}", r"\boxed{2}", "2"), 1 / 3),
+        ("choice", ("A", "The answer is (A).", "Berlin", "B. Rome", "Good."), 1 / 3),
+        ("squad", ("in the old town hall", "the old town hall", "at sea"), 1 / 2),
+        ("list", ("red; blue", "red, blue", "green"), 1 / 2),
+        ("free", ("the moon pulls on the sea", "the moon pulls the sea", "wind"), 1 / 2),
+    ],
+)
+def test_markov_flip_counts_changes_of_the_stated_answer(kind, responses, flips):
+    choices = ["Berlin", "Rome", "Oslo"] if kind == "choice" else None
+    found = score_one("markov_flip", answers([asked(kind, *responses, choices=choices)]))
+    assert found == pytest.approx(flips)
+
+
+def test_markov_flip_sees_no_gold_answer():
+    responses = "Paris", "Rome", "Rome"
+    one, other = (asked("exact", *responses) | {"gold_answers": [gold]} for gold in responses[:2])
+    assert REGISTRY["markov_flip"]().score(answers([one, other])).tolist() == [0.5, 0.5]
+
+
+def test_markov_flip_holds_forked_answers_against_the_first():
+    responses = "Paris", "Rome", "Rome", "Paris"
+    one, other = (asked("exact", *responses, schedule=how) for how in ("sequential", "forked"))
+    found = REGISTRY["markov_flip"]().score(answers([one, other]))
+    assert found.tolist() == pytest.approx([2 / 3, 2 / 3])
+    longer = asked("exact", *responses, "Rome", "Rome", schedule="forked")
+    assert score_one("markov_flip", answers([longer])) == pytest.approx(4 / 5)
+
+
+def test_markov_flip_needs_two_answers_that_can_be_read():
+    assert math.isnan(score_one("markov_flip", answers([asked("exact", "Paris", "")])))
+
+
 # --- directions -------------------------------------------------------------------------------
 
 
@@ -370,7 +418,11 @@ PLANTS = {
         [{"n_response_tokens": 100}, {"n_response_tokens": 100 - round(90 * d)}],
         {},
     ),
-}
+    "markov_flip": lambda d: (
+        [{"response": "Paris." if place % 2 and place <= 40 * d else "Rome."}
+         for place in range(41)], {},
+    ),
+}  # fmt: skip
 FREE = [name for name, detector in REGISTRY.items() if not learns(detector)]
 
 
