@@ -1,20 +1,31 @@
 #!/usr/bin/env python3
-"""How fast stage 1 generates, beside the plain sequential loop, on this machine.
+"""How fast stage 1 generates, beside what one would write first, on this machine.
 
-    python benchmarks/dialogue_speed.py                            # the tiny model, growth table
-    python benchmarks/dialogue_speed.py --dialogues 32 --turns 5   # one setting, quicker
-    python benchmarks/dialogue_speed.py --shape llama-3.2-3b --max_new_tokens 256 --sequential 1
+    python benchmarks/dialogue_speed.py                            # the tiny model
+    python benchmarks/dialogue_speed.py --model DIR --dtypes float32,bfloat16
+    python benchmarks/dialogue_speed.py --model DIR --data my.jsonl --dialogues 32 --turns 5
+    python benchmarks/dialogue_speed.py --model DIR --server http://127.0.0.1:8000/v1
 
-Sequential: one dialogue at a time, the whole conversation encoded again at every turn,
-transformers' `generate(..., output_hidden_states=True)`. Engine: what reasoning_lite.py runs. Same
-model, questions, turns and greedy decoding; each side has a process of its own, one after the
-other, begins with a few uncounted tokens, and the texts are compared. The sequential side runs only
-`--sequential` dialogues, since its cost per dialogue does not depend on how many there are; its
-tokens/s stand for the whole.
+Sides, all on the same model, questions and turns, with greedy decoding unless `--temperature`:
 
-The last lines set the engine's time against what the machine could do at best: the matrix products
-and the bytes of weights and cache that the work needs, at the FLOP/s and the memory bandwidth
-measured here.
+    sequential   one dialogue at a time, the whole conversation encoded again at every turn, by
+                 transformers' `generate(..., output_hidden_states=True)`
+    generate     the same, `--batch` dialogues at a time, padded on the left
+    engine       what reasoning_lite.py runs; once for each number of `--drafts`
+    server       a serving engine (`--server`, an address), texts without states
+
+Each side has a process of its own, one after the other, and begins with a few uncounted tokens.
+Texts are compared with the first sequential loop's: in float32 they must be equal. The slow sides
+run only the first `--sequential` and `--batch` dialogues, of each file in turn: what a dialogue
+costs them does not depend on how many there are, but a good deal on how long its answers are.
+
+Columns: tokens of answers per second of the clock and per second of processor time (CPU s: of all
+threads together, so that other programs' work does not count); how many times the first row's that
+is; the peak of memory beyond the model, for the engine beside the keys and values of the longest
+dialogue in every slot and the states kept; and the share of the machine's limit, which is the time
+that the side's matrix products, its bytes of weights and its bytes of cache would take at the
+FLOP/s and at the memory's speed that are measured here in the same type (on a CPU in processor
+time).
 """
 
 from __future__ import annotations
@@ -24,13 +35,16 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the scripts' library is not installed, it lies beside them
 
-DOMAINS = ("trivia", "commonsense", "reading", "conversation", "arithmetic", "wordproblems")
+TINY = ROOT / "models" / "tiny"
+DTYPES = ("float32", "bfloat16", "float16")
 SHAPES = {
     "llama-3.2-3b": {
         "vocab_size": 128256, "hidden_size": 3072, "intermediate_size": 8192,
@@ -42,6 +56,11 @@ SHAPES = {
         "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
         "head_dim": 128, "tie_word_embeddings": False,
     },
+    "small": {
+        "vocab_size": 8192, "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 16, "tie_word_embeddings": True,
+    },
 }  # fmt: skip
 
 
@@ -49,19 +68,34 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default=str(ROOT / "models" / "tiny"), help="chat model")
-    parser.add_argument(
-        "--shape", choices=SHAPES, help="random weights of this shape, FP16 on a GPU (tokens only)"
-    )
-    parser.add_argument("--dialogues", type=int, help="one setting instead of the growth table")
-    parser.add_argument("--turns", type=int, default=20)
-    parser.add_argument("--max_new_tokens", type=int, default=32)
-    parser.add_argument("--batch_size", type=int, help="default: all dialogues at once")
-    parser.add_argument("--sequential", type=int, default=8, help="dialogues of the slow side")
-    parser.add_argument(
-        "--side", choices=("sequential", "engine", "limits"), help=argparse.SUPPRESS
-    )
-    return parser.parse_args()
+    add = parser.add_argument
+    add("--model", default=str(TINY), help="chat model")
+    add("--shape", choices=SHAPES, help="random weights of this shape instead (tokens only)")
+    add("--data", nargs="+", help="question files; default: datasets/tiny or datasets/samples")
+    add("--dialogues", type=int, default=64)
+    add("--turns", type=int, default=20)
+    add("--max_new_tokens", type=int, default=32)
+    add("--temperature", type=float, default=0.0, help="of the engine and the server; 0 is greedy")
+    add("--dtypes", help="of " + ",".join(DTYPES) + "; default: what stage 1 takes")
+    add("--sides", default="sequential,generate,engine", help="default: %(default)s")
+    add("--sequential", type=int, default=6, help="dialogues of the sequential loop")
+    add("--batch", type=int, default=16, help="dialogues that `generate` takes at a time")
+    add("--batch_size", type=int, help="of the engine; default: all dialogues at once")
+    add("--drafts", help="guesses of the engine's passes, as 0,3; default: the engine's own")
+    add("--server", help="address of a server with the OpenAI interface, as http://host:8000/v1")
+    add("--server_model", help="its name for the model; default: --model")
+    add("--out", type=Path, help="file to append what was measured to, a JSON a line")
+    add("--side", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.sides = args.sides.split(",") + (["server"] if args.server else [])
+    args.dtypes = (args.dtypes or "auto").split(",")
+    args.drafts = [None if n == "own" else int(n) for n in (args.drafts or "own").split(",")]
+    if args.data is None:
+        folder = "tiny" if args.shape or Path(args.model).resolve() == TINY else "samples"
+        args.data = sorted(map(str, (ROOT / "datasets" / folder).glob("*.json*")))
+    if unknown := {*args.sides} - {*SIDES} | {*args.dtypes} - {*DTYPES, "auto"}:
+        parser.error(f"no such side or dtype: {', '.join(sorted(unknown))}")
+    return args
 
 
 def main() -> None:
@@ -69,53 +103,83 @@ def main() -> None:
     if args.side:
         print(json.dumps(SIDES[args.side](args)))
         return
-    settings = [(128, 5), (128, 10), (8, 20), (32, 20), (128, 20)]
-    if args.dialogues:
-        settings = [(args.dialogues, args.turns)]
-    n_slow = min(args.sequential, settings[0][0])
-    sequential = {turns: child(args, "sequential", n_slow, turns) for _, turns in settings}
-    print(f"model {args.shape or args.model}, greedy, at most {args.max_new_tokens} new tokens")
-    print("dialogues  turns   sequential tok/s   engine tok/s   ratio   engine s   memory MB")
-    for dialogues, turns in settings:
-        engine = child(args, "engine", dialogues, turns)
-        slow = sequential[turns]
-        same = sum(engine["texts"][name] == text for name, text in slow["texts"].items())
-        assert args.shape or same == len(slow["texts"]), "the two sides wrote different texts"
-        kept = engine["cache_bytes"] + engine["state_bytes"]
+    how = "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}"
+    print(
+        f"model {args.shape or args.model}, {args.turns} turns, at most {args.max_new_tokens} new "
+        f"tokens, {how}"
+    )
+    print(
+        f"{'dtype':9s} {'side':18s} dialogues  tokens/s  tokens/CPU s   ratio  CPU ratio   "
+        "memory MB (x cache and states)  of limit  texts equal"
+    )
+    first: dict[str, Any] = {}
+    machine = []
+    for dtype in args.dtypes:
+        limits = child(args, "limits", dtype) if "engine" in args.sides else {}
+        machine += [limits] if limits else []
+        for side, drafts in rows(args):
+            found = child(args, side, dtype, drafts)
+            first = first or found
+            shown(found, first, limits, side if drafts is None else f"{side}, drafts {drafts}")
+            if args.out:
+                facts = {key: value for key, value in found.items() if key != "texts"}
+                with open(args.out, "a", encoding="utf-8") as file:
+                    what = {"model": args.shape or args.model, "side": side, "drafts": drafts}
+                    what["temperature"] = args.temperature
+                    print(json.dumps({**what, **facts, "machine": limits}), file=file)
+    for limits in machine:
         print(
-            f"{dialogues:9d} {turns:6d} {slow['speed']:18.0f} {engine['speed']:14.0f} "
-            f"{engine['speed'] / slow['speed']:7.1f} {engine['seconds']:10.1f} "
-            f"{engine['memory'] / 1e6:8.0f} ({engine['memory'] / kept:.2f} x {kept / 1e6:.0f})"
+            f"machine, {limits['dtype']}: {limits['device']}, {limits['flops'] / 1e9:.0f} GFLOP/s "
+            f"in matrix products, {limits['bandwidth'] / 1e9:.1f} GB/s copied"
         )
-    print(
-        f"sequential side: {n_slow} dialogues each, peak memory beyond the model "
-        f"{max(side['memory'] for side in sequential.values()) / 1e6:.0f} MB; "
-        f"texts equal on all {n_slow} compared"
-        if not args.shape
-        else "texts not compared: random weights in FP16 turn rounding into other words"
-    )
-    limits = child(args, "limits", 1, 1)
-    at_best = engine["flops"] / limits["flops"] + engine["bytes"] / limits["bandwidth"]
-    print(
-        f"machine: {limits['flops'] / 1e9:.0f} GFLOP/s in matrix products, "
-        f"{limits['bandwidth'] / 1e9:.1f} GB/s; the last line needs "
-        f"{engine['flops'] / 1e9:.0f} GFLOP "
-        f"and {engine['bytes'] / 1e9:.0f} GB, {at_best:.1f} s at best, "
-        f"so the engine reaches {at_best / engine['seconds']:.0%} of the machine's limit"
-    )
 
 
-def child(args: argparse.Namespace, side: str, dialogues: int, turns: int) -> dict[str, Any]:
+def rows(args: argparse.Namespace) -> Iterator[tuple[str, int | None]]:
+    """The sides to run, the engine once for each number of drafts."""
+    for side in args.sides:
+        for drafts in args.drafts if side == "engine" else [None]:
+            yield side, drafts
+
+
+def shown(found: dict[str, Any], first: dict[str, Any], limits: dict[str, Any], side: str) -> None:
+    """Print a row of the table; AssertionError where float32 wrote other texts."""
+    speed, own = found["tokens"] / found["seconds"], found["tokens"] / found["cpu_seconds"]
+    memory, share = f"{found['memory'] / 1e6:10.0f}", ""
+    if found.get("kept"):
+        memory += f" ({found['memory'] / found['kept']:.2f} x {found['kept'] / 1e6:.0f})"
+        clock = "cpu_seconds" if limits["device"] == "cpu" else "seconds"
+        at_best = found["flops"] / limits["flops"] + found["bytes"] / limits["bandwidth"]
+        share = f"{at_best / found[clock]:.0%}"
+    both = found["texts"].keys() & first["texts"].keys()
+    same = sum(found["texts"][name] == first["texts"][name] for name in both)
+    print(
+        f"{found['dtype']:9s} {side:18s} {found['dialogues']:9d} {speed:9.1f} {own:13.1f} "
+        f"{speed * first['seconds'] / first['tokens']:7.1f} "
+        f"{own * first['cpu_seconds'] / first['tokens']:10.1f}   {memory:31s} {share:>8s}  "
+        f"{f'{same} of {len(both)}' if both else '-':>11s}"
+        + (f"   {found['per_advance']:.2f} tokens a pass" if "per_advance" in found else ""),
+        flush=True,
+    )
+    exact = found["dtype"] == first["dtype"] == "float32" and side.startswith("engine")
+    assert same == len(both) or not exact, "the engine wrote other texts than the sequential loop"
+
+
+def child(
+    args: argparse.Namespace, side: str, dtype: str, drafts: int | None = None
+) -> dict[str, Any]:
     """Run one side in a process of its own and return what it measured."""
-    command = [sys.executable, __file__, "--side", side, "--model", args.model]
-    command += ["--dialogues", dialogues, "--turns", turns, "--max_new_tokens", args.max_new_tokens]
-    command += ["--shape", args.shape] if args.shape else []
-    command += ["--batch_size", args.batch_size] if args.batch_size else []
+    command = [sys.executable, __file__, "--side", side, "--dtypes", dtype]
+    command += ["--drafts", drafts] if drafts is not None else []
+    names = "model", "shape", "dialogues", "turns", "max_new_tokens", "temperature", "sequential"
+    for name in (*names, "batch", "batch_size", "server", "server_model"):
+        if (value := getattr(args, name)) is not None:
+            command += [f"--{name}", value]
+    command += ["--data", *args.data]
     done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, check=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-# --- what both sides share --------------------------------------------------------------------
+# --- what the sides share ---------------------------------------------------------------------
 
 
 def load(args: argparse.Namespace) -> tuple[Any, Any, Any]:
@@ -123,62 +187,89 @@ def load(args: argparse.Namespace) -> tuple[Any, Any, Any]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from spikescore.model.loading import load_model
+
+    config, chat = set_up(args)
+    if args.shape:
+        on_gpu = torch.cuda.is_available()
+        auto = "float16" if on_gpu else "float32"
+        dtype = getattr(torch, auto if args.dtypes == ["auto"] else args.dtypes[0])
+        torch.manual_seed(0)
+        torch.set_default_dtype(dtype)
+        with torch.device("cuda" if on_gpu else "cpu"):
+            shape = LlamaConfig(max_position_embeddings=131072, **SHAPES[args.shape])
+            model = LlamaForCausalLM(shape).eval()
+        torch.set_default_dtype(torch.float32)
+    else:
+        model = load_model(config.placement)
+    return config, model, chat
+
+
+def set_up(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Return (config, chat format): all that a side without a model of its own needs."""
     from spikescore.dialogues.config import Config, SamplingConfig
     from spikescore.model.chat import ChatFormat
-    from spikescore.model.loading import load_model, load_tokenizer
+    from spikescore.model.loading import load_tokenizer
 
     config = Config(
         model_path=args.model,
         sampling=SamplingConfig(seed=1),
         max_steps=args.turns,
-        temperature=0,
+        temperature=args.temperature,
         top_p=1,
         max_new_tokens=args.max_new_tokens,
+        dtype=args.dtypes[0],
         generation_timeout=None,
         enable_ppl_detection=False,
+        server_url=args.server,
+        server_model=args.server_model,
     )
-    if args.shape:
-        with torch.device("cuda"):
-            torch.manual_seed(0)
-            torch.set_default_dtype(torch.float16)
-            shape = LlamaConfig(max_position_embeddings=131072, **SHAPES[args.shape])
-            model = LlamaForCausalLM(shape).eval()
-            torch.set_default_dtype(torch.float32)
-    else:
-        model = load_model(config.placement)
-    chat = ChatFormat(load_tokenizer(config.placement), enable_thinking=False)
-    return config, model, chat
+    return config, ChatFormat(load_tokenizer(config.placement), enable_thinking=False)
 
 
-def pick_questions(n: int) -> list[Any]:
-    """The same questions for both sides, domain after domain."""
+def make_dialogues(args: argparse.Namespace, n: int, config: Any, chat: Any) -> list[Any]:
+    """The same for all sides: a question of each file in turn, over again where they are few."""
     from spikescore.data.reading import load_questions
+    from spikescore.dialogues.dialogue import Dialogue
 
-    by_domain = [load_questions(ROOT / "datasets/tiny" / f"{d}.json").questions for d in DOMAINS]
-    rounds = zip(*by_domain, strict=False)
-    return [question for several in rounds for question in several][:n]
+    files = [load_questions(path).questions for path in args.data]
+    questions = [one for several in zip_longest(*files) for one in several if one is not None]
+    dialogues = [Dialogue(questions[at % len(questions)], config, chat) for at in range(n)]
+    for at, dialogue in enumerate(dialogues):
+        dialogue.item_id = f"{at}:{dialogue.item_id}"
+    return dialogues
 
 
-class Memory:
-    """Peak memory beyond what was held when it was made (GPU: allocated; CPU: resident)."""
+class Measured:
+    """Time and memory from when it was made: of memory, the peak beyond what was held then (GPU:
+    allocated; CPU: resident).
+    """
 
-    def __init__(self, device: Any) -> None:
-        self.device = device
-        if device.type == "cuda":
+    def __init__(self, model: Any = None) -> None:
+        self.on_gpu = model is not None and model.device.type == "cuda"
+        if self.on_gpu:
             import torch
 
+            torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated()
         else:
             self.before = _resident("VmRSS")
             Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        self.dtype = "" if model is None else str(model.dtype).removeprefix("torch.")
+        self.started = time.monotonic(), time.process_time()
 
-    def peak(self) -> int:
+    def facts(self, dialogues: int, tokens: int, texts: dict[str, list[str]]) -> dict[str, Any]:
         import torch
 
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated() - self.before
-        return _resident("VmHWM") - self.before
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        seconds, own = time.monotonic() - self.started[0], time.process_time() - self.started[1]
+        peak = torch.cuda.max_memory_allocated() if self.on_gpu else _resident("VmHWM")
+        return {
+            "dtype": self.dtype, "dialogues": dialogues, "tokens": tokens, "texts": texts,
+            "seconds": seconds, "cpu_seconds": own, "memory": peak - self.before,
+        }  # fmt: skip
 
 
 def _resident(name: str) -> int:
@@ -186,77 +277,89 @@ def _resident(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
-# --- the two sides ----------------------------------------------------------------------------
+# --- the sides --------------------------------------------------------------------------------
 
 
 def run_sequential(args: argparse.Namespace) -> dict[str, Any]:
     """The plain loop, as one would write it first."""
+    return run_generate(args, min(args.sequential, args.dialogues), together=1)
+
+
+def run_generate(
+    args: argparse.Namespace, n_dialogues: int = 0, together: int = 0
+) -> dict[str, Any]:
+    """transformers' `generate` on some dialogues at a time, each turn encoded again."""
     import torch
 
-    from spikescore.dialogues.dialogue import Dialogue
     from spikescore.model.loading import stop_ids
     from spikescore.model.turns import Turn
 
     config, model, chat = load(args)
     stops = [] if args.shape else sorted(stop_ids(model, chat))
-    dialogues = [Dialogue(question, config, chat) for question in pick_questions(args.dialogues)]
-    memory, tokens, texts = Memory(model.device), 0, {}
-    model.generate(torch.tensor([[1, 5, 6]], device=model.device), max_new_tokens=8, min_length=8)
-    started = time.monotonic()
-    for dialogue in dialogues:
-        last, answers = None, []
-        while (ids := dialogue.next_prompt(last)) is not None:
-            with torch.inference_mode():
-                output = model.generate(
-                    torch.tensor([ids], device=model.device),
-                    max_new_tokens=args.max_new_tokens,
-                    do_sample=False,
-                    temperature=None,
-                    top_p=None,
-                    eos_token_id=stops or None,
-                    pad_token_id=0,
-                    output_hidden_states=True,
-                    return_dict_in_generate=True,
-                )
+    together = together or min(args.batch, args.dialogues)
+    dialogues = make_dialogues(args, n_dialogues or together, config, chat)
+
+    def generate(prompts: list[list[int]], **options: Any) -> Any:
+        width = max(map(len, prompts))
+        ids = torch.zeros(len(prompts), width, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        with torch.inference_mode():
+            return model.generate(
+                ids.to(model.device), attention_mask=mask.to(model.device), do_sample=False,
+                temperature=None, top_p=None, pad_token_id=0, **options,
+            )  # fmt: skip
+
+    generate([[1, 5, 6]], max_new_tokens=8, min_new_tokens=8)
+    measured, tokens, texts = Measured(model), 0, {}
+    for first in range(0, len(dialogues), together):
+        held = {one: one.next_prompt(None) for one in dialogues[first : first + together]}
+        while held:
+            output = generate(
+                list(held.values()), max_new_tokens=args.max_new_tokens,
+                eos_token_id=stops or None, output_hidden_states=True, return_dict_in_generate=True,
+            )  # fmt: skip
             # the states a user of generate() keeps: three positions, all layers
             for step in (output.hidden_states[0], *output.hidden_states[-2:]):
-                torch.stack([state[0, -1] for state in step]).half().cpu()
-            answer = output.sequences[0, len(ids) :].tolist()
-            answer = answer[:-1] if answer and answer[-1] in stops else answer
-            tokens += len(answer)
-            answers.append(chat.text(answer))
-            last = Turn(len(answers), ids, answer_ids=answer)
-        texts[dialogue.item_id] = answers
-    seconds = time.monotonic() - started
-    return {"speed": tokens / seconds, "memory": memory.peak(), "texts": texts}
+                torch.stack([state[:, -1] for state in step]).half().cpu()
+            width = output.sequences.shape[1] - len(output.hidden_states)
+            following = {}
+            for (dialogue, prompt), row in zip(held.items(), output.sequences, strict=True):
+                answer = row[width:].tolist()
+                end = next((at for at, token in enumerate(answer) if token in stops), len(answer))
+                tokens += end
+                turn = Turn(len(dialogue.answers) + 1, prompt, answer_ids=answer[:end])
+                if (ids := dialogue.next_prompt(turn)) is not None:
+                    following[dialogue] = ids
+            held = following
+    texts = {one.item_id: one.answers for one in dialogues}
+    return measured.facts(len(dialogues), tokens, texts)
 
 
 def run_engine(args: argparse.Namespace) -> dict[str, Any]:
     """The engine; the states of dialogues in flight are held, as in stage 1."""
-    import torch
-
-    from spikescore.dialogues.dialogue import Dialogue
     from spikescore.model.architecture import cache_bytes_per_token, pair_bytes
     from spikescore.model.engine import Engine
     from spikescore.model.loading import stop_ids
+    from spikescore.model.memory import GROWTH
     from spikescore.model.sampling import Sampling
-    from spikescore.model.slots import GROWTH
     from spikescore.model.turns import Limits
 
     config, model, chat = load(args)
-    stops = () if args.shape else stop_ids(model, chat)
     engine = Engine(
         model,
-        stop_ids=stops,
-        sampling=Sampling(0, 1, 1),
+        stop_ids=() if args.shape else stop_ids(model, chat),
+        sampling=Sampling(args.temperature, 1, 1),
         limits=Limits(args.max_new_tokens, model.config.max_position_embeddings),
         batch_size=args.batch_size or args.dialogues,
+        draft_tokens=args.drafts[0],
     )
-    dialogues = [Dialogue(question, config, chat) for question in pick_questions(args.dialogues)]
+    dialogues = make_dialogues(args, args.dialogues, config, chat)
     texts, longest, attended = {}, 0, 0
-    memory = Memory(model.device)
-    engine.seconds_per_token()  # the trial that stage 1 begins with
-    started = time.monotonic()
+    engine.seconds_per_turn()  # begins with a few uncounted tokens
+    measured = Measured(model)
     for finished in engine.run(dialogues):
         assert finished.error is None, finished.error
         texts[finished.conversation.item_id] = [chat.text(t.answer_ids) for t in finished.turns]
@@ -264,65 +367,83 @@ def run_engine(args: argparse.Namespace) -> dict[str, Any]:
             end = len(turn.prompt_ids) + len(turn.answer_ids)
             longest = max(longest, end)
             attended += len(turn.answer_ids) * (len(turn.prompt_ids) + end) // 2
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
-    seconds = time.monotonic() - started
     stats = engine.stats
+    facts = measured.facts(args.dialogues, stats["new_tokens"], texts)
     per_token = cache_bytes_per_token(model)
     weights = sum(p.numel() for p in model.parameters())
-    blocks = -(-longest // GROWTH) * GROWTH
-    return {
-        "speed": stats["new_tokens"] / seconds,
-        "seconds": seconds,
-        "memory": memory.peak(),
-        "texts": texts,
-        "cache_bytes": engine.batch_size * blocks * per_token,
-        "state_bytes": min(engine.batch_size, args.dialogues)
-        * pair_bytes(model.config, args.turns),
+    slots = min(engine.batch_size, args.dialogues)
+    groups = model.config.num_attention_heads / model.config.num_key_value_heads
+    return facts | {
+        "kept": slots * -(-longest // GROWTH) * GROWTH * per_token
+        + slots * pair_bytes(model.config, args.turns),
         # two operations per weight and token, and per cached number attended
         "flops": 2 * weights * (stats["new_tokens"] + stats["encoded_tokens"])
-        + 2 * attended * per_token / model.dtype.itemsize * _query_groups(model),
+        + 2 * attended * per_token / model.dtype.itemsize * groups,
         # every pass reads all weights once, and the cache of each dialogue that it takes further
         "bytes": stats["passes"] * weights * model.dtype.itemsize
         + attended * per_token * stats["advances"] / stats["new_tokens"],
+        "per_advance": stats["new_tokens"] / stats["advances"],  # a turn's end is fed once more
+        "longest": longest,
+        "stats": stats,
     }
 
 
-def _query_groups(model: Any) -> float:
-    config = model.config
-    return config.num_attention_heads / config.num_key_value_heads
+def run_server(args: argparse.Namespace) -> dict[str, Any]:
+    """The dialogues held by a server; memory and processor time are this client's."""
+    from spikescore.dialogues.running import connect
+    from spikescore.model.turns import Limits
+
+    config, chat = set_up(args)
+    generator = connect(config, chat)
+    measured = Measured()
+    texts = {}
+    dialogues = make_dialogues(args, args.dialogues, config, chat)
+    for ended in generator.run(dialogues, Limits(args.max_new_tokens, config.model_max_tokens)):
+        assert ended.error is None, ended.error
+        texts[ended.conversation.item_id] = [one.answer for one in ended.exchanges]
+    tokens = sum(chat.length(text) for answers in texts.values() for text in answers)
+    return measured.facts(args.dialogues, tokens, texts) | {"dtype": "its own"}
 
 
 def measure_limits(args: argparse.Namespace) -> dict[str, Any]:
     """FLOP/s of a matrix product in the model's type, and bytes read and written per second."""
     import torch
 
-    on_gpu = args.shape or torch.cuda.is_available()
-    device, dtype = ("cuda", torch.float16) if on_gpu else ("cpu", torch.float32)
+    on_gpu = torch.cuda.is_available()
+    auto = "float16" if on_gpu else "float32"
+    name = auto if args.dtypes == ["auto"] else args.dtypes[0]
+    device, dtype = "cuda" if on_gpu else "cpu", getattr(torch, name)
     size = 8192 if on_gpu else 1024
-    a = torch.randn(size, size, device=device, dtype=dtype)
-    big = torch.empty(2**28 if on_gpu else 2**26, device=device, dtype=torch.float32)
+    a = torch.randn(size, size, device=device).to(dtype)
+    big = torch.zeros(2**28 if on_gpu else 2**26, device=device, dtype=torch.float32)
+    copy = torch.zeros_like(big)
 
     def best(work: Any, repeats: int = 10) -> float:
-        times = []
+        clock, times = time.perf_counter if on_gpu else time.process_time, []
         for _ in range(repeats):
-            if on_gpu:
-                torch.cuda.synchronize()
-            started = time.perf_counter()
+            started = clock()
             work()
             if on_gpu:
                 torch.cuda.synchronize()
-            times.append(time.perf_counter() - started)
+            times.append(clock() - started)
         return min(times)
 
-    copy = torch.empty_like(big)
+    best(lambda: a @ a, 1)
     return {
+        "dtype": name,
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "flops": 2 * size**3 / best(lambda: a @ a),
         "bandwidth": 2 * big.nbytes / best(lambda: copy.copy_(big)),
     }
 
 
-SIDES = {"sequential": run_sequential, "engine": run_engine, "limits": measure_limits}
+SIDES = {
+    "sequential": run_sequential,
+    "generate": run_generate,
+    "engine": run_engine,
+    "server": run_server,
+    "limits": measure_limits,
+}
 
 if __name__ == "__main__":
     main()
