@@ -46,13 +46,13 @@ from spikescore.model.architecture import longest_context
 from spikescore.model.chat import ChatFormat, Message
 from spikescore.model.engine import Engine
 from spikescore.model.loading import (
-    auto_batch_size,
     generation_processors,
     load_architecture,
     load_model,
     model_identity,
     stop_ids,
 )
+from spikescore.model.memory import auto_batch_size
 from spikescore.model.reading import Exchange, Transcript, read_transcripts, reread
 from spikescore.model.sampling import Sampling
 from spikescore.model.served_states import ServedStates
@@ -65,6 +65,7 @@ log = logging.getLogger("spikescore")
 
 # for the time and memory estimates; answers seldom reach max_new_tokens
 TYPICAL_ANSWER_TOKENS = 256
+TYPICAL_PROMPT_TOKENS = 64  # a follow-up, and what the chat template puts around it
 
 
 @dataclass
@@ -191,8 +192,11 @@ def make_engine(config: Config, chat: ChatFormat, model: Any, n_items: int) -> E
     limits = limits_of(config, model.config)
     batch_size = config.batch_size
     if batch_size == "auto":
-        tokens = min(limits.max_context, config.max_steps * (answer_tokens(config) + 64))
-        batch_size = auto_batch_size(model, tokens_per_dialogue=tokens, n_items=n_items)
+        turn = answer_tokens(config) + TYPICAL_PROMPT_TOKENS
+        tokens = min(limits.max_context, turn * config.max_steps)
+        batch_size = auto_batch_size(
+            model, tokens_per_dialogue=tokens, n_items=n_items, turns=config.max_steps
+        )
     return Engine(
         model,
         stop_ids=stop_ids(model, chat),
@@ -213,13 +217,18 @@ def answer_tokens(config: Config) -> int:
 
 
 def expected_time(engine: Engine, todo: list[Item], config: Config) -> str:
-    """Time the engine for two seconds and say how long the items will take it."""
-    length, seconds = answer_tokens(config), engine.seconds_per_token()
-    minutes = sum(item.n_turns for item in todo) * length * seconds / 60
+    """Time a turn in the middle of dialogues, and say how long the items will take."""
+    length = answer_tokens(config)
+    most = engine.limits.max_context - length
+    held = min(most - 1, config.max_steps * (length + TYPICAL_PROMPT_TOKENS) // 2)
+    prompt = min(TYPICAL_PROMPT_TOKENS, most - held)
+    seconds = engine.seconds_per_turn(held=held, prompt=prompt, answer=length)
+    minutes = sum(item.n_turns for item in todo) * seconds / 60
     spent = f"{minutes:.1f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
     return (
-        f"about {spent} if every answer has {length} tokens (measured: {1 / seconds:,.0f} tokens/s "
-        f"with batch size {engine.batch_size})"
+        f"about {spent} if every answer has {length} tokens (measured: {length / seconds:,.0f} "
+        f"tokens/s with batch size {engine.batch_size} in the middle of a dialogue, "
+        f"{held} tokens before it)"
     )
 
 
@@ -331,7 +340,7 @@ def follow(
 ) -> None:
     """Compute this process's slices of the model in step with the first process, which writes."""
     engine = make_engine(config, chat, model, len(todo))
-    engine.seconds_per_token()
+    expected_time(engine, todo, config)  # the first process times it too
     for finished in engine.run(Run(config, chat, identity, Tally()).jobs(todo)):
         reread(model, finished)
 

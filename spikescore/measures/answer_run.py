@@ -89,7 +89,8 @@ class AnswerRun:
     @cached_property
     def engine(self) -> Engine:
         from spikescore.model.engine import Engine
-        from spikescore.model.loading import auto_batch_size, stop_ids
+        from spikescore.model.loading import stop_ids
+        from spikescore.model.memory import auto_batch_size
         from spikescore.model.turns import Limits
 
         args = self.plan.args

@@ -528,7 +528,7 @@ class Measurer:
         )
 
     def _batch_size(self, tokens: int, n_items: int) -> int:
-        from spikescore.model.loading import auto_batch_size
+        from spikescore.model.memory import auto_batch_size
 
         if self._config.batch_size != "auto":
             return self._config.batch_size

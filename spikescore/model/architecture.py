@@ -35,13 +35,17 @@ def key_value_heads(config: PreTrainedConfig) -> int:
     return heads or size_of(config, "num_attention_heads")
 
 
+def head_size(config: PreTrainedConfig) -> int:
+    """Width of an attention head of a language model's configuration."""
+    size = getattr(text_config(config), "head_dim", None)
+    return size or size_of(config, "hidden_size") // size_of(config, "num_attention_heads")
+
+
 def cache_bytes_per_token(model: PreTrainedModel) -> int:
     """Bytes of keys and values that one token of one dialogue costs."""
-    config = text_config(model.config)
-    head_dim = getattr(config, "head_dim", None)
-    head_dim = head_dim or size_of(config, "hidden_size") // size_of(config, "num_attention_heads")
-    n_layers = size_of(config, "num_hidden_layers")
-    return 2 * n_layers * key_value_heads(config) * head_dim * model.dtype.itemsize
+    config = model.config
+    n_layers, heads = size_of(config, "num_hidden_layers"), key_value_heads(config)
+    return 2 * n_layers * heads * head_size(config) * model.dtype.itemsize
 
 
 def pair_bytes(architecture: PreTrainedConfig, turns: int) -> int:

@@ -2,7 +2,9 @@
 
 All that is done per token runs on the packed tokens as they are; only attention needs to know whose
 they are. `plan_attention` cuts a pass into spans: a span is a rectangle of query tokens `[slots,
-width]` over neighbouring slots of the key/value cache, which are read where they lie.
+width]` over neighbouring slots of the key/value cache, which are read where they lie. Neighbours
+share a span where filling up the rectangle costs less than another call of the kernel: on a CPU,
+whose kernels take their time for every key, mostly those of about the same length and width.
 
 With grouped-query attention, transformers repeats keys and values for every query head of a group;
 here the heads of a group become further query rows of their key/value head, which gives the same
@@ -30,11 +32,12 @@ from transformers import (
 from transformers.masking_utils import sdpa_mask
 
 from spikescore.errors import UserError
-from spikescore.model.architecture import key_value_heads, text_config
+from spikescore.model.architecture import head_size, key_value_heads, text_config
 
 PACKED = "packed"
-KEYS = 64  # a view holds whole blocks of so many keys, as GPU kernels like it
-SPAN_SLOTS = 32  # neighbouring slots of one span; each span reads only as many keys as it needs
+KEYS = {"cpu": 16, "cuda": 64}  # a view holds whole blocks of so many keys, as kernels like it
+SPAN_COST = {"cpu": 2**16, "cuda": 2**25}  # numbers of keys that are read while a call is set up
+ROW_COST = 0.1  # what a row of queries adds to the time of reading a key
 
 
 @dataclass(frozen=True)
@@ -149,22 +152,35 @@ def mask_argument(model: PreTrainedModel) -> torch.Tensor | dict[str, torch.Tens
 # --- planning a pass --------------------------------------------------------------------------
 
 
-def plan_attention(
-    model: PreTrainedModel, parts: Sequence[Part], narrow: int, capacity: int
-) -> list[Span]:
-    """Cut a pass into spans: parts of at most `narrow` tokens together, each longer one by itself.
+def plan_attention(model: PreTrainedModel, parts: Sequence[Part], capacity: int) -> list[Span]:
+    """Cut a pass into spans of neighbouring slots; packed tokens are those of the parts in order.
 
-    Packed tokens are those of the parts in order.
+    A part joins the span of the slot before it where both together cost no more than each by
+    itself, by what its call, its keys and its rows of queries take.
     """
+    device = model.get_input_embeddings().weight.device.type
+    config = text_config(model.config)
+    heads = key_value_heads(config)
+    per_key = heads * head_size(config)
+    groups = config.num_attention_heads // heads
+
+    def cost(slots: int, width: int, end: int) -> float:
+        return SPAN_COST[device] + slots * end * per_key * (1 + ROW_COST * groups * width)
+
     firsts = itertools.accumulate((len(part.ids) for part in parts), initial=0)
-    alone: list[list[tuple[Part, int]]] = []
-    together: dict[int, list[tuple[Part, int]]] = {}
-    for part, first in zip(parts, firsts, strict=False):
-        if len(part.ids) <= narrow:
-            together.setdefault(part.slot // SPAN_SLOTS, []).append((part, first))
-        else:
-            alone.append([(part, first)])
-    return [_span(model, group, capacity) for group in (*alone, *together.values())]
+    spans: list[list[tuple[Part, int]]] = []
+    slots = width = end = 0  # of the last span
+    for part, first in sorted(zip(parts, firsts, strict=False), key=lambda one: one[0].slot):
+        own = 1, len(part.ids), part.end
+        if spans:
+            joined = part.slot + 1 - spans[-1][0][0].slot, max(width, own[1]), max(end, own[2])
+            if cost(*joined) <= cost(slots, width, end) + cost(*own):
+                spans[-1].append((part, first))
+                slots, width, end = joined
+                continue
+        spans.append([(part, first)])
+        slots, width, end = own
+    return [_span(model, group, capacity) for group in spans]
 
 
 def _span(model: PreTrainedModel, group: list[tuple[Part, int]], capacity: int) -> Span:
@@ -176,7 +192,8 @@ def _span(model: PreTrainedModel, group: list[tuple[Part, int]], capacity: int) 
     width = max(len(part.ids) for part, _ in group)
     start = min(part.slot for part, _ in group)
     stop = max(part.slot for part, _ in group) + 1
-    view = min(-(-max(part.end for part, _ in group) // KEYS) * KEYS, capacity)
+    keys = KEYS[device.type]
+    view = min(-(-max(part.end for part, _ in group) // keys) * keys, capacity)
     queries = np.zeros((stop - start, width), np.int64)
     positions = np.full((stop - start, width), -1)
     for part, first in group:

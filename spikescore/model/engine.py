@@ -35,7 +35,8 @@ from transformers import PreTrainedModel
 
 from spikescore.errors import UserError
 from spikescore.model.attention import Part
-from spikescore.model.hidden_states import beyond_half, to_half
+from spikescore.model.hidden_states import beyond_half, rows_of, to_half
+from spikescore.model.memory import DRAFT_TOKENS
 from spikescore.model.sampling import (
     DraftTable,
     Sampling,
@@ -59,7 +60,6 @@ from spikescore.pairs import TOKEN_KEYS
 
 log = logging.getLogger("spikescore")
 
-DRAFT_TOKENS = {"cpu": 3, "cuda": 0}  # guesses a pass; what they would save on a GPU is not known
 GIVEN_TOKENS = 256  # of given answers, of all dialogues, that a pass reads ahead; bounds its logits
 _TRIAL_STEPS = 4  # that a batch of throw-away dialogues is timed for
 SHARED_TOKENS = 64  # a common beginning of fewer is encoded again rather than waited for
@@ -78,6 +78,7 @@ class Row:
     uniforms: np.ndarray | None = None
     budget: int = 0  # most tokens of the answer
     given: list[int] | None = None  # the answer, where it is read and not drawn
+    reach: int = 2  # most guesses of its next pass
     closing: bool = False  # a limit cut the answer; its last token is fed once more for its state
     leader: Row | None = None  # is encoding the beginning that this row waits for
     shared: int = 0  # how many tokens that is
@@ -129,38 +130,42 @@ class Engine:
         counted = "turns", "new_tokens", "encoded_tokens", "reused_tokens", "passes", "advances"
         self.stats = dict.fromkeys(counted, 0)
 
-    def seconds_per_token(self) -> float:
-        """Time throw-away dialogues: seconds per new token, for an estimate; about two seconds.
+    def seconds_per_turn(self, *, held: int = 0, prompt: int = 8, answer: int = 1) -> float:
+        """Time throw-away dialogues: a dialogue's seconds for a turn whose prompt has so many new
+        tokens, and its answer, after `held` tokens of earlier turns; takes about two seconds.
 
         Batches of growing size are timed, two of them at least, and where that takes too long to
         come to the whole batch, the line through the last two gives its time. Where processes must
-        stay in step (no time limit of ours then), it is the whole batch at once.
+        stay in step (no time limit of ours then), it is the whole batch at once. Nothing is
+        guessed in them, so real dialogues may be faster.
         """
         size = 1 if self.limits.item_seconds is not None else self.batch_size
         started, before = time.monotonic(), None
         while True:
             # the difference leaves out what reading the prompts takes
-            short, long = (self._time_trial(size, n) for n in (1, 1 + _TRIAL_STEPS))
+            short, long = (self._time_trial(size, held, prompt, n) for n in (1, 1 + _TRIAL_STEPS))
             step = (long - short if long > short else long) / _TRIAL_STEPS
+            seconds = short + (answer - 1) * step
             if before and time.monotonic() - started > 2.0:
-                more = (step - before[1]) / (size - before[0]) * (self.batch_size - size)
-                return (step + max(0.0, more)) / self.batch_size
+                more = (seconds - before[1]) / (size - before[0]) * (self.batch_size - size)
+                return (seconds + max(0.0, more)) / self.batch_size
             if size == self.batch_size:
-                return step / size
-            before, size = (size, step), min(8 * size, self.batch_size)
+                return seconds / size
+            before, size = (size, seconds), min(8 * size, self.batch_size)
 
-    def _time_trial(self, size: int, n_tokens: int) -> float:
+    def _time_trial(self, size: int, held: int, prompt: int, n_tokens: int) -> float:
         """Return the seconds that so many dialogues of one answer of so many tokens take."""
         trial = Engine(
             self.model,
             stop_ids=(),
             sampling=Sampling(temperature=0, top_p=1, seed=0),
-            limits=Limits(n_tokens, self.limits.max_context, None),
+            limits=Limits(n_tokens, held + prompt + n_tokens, None),
             batch_size=size,
             draft_tokens=0,  # a trial about nothing would be guessed too well
         )
+        trials = (_Trial(number, held, prompt) for number in range(size))
         started = time.monotonic()
-        for _ in trial.run(_Trial() for _ in range(size)):
+        for _ in trial.run(trials):
             pass
         return time.monotonic() - started
 
@@ -231,8 +236,7 @@ class Engine:
             self._slots.cache.keep(busy)
             self._rows = [self._rows[slot] for slot in busy]
             self._left = [self._left[slot] for slot in busy]
-            index = torch.tensor(busy)
-            self._newest = [state[index.to(state.device)] for state in self._newest]
+            self._newest = rows_of(self._newest, torch.tensor(busy))
 
     def _next_row(self) -> Row | None:
         if self._unfinished:
@@ -240,6 +244,8 @@ class Engine:
         for conversation in self._waiting:
             sampling = getattr(conversation, "sampling", None) or self.sampling
             row = Row(conversation, sampling, list(getattr(conversation, "turns", ())))
+            if isinstance(conversation, _Trial):
+                row.ids, row.cached = array("i", conversation.ids), conversation.held
             if self._ask(row):
                 return row
         return None
@@ -343,7 +349,6 @@ class Engine:
             parts,
             states_of=[one.first + n for one in fed.values() for n in range(1 + len(one.guesses))],
             logits_of=[one.first + n for one in fed.values() for n in range(one.draws)],
-            narrow=1 + self.draft_tokens,
         )
         self.stats["passes"] += 1
         self.stats["advances"] += len(fed)
@@ -406,7 +411,8 @@ class Engine:
                     guesses = row.given[answered : answered + min(given_room, draws, most)]
                     given_room -= len(guesses)
                 else:
-                    guesses = self._drafts.guess(row.ids, min(self.draft_tokens, draws, most))
+                    reach = min(row.reach, self.draft_tokens, draws, most)
+                    guesses = self._drafts.guess(row.ids, reach)
                 first = total + len(new) - 1
                 fed[slot] = Fed(row, first, guesses, min(draws, 1 + len(guesses)))
                 part.ids.extend(guesses)
@@ -451,6 +457,8 @@ class Engine:
             while n < one.draws and tokens[first + n - 1] == one.guesses[n - 1]:
                 n += 1
             one.tokens = tokens[first : first + n]
+            if one.guesses and n:  # twice as far where all were right, else as far as they were
+                one.row.reach = n if n < one.draws else 2 * len(one.guesses)
             kept.extend(range(first, first + n))
             first += one.draws
         index = torch.tensor(kept, device=logits.device)
@@ -520,14 +528,21 @@ class Engine:
                     if problem := beyond_half(state):
                         self._rows[slot] = None
                         self._end(row, "error", f"turn {row.turn.number}: {problem}")
-        index = torch.tensor(newest)
-        self._newest = [state[index.to(state.device)] for state in both]
+        self._newest = rows_of(both, torch.tensor(newest))
 
 
 class _Trial:
-    """One turn about nothing."""
+    """One turn about nothing. Its first `held` tokens count as encoded: keys of zeros take as long
+    to attend.
+    """
 
-    item_id = "trial"
+    def __init__(self, number: int, held: int, prompt: int) -> None:
+        self.item_id = f"trial {number}"
+        self.held = held
+        # no two begin alike, or one would be copied from the other
+        self.ids = [int(digit) for digit in f"{number:020b}".ljust(held + prompt, "0")][
+            : held + prompt
+        ]
 
     def next_prompt(self, last: Turn | None) -> list[int] | None:
-        return [0] * 8 if last is None else None
+        return self.ids if last is None else None

@@ -60,8 +60,16 @@ def to_half(states: Sequence[torch.Tensor], rows: torch.Tensor) -> np.ndarray:
 
     A value beyond FP16's range becomes infinite: `beyond_half` says so.
     """
-    picked = [state[rows.to(state.device)].to(torch.float16).cpu() for state in states]
-    return torch.stack(picked, dim=1).numpy()
+    picked = [state.to(torch.float16) for state in rows_of(states, rows)]
+    if len({one.device for one in picked}) > 1:
+        picked = [one.cpu() for one in picked]
+    return torch.stack(picked, dim=1).cpu().numpy()  # one transfer, which waits for the device
+
+
+def rows_of(states: Sequence[torch.Tensor], rows: torch.Tensor) -> list[torch.Tensor]:
+    """The chosen rows of L + 1 states `[batch, hidden]`, each on its device."""
+    index = {device: rows.to(device) for device in {state.device for state in states}}
+    return [state[index[state.device]] for state in states]
 
 
 def beyond_half(layers: np.ndarray) -> str | None:

@@ -39,7 +39,7 @@ from transformers.utils import (
 from transformers.utils.logging import disable_progress_bar
 
 from spikescore.errors import UserError
-from spikescore.model.architecture import cache_bytes_per_token, text_config
+from spikescore.model.architecture import text_config
 from spikescore.model.chat import ChatFormat
 from spikescore.model.placement import Placement, checked_path
 from spikescore.model.slots import require_packable
@@ -342,27 +342,3 @@ def generation_processors(model: PreTrainedModel, *, apply: bool) -> LogitsProce
         return None
     log.info("applied from the model's generation_config: %s", text)
     return LogitsProcessorList([_PROCESSORS[name](value) for name, value in asked.items()])
-
-
-def auto_batch_size(model: PreTrainedModel, *, tokens_per_dialogue: int, n_items: int) -> int:
-    """Choose how many dialogues advance together: what half the free memory holds, at most 128
-    (CPU) or 512 (GPU), and no more than there are.
-    """
-    device = model.get_input_embeddings().weight.device
-    if device.type == "cuda":
-        free, most = torch.cuda.mem_get_info(device)[0], 512
-    else:
-        free, most = _free_ram(), 128
-    per_dialogue = cache_bytes_per_token(model) * tokens_per_dialogue
-    size = int(max(1, min(most, n_items, free // 2 // per_dialogue)))
-    if torch.distributed.is_initialized():  # slices of one model work in step: the least of all
-        least = torch.tensor(size, device=device)
-        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
-        size = int(least)
-    return size
-
-
-def _free_ram() -> int:
-    import psutil
-
-    return psutil.virtual_memory().available

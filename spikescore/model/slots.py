@@ -25,7 +25,12 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from spikescore.errors import UserError
-from spikescore.model.architecture import decoder_of, rotation_switch, size_of
+from spikescore.model.architecture import (
+    cache_bytes_per_token,
+    decoder_of,
+    rotation_switch,
+    size_of,
+)
 from spikescore.model.attention import (
     Part,
     attending,
@@ -34,9 +39,7 @@ from spikescore.model.attention import (
     plan_attention,
 )
 from spikescore.model.hidden_states import StateTap
-
-GROWTH = 256  # tokens; capacity grows by whole blocks
-PASS_TOKENS = {"cpu": 2048, "cuda": 8192}  # prompt tokens of one pass; bounds its activations
+from spikescore.model.memory import GROWTH, PASS_TOKENS, free_memory
 
 
 class SlotCache(Cache):
@@ -46,21 +49,32 @@ class SlotCache(Cache):
     every attention layer calls `update`.
     """
 
-    def __init__(self, slots: int, n_layers: int) -> None:
+    def __init__(self, slots: int, n_layers: int, bytes_per_token: int) -> None:
         super().__init__(layers=[])
         self.slots = slots
+        self._bytes_per_token = bytes_per_token
         self.capacity = 0
         self.late = [False] * slots  # whose keys are turned as beyond the model's switch
         self._keys: list[torch.Tensor | None] = [None] * n_layers
         self._values: list[torch.Tensor | None] = [None] * n_layers
         self._of = self._at = torch.empty(0, dtype=torch.long)
 
-    def reserve(self, tokens: int) -> None:
-        """Make room for `tokens` tokens in every slot, layer by layer: the peak is one more."""
+    def reserve(self, tokens: int, device: torch.device) -> None:
+        """Make room for `tokens` tokens in every slot, layer by layer: the peak is one more.
+
+        torch.OutOfMemoryError where the machine would have to swap for it, as on a GPU.
+        """
         if tokens <= self.capacity:
             return
-        capacity = max(tokens, self.capacity + self.capacity // 2)
-        self.capacity = -(-capacity // GROWTH) * GROWTH
+        capacity = max(tokens, self.capacity + self.capacity // 8)
+        capacity = -(-capacity // GROWTH) * GROWTH
+        if device.type == "cpu":
+            more = self.slots * self._bytes_per_token * (capacity - self.capacity)
+            if more > (free := free_memory(device)):
+                raise torch.OutOfMemoryError(
+                    f"the cache needs {more / 1e9:.1f} GB more of memory, {free / 1e9:.1f} are free"
+                )
+        self.capacity = capacity
         for kept in (self._keys, self._values):
             for layer, old in enumerate(kept):
                 if old is not None:
@@ -132,7 +146,8 @@ class SlotModel:
     def __init__(self, model: PreTrainedModel, slots: int) -> None:
         self.model = model
         self.device = model.get_input_embeddings().weight.device
-        self.cache = SlotCache(slots, size_of(model.config, "num_hidden_layers"))
+        n_layers = size_of(model.config, "num_hidden_layers")
+        self.cache = SlotCache(slots, n_layers, cache_bytes_per_token(model))
         self.room = PASS_TOKENS[self.device.type]
         self.switch = rotation_switch(model.config)
         self._kind = mask_argument(model)
@@ -159,16 +174,13 @@ class SlotModel:
         *,
         states_of: Sequence[int],
         logits_of: Sequence[int],
-        narrow: int = 1,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Encode the parts, at most about `room` tokens, and keep their keys and values.
-
-        Parts of at most `narrow` tokens are attended together, longer ones one by one.
 
         `states_of` and `logits_of` count tokens through the parts in order. Returns logits
         `[logits_of, vocabulary]` in the model's type, and L + 1 states `[states_of, H]`.
         """
-        self.cache.reserve(max(part.end for part in parts))
+        self.cache.reserve(max(part.end for part in parts), self.device)
         ids = self._tensor([token for part in parts for token in part.ids])
         at = self._tensor([place for part in parts for place in range(part.first, part.end)])
         self.cache.aim(
@@ -178,7 +190,7 @@ class SlotModel:
         with (
             packed_attention(self.model),
             self._turned(torch.tensor(late)),
-            attending(plan_attention(self.model, parts, narrow, self.cache.capacity)),
+            attending(plan_attention(self.model, parts, self.cache.capacity)),
             StateTap(self.model, states_of) as tap,
         ):
             output = self.model(
@@ -243,7 +255,7 @@ def require_packable(model: PreTrainedModel) -> None:
         for start, stop in ((0, 5), (5, 12)):
             parts = [Part(slot, ids[start:stop], start) for slot, ids in enumerate(dialogues)]
             last = [stop - start - 1, 2 * (stop - start) - 1]
-            _, packed = passes.feed(parts, states_of=last, logits_of=last, narrow=stop)
+            _, packed = passes.feed(parts, states_of=last, logits_of=last)
         if len({state.shape[-1] for state in packed}) > 1:
             raise ValueError("its layers' states differ in width")
         for slot, ids in enumerate(dialogues):

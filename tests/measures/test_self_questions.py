@@ -24,9 +24,9 @@ from spikescore.measures.self_questions import (
 )
 from spikescore.model.chat import ChatFormat
 from spikescore.model.engine import Engine
+from spikescore.model.memory import PASS_TOKENS
 from spikescore.model.prompt_ends import read_ends
 from spikescore.model.sampling import Sampling
-from spikescore.model.slots import PASS_TOKENS
 from spikescore.model.turns import LAST, Limits
 from tests.helpers.models import make_model
 from tests.helpers.running import CHAT_TEMPLATE, make_tokenizer

@@ -31,9 +31,10 @@ from spikescore.errors import UserError
 from spikescore.model import engine as engine_module
 from spikescore.model.architecture import longest_context
 from spikescore.model.engine import Engine
+from spikescore.model.memory import PASS_TOKENS
 from spikescore.model.reading import read_turns
 from spikescore.model.sampling import DraftTable, Sampling, choose_tokens, turn_uniforms
-from spikescore.model.slots import PASS_TOKENS, require_packable
+from spikescore.model.slots import SlotModel, require_packable
 from spikescore.model.turns import Limits, Turn, common_prefix
 from spikescore.pairs import TOKEN_KEYS
 from tests.helpers.models import SHAPE, make_model
@@ -84,7 +85,7 @@ def run(model, batch_size, numbers, *, rewrite=False, sampling=None, limits=None
     ("seconds", "ticks", "sizes"),
     [(60.0, 0, [1, 8, 64, 100]), (60.0, 9, [1, 8]), (None, 9, [100])],
 )
-def test_the_time_of_a_token_is_that_of_the_whole_batch(seconds, ticks, sizes, monkeypatch):
+def test_the_time_of_a_turn_is_that_of_the_whole_batch(seconds, ticks, sizes, monkeypatch):
     """A pass over the prompts takes 8 s here, and one for b new tokens 1 + b."""
     limits = Limits(max_new_tokens=12, max_context=600, item_seconds=seconds)
     engine = Engine(
@@ -93,17 +94,24 @@ def test_the_time_of_a_token_is_that_of_the_whole_batch(seconds, ticks, sizes, m
     )  # fmt: skip
     timed, clock = [], count(step=ticks)
 
-    def taken(size, n_tokens):
+    def taken(size, held, prompt, n_tokens):
+        assert (held, prompt) == (40, 20)
         timed.append(size)
         return 8.0 + (n_tokens - 1) * (1 + size)
 
     monkeypatch.setattr(engine, "_time_trial", taken)
     own = SimpleNamespace(monotonic=lambda: next(clock))
     monkeypatch.setattr(engine_module, "time", own)
-    assert engine.seconds_per_token() == pytest.approx(101 / 100)
+    expected = (8 + 4 * 101) / 100
+    assert engine.seconds_per_turn(held=40, prompt=20, answer=5) == pytest.approx(expected)
     assert timed == [size for size in sizes for _ in range(2)]
     monkeypatch.undo()
-    assert engine.seconds_per_token() > 0
+    fed, feed = [], SlotModel.feed
+    monkeypatch.setattr(
+        SlotModel, "feed", lambda *args, **options: fed.append(args[1]) or feed(*args, **options)
+    )
+    assert engine.seconds_per_turn(held=40, prompt=20, answer=5) > 0
+    assert {(part.first, len(part.ids)) for part in fed[0]} == {(40, 20)}  # no more is encoded
 
 
 def assert_same(one: Turn, two: Turn) -> None:
