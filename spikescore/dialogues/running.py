@@ -44,7 +44,7 @@ from spikescore.labels.judges import (
 )
 from spikescore.model.architecture import longest_context
 from spikescore.model.chat import ChatFormat, Message
-from spikescore.model.engine import Engine
+from spikescore.model.engine import TRIAL_TOKENS, Engine
 from spikescore.model.loading import (
     generation_processors,
     load_architecture,
@@ -219,7 +219,7 @@ def answer_tokens(config: Config) -> int:
 def expected_time(engine: Engine, todo: list[Item], config: Config) -> str:
     """Time a turn in the middle of dialogues, and say how long the items will take."""
     length = answer_tokens(config)
-    most = engine.limits.max_context - length
+    most = max(2, engine.limits.max_context - max(length, TRIAL_TOKENS))  # before an answer
     held = min(most - 1, config.max_steps * (length + TYPICAL_PROMPT_TOKENS) // 2)
     prompt = min(TYPICAL_PROMPT_TOKENS, most - held)
     seconds = engine.seconds_per_turn(held=held, prompt=prompt, answer=length)

@@ -61,7 +61,7 @@ from spikescore.pairs import TOKEN_KEYS
 log = logging.getLogger("spikescore")
 
 GIVEN_TOKENS = 256  # of given answers, of all dialogues, that a pass reads ahead; bounds its logits
-_TRIAL_STEPS = 4  # that a batch of throw-away dialogues is timed for
+TRIAL_TOKENS = 5  # of the answer of a throw-away dialogue that is timed
 SHARED_TOKENS = 64  # a common beginning of fewer is encoded again rather than waited for
 
 
@@ -143,8 +143,8 @@ class Engine:
         started, before = time.monotonic(), None
         while True:
             # the difference leaves out what reading the prompts takes
-            short, long = (self._time_trial(size, held, prompt, n) for n in (1, 1 + _TRIAL_STEPS))
-            step = (long - short if long > short else long) / _TRIAL_STEPS
+            short, long = (self._time_trial(size, held, prompt, n) for n in (1, TRIAL_TOKENS))
+            step = (long - short if long > short else long) / (TRIAL_TOKENS - 1)
             seconds = short + (answer - 1) * step
             if before and time.monotonic() - started > 2.0:
                 more = (seconds - before[1]) / (size - before[0]) * (self.batch_size - size)
