@@ -75,7 +75,7 @@ def main() -> int:
     args = parse_arguments()
     from spikescore.dialogues import plan
     from spikescore.dialogues.config import load_config
-    from spikescore.runtime import this_process
+    from spikescore.runtime import end_together, this_process
     from utils import configure_logging
 
     configure_logging(args.verbose)
@@ -89,7 +89,7 @@ def main() -> int:
     if args.dry_run:
         return run(config, items, judge, dry=True)
     with plan.alone_in(items, this_process()):
-        return run(config, items, judge, dry=False)
+        return end_together(run(config, items, judge, dry=False))
 
 
 def run(config: Config, items: list[Item], judge: Judge, dry: bool) -> int:
@@ -112,8 +112,7 @@ def run(config: Config, items: list[Item], judge: Judge, dry: bool) -> int:
     mine = items if in_step else process.share(items)
     todo = plan.unfinished(mine, config)
     done = len(mine) - len(todo)
-    share = f" (process {process.rank} of {process.world_size})" if process.world_size > 1 else ""
-    print(f"{len(items)} {config.origin}{share}: {len(todo)} to do, {done} done")
+    print(f"{len(items)} {config.origin}{process.place}: {len(todo)} to do, {done} done")
     if not todo and not dry:
         keeping.sweep(config)
         print(f"nothing to do: {done} were done before")

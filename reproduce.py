@@ -2,8 +2,10 @@
 """Regenerate the paper's tables: run every stage over models x domains, then make the report.
 
     python reproduce.py --config configs/tiny.json              # the tiny model, CPU, minutes
-    python reproduce.py --config configs/paper.json --dry_run   # print the commands, run nothing
+    python reproduce.py --config configs/paper.json --dry_run   # the commands, and what they take
     python reproduce.py --config configs/paper.json --only Qwen3-8B
+    python reproduce.py --config configs/paper.json --launch "accelerate launch --num_processes 8"
+    python reproduce.py --config configs/paper.json --slurm "partition=gpu time=24:00:00"
 
 Each step is a command that could be typed by hand; they are printed as they are run and kept in
 reports/<experiment>/commands.sh. A step is skipped where it is done: with the same settings, data,
@@ -11,23 +13,30 @@ model and code, after the same runs of the steps before it, and with all that it
 killed run goes on where it stopped, inside a step too. What a step prints goes to
 reports/<experiment>/logs/<step>.log; the last line of its bar is shown once a minute.
 
-Exit status: 0 all done, 1 a step failed (its log is named), 2 a mistake in the input.
+--launch stands in the place of "python" before the steps whose script shares its questions among
+several processes (stage 1 and measures); each process uses one GPU and its own copy of the model.
+--slurm submits an array job with a task for each model and domain, and after it the scores and the
+tables; run again, it names what is missing and submits that alone.
+
+Exit status: 0 all done, 1 a step failed (its log is named), 2 a mistake in the input, 143 ended by
+SIGTERM or SIGUSR1.
 """
 
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
+import shlex
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
 from spikescore.errors import UserError, run_main
-from spikescore.files import write_atomic
-from spikescore.report.experiment import Experiment, load_experiment
+from spikescore.report.cost import Cost
+from spikescore.report.experiment import load_experiment
 from spikescore.report.provenance import write_provenance
-from spikescore.report.steps import Runner, Step
+from spikescore.report.slurm import Jobs, parse_options
+from spikescore.report.steps import Runner, Step, write_commands
+from spikescore.runtime import this_process
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -37,7 +46,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add = parser.add_argument
     add("--config", required=True, metavar="FILE", help="the experiment, such as configs/tiny.json")
-    add("--dry_run", action="store_true", help="print the commands and run nothing")
+    add("--dry_run", action="store_true", help="print the commands and what they take; run nothing")
     add("--only", metavar="NAME", help="run only the steps whose name holds this text")
     add(
         "--redo",
@@ -50,59 +59,88 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="steps of one phase to run side by side, each with its share of the cores (default: "
         "the experiment's own, 1 unless it says otherwise); 1 where models need the whole GPU",
     )
+    add(
+        "--launch",
+        metavar="WORDS",
+        type=shlex.split,
+        default=[],
+        help='what starts several processes: "accelerate launch --num_processes 8", "torchrun '
+        '--nproc_per_node 8", "srun --ntasks 8 python"',
+    )
+    add(
+        "--slurm",
+        nargs="?",
+        type=parse_options,
+        const="",
+        metavar="OPTIONS",
+        help="write batch scripts and submit them where there is sbatch; its options, such as "
+        '"partition=gpu account=me time=24:00:00 gres=gpu:4", go before the experiment\'s own',
+    )
+    add(
+        "--part",
+        metavar="NAME",
+        help='make one part alone, as a job does: "model/domain", "model" (its scores) or "tables"',
+    )
+    add(
+        "--tokens_per_second",
+        type=float,
+        help="with --dry_run: how fast a model generates on your machine, for the hours it takes",
+    )
     args = parser.parse_args(arguments)
     if args.jobs is not None and args.jobs < 1:
         parser.error(f"--jobs must be at least 1, not {args.jobs}")
+    if args.slurm is not None and (args.only or args.redo or args.part):
+        parser.error("--slurm submits all that is missing; leave out --only, --redo and --part")
     return args
 
 
 def main() -> int:
     args = parse_arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that running steps end too
+    if this_process().world_size > 1:
+        raise UserError("start reproduce.py once; --launch starts the processes of each step")
     experiment = load_experiment(args.config)
     experiment.check_plugins()
     steps = list(experiment.steps(Path(args.config)))
+    chosen = chosen_steps(steps, args)
     if args.dry_run:
-        print("\n".join(f"# {step.name}\n{step}" for step in steps))
+        print("\n".join(f"# {step.name}\n{step.line(args.launch)}" for step in chosen))
+        cost = Cost(experiment, {step.name for step in chosen})
+        print(*cost.lines(args.tokens_per_second), sep="\n")
+    else:
+        experiment.require_data()
+        experiment.write_configs()
+    if args.slurm is not None:
+        launch = ["--launch", shlex.join(args.launch)] if args.launch else []
+        jobs = Jobs(experiment, steps, args.slurm, ["--config", args.config, *launch])
+        print(*jobs.shown(), sep="\n") if args.dry_run else jobs.submit()
+    if args.dry_run or args.slurm is not None:
         return 0
+    if not args.part:
+        write_commands(experiment.report_dir, steps, args.config, args.launch)
+    runner = Runner(experiment.report_dir, args.redo, n_steps=len(chosen), launch=args.launch)
+    for _, phase in groupby(sorted(chosen, key=lambda step: step.phase), lambda step: step.phase):
+        if not runner.run(list(phase), args.jobs or experiment.jobs):
+            return 1
+    if args.part in (None, "tables"):
+        write_provenance(experiment, steps, args.config)
+        print(f"tables, plots and report.html are in {experiment.report_dir}")
+    return 0
+
+
+def chosen_steps(steps: Sequence[Step], args: argparse.Namespace) -> list[Step]:
+    """Return the steps that the command line asks for; UserError where it names none."""
+    if args.part:
+        every = [one for step in steps for one in (step, *step.parts)]
+        found = [step for step in every if args.part == (step.part or "tables")]
+        if not found:
+            parts = ", ".join(dict.fromkeys(step.part or "tables" for step in every))
+            raise UserError(f'--part: there is no "{args.part}"; the parts are {parts}')
+        return found
     known = [step.name for step in steps]
     for given in (args.only, args.redo):
         if given and not any(given in name for name in known):
             raise UserError(f'no step is called "{given}"; the steps are {", ".join(known)}')
-    require_data(experiment)
-    experiment.write_configs()
-    write_commands(experiment, steps, args.config)
-    chosen = [step for step in steps if not args.only or args.only in step.name]
-    runner = Runner(experiment.report_dir, args.redo, n_steps=len(chosen))
-    for _, phase in groupby(sorted(chosen, key=lambda step: step.phase), lambda step: step.phase):
-        if not runner.run(list(phase), args.jobs or experiment.jobs):
-            return 1
-    write_provenance(experiment, steps, args.config)
-    print(f"tables, plots and report.html are in {experiment.report_dir}")
-    return 0
-
-
-def require_data(experiment: Experiment) -> None:
-    """Raise UserError naming the data sets that are not there, before anything is run."""
-    missing = [path for path in experiment.dialogues["dataset_path"] if not Path(path).exists()]
-    if missing:
-        names = " ".join(Path(path).stem for path in missing)
-        raise UserError(
-            f"there is no {', '.join(missing)}; fetch the sets with "
-            f"python datasets/prepare.py {names}, or mend dataset_path"
-        )
-
-
-def write_commands(experiment: Experiment, steps: Sequence[Step], config: str) -> None:
-    """Write commands.sh: the exact commands behind the tables, in order."""
-    head = (
-        "#!/bin/sh\n"
-        f"# The commands behind this report, as python reproduce.py --config {config} runs them,\n"
-        "# from the project's root.\n"
-        "set -e\n"
-    )
-    body = "".join(f"\n# {step.name}\n{step}\n" for step in steps)
-    write_atomic(experiment.report_dir / "commands.sh", (head + body).encode())
+    return [step for step in steps if not args.only or args.only in step.name]
 
 
 if __name__ == "__main__":

@@ -35,11 +35,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spikescore.errors import run_main  # noqa: E402
-from spikescore.files import locked  # noqa: E402
+from spikescore.files import locked_by_launch  # noqa: E402
 from spikescore.labels.entailment import make_entailment  # noqa: E402
 from spikescore.measures.file import GROUPS, USUAL  # noqa: E402
 from spikescore.measures.groups import Measurer, MeasureRequest, Tally, Work, survey  # noqa: E402
-from spikescore.runtime import progress, this_process  # noqa: E402
+from spikescore.runtime import end_together, progress, this_process  # noqa: E402
 from utils import configure_logging, make_client  # noqa: E402
 
 
@@ -91,7 +91,7 @@ def _size(text: str) -> int | str:
     return text if text == "auto" else _positive(text)
 
 
-def measure_all(work: Work, request: MeasureRequest, todo: Sequence[Path], tally: Tally) -> None:
+def measure_all(work: Work, request: MeasureRequest, tally: Tally) -> None:
     """Load the model and measure all items."""
     entailment = None
     if any("entailment" in asked for asked in work.settings.values()):
@@ -106,14 +106,14 @@ def measure_all(work: Work, request: MeasureRequest, todo: Sequence[Path], tally
     chat = ChatFormat(load_tokenizer(placement), enable_thinking=work.config.enable_thinking)
     model, encoder = load_model(placement), request.encoder
     measurer = Measurer(model, chat, work.config, work.settings, entailment, encoder)
-    with progress(desc="measuring", total=len(todo), unit="item") as bar:
+    with progress(desc="measuring", total=len(work.todo), unit="item") as bar:
 
         def told(group: str) -> None:
             bar.set_postfix_str(
                 f"{group}; {tally.measured} measured, {tally.failed} failed", refresh=False
             )
 
-        for item in measurer.run(work, todo, told):
+        for item in measurer.run(work, told):
             tally.add(item)
             bar.update()
 
@@ -122,8 +122,8 @@ def report(work: Work, request: MeasureRequest, tally: Tally, seconds: float) ->
     """Print what happened; exit status 1 when items or judgements failed."""
     left_out = f", {work.unfinished} unfinished" if work.unfinished else ""
     print(
-        f"{work.n_pairs} items ({', '.join(request.groups)}): {tally.measured} measured, "
-        f"{work.n_pairs - len(work.todo)} skipped (done before), {tally.failed} failed{left_out}; "
+        f"{work.n_mine} items ({', '.join(request.groups)}): {tally.measured} measured, "
+        f"{work.n_mine - len(work.todo)} skipped (done before), {tally.failed} failed{left_out}; "
         f"{seconds:.0f} s"
     )
     for name, count in sorted(tally.missing.items()):
@@ -141,19 +141,17 @@ def main() -> int:
     request = parse_arguments()
     configure_logging()
     started = time.monotonic()
-    work = survey(request)
     process = this_process()
-    mine = process.share(work.todo)
-    share = f" (process {process.rank} of {process.world_size})" if process.world_size > 1 else ""
-    print(f"{work.n_pairs} finished pairs: {len(work.todo)} to measure{share}")
+    work = survey(request, process)
+    print(f"{work.n_mine} finished pairs{process.place}: {len(work.todo)} to measure")
     tally = Tally()
-    if mine:
-        with locked(Path(request.data_dir), f".measure-{process.rank}.lock"):
+    if work.todo:
+        with locked_by_launch(Path(request.data_dir), process, ".measure.lock"):
             try:
-                measure_all(work, request, mine, tally)
+                measure_all(work, request, tally)
             except KeyboardInterrupt:
-                raise KeyboardInterrupt(tally.kept(len(mine))) from None
-    return report(work, request, tally, time.monotonic() - started)
+                raise KeyboardInterrupt(tally.kept(len(work.todo))) from None
+    return end_together(report(work, request, tally, time.monotonic() - started))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from urllib.parse import quote, unquote
 
 log = logging.getLogger("spikescore")
@@ -110,19 +112,66 @@ def _end_with_starter() -> None:
     def watch() -> None:
         while str(os.getppid()) == starter:
             time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
+        while True:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(2 * ONE_REQUEST)
 
     if starter.isdecimal():
         threading.Thread(target=watch, daemon=True).start()
 
 
+ONE_REQUEST = 10.0
+"""Seconds within which several signals are one request to stop, however many ways it came."""
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[list[int]]:
+    """Within the block SIGTERM and SIGUSR1, by which schedulers announce that they take the machine
+    away, stop the program as Ctrl-C does: by a KeyboardInterrupt. Yields the signals that came.
+    """
+    came: list[int] = []
+    owner, last = os.getpid(), -ONE_REQUEST
+
+    def stop(number: int, _: FrameType | None) -> None:
+        nonlocal last
+        if os.getpid() != owner and number != signal.SIGINT:  # a worker, which has nothing to keep
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        came.append(number)
+        before, last = last, time.monotonic()
+        if last - before >= ONE_REQUEST or number == signal.SIGINT:
+            raise KeyboardInterrupt
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
+    ours = [number for number in numbers if before[number] is not signal.SIG_IGN]
+    if threading.current_thread() is not threading.main_thread():
+        ours = []
+    try:
+        for number in ours:
+            signal.signal(number, stop)
+        yield came
+    finally:
+        for number in ours:
+            if signal.getsignal(number) is stop:
+                signal.signal(number, before[number])
+
+
 def run_main(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and exit: 0 or its return value; 2 on UserError and on whatever the
-    operating system refuses; 130 on Ctrl-C, with the text of the KeyboardInterrupt if it has one.
+    operating system refuses; 130 on Ctrl-C and 143 on SIGTERM or SIGUSR1, with the text of the
+    KeyboardInterrupt if it has one.
 
     What goes to the terminal here, a traceback included, holds no secret (see `redacted`).
     """
     _end_with_starter()
+    with _stopped_by_signals() as signals:
+        status = _status_of(main, signals)
+    sys.exit(status)
+
+
+def _status_of(main: Callable[[], int | None], signals: list[int]) -> int:
     try:
         status = main()
         sys.stdout.flush()  # here, where a full disk is still an error
@@ -131,8 +180,10 @@ def run_main(main: Callable[[], int | None]) -> None:
         status = 2
     except KeyboardInterrupt as stop:
         kept = str(stop) or "what was finished is kept; run the same command to go on"
-        print(f"interrupted: {kept}", file=sys.stderr)
-        status = 130
+        first = signals[0] if signals else signal.SIGINT
+        how = "interrupted" if first == signal.SIGINT else f"ended by {signal.Signals(first).name}"
+        print(f"{how}: {kept}", file=sys.stderr, flush=True)
+        status = 130 if first == signal.SIGINT else 128 + signal.SIGTERM
     except BrokenPipeError:
         status = 1
     except MemoryError:
@@ -145,4 +196,4 @@ def run_main(main: Callable[[], int | None]) -> None:
     except Exception:  # a fault of ours
         print(redacted(traceback.format_exc()), file=sys.stderr, end="")
         status = 1
-    sys.exit(status or 0)
+    return status or 0

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from spikescore.errors import UserError, refused
+from spikescore.runtime import Process
 
 log = logging.getLogger("spikescore")
 
@@ -286,6 +287,40 @@ def _decode_sparing_ids(text: str) -> Any:
 # --- a folder in use --------------------------------------------------------------------------
 
 
+def in_use(path: Path) -> bool:
+    """Whether a living process has locked a file, as far as the file system can tell."""
+    with suppress(OSError), open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+@contextmanager
+def locked_by_launch(folder: Path, process: Process, name: str = ".lock") -> Iterator[None]:
+    """Keep a folder to the processes of one launch while the block runs; UserError saying who holds
+    it where a process of another does.
+
+    The first process of any launch holds the file `name`, the others one each of their own, whose
+    name says of how many: those of a launch of another number are seen too.
+    """
+    of = f"-of-{process.world_size}"
+    own = name if process.is_first else f"{name}-{process.rank}{of}"
+    with locked(folder, own):
+        for path in sorted(folder.glob(f"{name}-*")):
+            if not path.name.endswith(of) and in_use(path):
+                raise _held(folder, path.read_text(encoding="utf-8"))
+        yield
+
+
+def _held(folder: Path, holder: str) -> UserError:
+    return UserError(
+        f'"{folder}" is in use by {holder.strip() or "another process"}; wait until it has ended, '
+        "or give another folder"
+    )
+
+
 @contextmanager
 def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
     """Keep a folder to one run while the block runs; UserError saying who holds it (host, process,
@@ -304,10 +339,7 @@ def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise UserError(
-                f'"{folder}" is in use by {holder}; wait until it has ended, or give another folder'
-            ) from error
+            raise _held(folder, file.read()) from error
         except OSError as error:
             log.warning('"%s" cannot be locked (%s): start no second run on it', folder, error)
             yield

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from spikescore.errors import refused
-from spikescore.files import make_folder
+from spikescore.files import in_use, make_folder
 
 log = logging.getLogger("spikescore")
 
@@ -96,15 +96,5 @@ class Journal:
             os.close(self._file)
             self._file = None
         for path, about in self._left.items():
-            if all(map(is_done, about)) and not _in_use(path):
+            if all(map(is_done, about)) and not in_use(path):
                 path.unlink(missing_ok=True)
-
-
-def _in_use(path: Path) -> bool:
-    """Whether a living process writes a journal."""
-    with suppress(OSError), open(path) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False

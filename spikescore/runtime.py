@@ -1,8 +1,8 @@
 """What a run stands on: processes and their shares, threads, seeds, bars, calls to servers.
 
-`accelerate launch` and `torchrun` start the same script several times and number the copies in the
-environment. The copies need not talk to each other: each takes every n-th question, and the pairs
-on disk say what is left after a failure, whatever the number of processes then.
+`accelerate launch`, `torchrun` and `srun` start the same script several times and number the copies
+in the environment. The copies need not talk to each other: each takes every n-th question, and the
+pairs on disk say what is left after a failure, whatever the number of processes then.
 
 Everything that waits for a server does so on an `EventLoop`.
 """
@@ -14,9 +14,11 @@ import hashlib
 import multiprocessing
 import os
 import re
+import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
@@ -28,7 +30,7 @@ from urllib.request import getproxies, proxy_bypass
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from spikescore.errors import redacted
+from spikescore.errors import UserError, redacted
 
 T = TypeVar("T")
 
@@ -46,18 +48,105 @@ class Process:
         """True for the one process that prints and writes what is common to all."""
         return self.rank == 0
 
+    @property
+    def place(self) -> str:
+        """ " (process 3 of 8)" for messages; "" for a process alone."""
+        return f" (process {self.rank} of {self.world_size})" if self.world_size > 1 else ""
+
     def share(self, items: Sequence[T]) -> list[T]:
         """This process's items: every world_size-th one. The shares are disjoint and cover all."""
         return list(items[self.rank :: self.world_size])
 
 
+_NO_STEP = 0xFFFFFFF0
+"""From here on SLURM numbers what is no step of `srun`: a batch script, an interactive shell."""
+
+
 def this_process() -> Process:
-    """Read rank and world size as the launcher set them; alone without a launcher."""
-    number = {
-        name: int(os.environ.get(name, default))
-        for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    }
-    return Process(number["RANK"], number["WORLD_SIZE"], number["LOCAL_RANK"])
+    """Read which of how many processes this is, as torchrun, accelerate or srun say it; alone
+    without a launcher, in a batch script and in an interactive shell.
+
+    RANK, WORLD_SIZE and LOCAL_RANK go before SLURM's own variables, as torchrun may be what srun
+    starts. UserError where they contradict each other: some questions would be nobody's.
+    """
+    tasks = _slurm_task()
+    given = {name: _number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    rank, size, local = given.values()
+    if rank is None and (size is None or size == tasks.world_size):
+        rank, size = tasks.rank, tasks.world_size
+    if rank is None and size == 1:
+        rank = 0
+    if size is None and rank == 0:
+        size = 1
+    if local is None:
+        local = min(tasks.local_rank, rank or 0)
+    fits = rank is not None and size is not None and 0 <= local <= rank < size
+    if not fits or size < tasks.world_size:
+        told = {**given, "SLURM_PROCID": tasks.rank, "SLURM_NTASKS": tasks.world_size}
+        names = list(told)[: 5 if tasks.world_size > 1 else 3]
+        said = ", ".join(f"{name}={'' if told[name] is None else told[name]}" for name in names)
+        raise UserError(
+            f"the environment does not say which process of how many this is ({said}); start the "
+            "script by torchrun, accelerate launch or srun, or unset RANK, WORLD_SIZE and "
+            "LOCAL_RANK"
+        )
+    return Process(rank, size, local)
+
+
+def _slurm_task() -> Process:
+    """What srun says of its task; alone elsewhere, as in a batch script, whose SLURM_NTASKS is that
+    of the whole job.
+    """
+    rank, step = _number("SLURM_PROCID"), _number("SLURM_STEP_ID")
+    size = _number("SLURM_STEP_NUM_TASKS")
+    if size is None and (step is not None or os.environ.get("ENVIRONMENT") != "BATCH"):
+        size = _number("SLURM_NTASKS")
+    if rank is None or size in (None, 1) or (step or 0) >= _NO_STEP:
+        return Process()
+    local = _number("SLURM_LOCALID") or 0
+    if not 0 <= local <= rank < size:
+        raise UserError(
+            f"SLURM_PROCID={rank}, SLURM_NTASKS={size} and SLURM_LOCALID={local} contradict each "
+            "other; start the script by srun, or unset them"
+        )
+    return Process(rank, size, local)
+
+
+def _number(name: str) -> int | None:
+    """A variable of the environment that counts something; None where it is not set."""
+    text = os.environ.get(name, "").strip()
+    if text and not text.isdecimal():
+        raise UserError(f'the environment variable {name} is "{text}"; it must be a whole number')
+    return int(text) if text else None
+
+
+ALL_ENDED = "all processes have come to their end; items of some failed"
+"""What a process with failed items says under torchrun; see `end_together`."""
+
+
+def end_together(status: int) -> int:
+    """Return a script's exit status when it may be given.
+
+    torchrun, and accelerate by it, ends all processes as soon as one ends with another status than
+    0: one failed item would stop what the others are at. So such a process waits for them.
+    """
+    process = this_process()
+    # the agent that starts the processes has a store for them, which outlives each
+    if process.world_size == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return status
+    import torch.distributed as distributed
+
+    if distributed.is_initialized():  # slices of one model are in step, and the first ends last
+        return status
+    store, *_ = next(distributed.rendezvous("env://"))
+    ended = store.add("ended", 1)
+    while status and ended < process.world_size:
+        time.sleep(0.5)
+        ended = store.add("ended", 0)
+    if status:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which the first of us brings the others
+        print(ALL_ENDED, flush=True)
+    return status
 
 
 def usable_cores() -> int:

@@ -2,9 +2,11 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import queue
+import signal
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
@@ -13,8 +15,15 @@ import torch
 from threadpoolctl import threadpool_info
 
 from spikescore import runtime
-from spikescore.errors import keep_secret, redacted, run_main
-from spikescore.runtime import EventLoop, limited_threads, progress, without_refused
+from spikescore.errors import UserError, keep_secret, redacted, run_main
+from spikescore.runtime import (
+    EventLoop,
+    end_together,
+    limited_threads,
+    progress,
+    this_process,
+    without_refused,
+)
 from tests.helpers.running import ROOT, ended_after, start_script, wait_until
 
 
@@ -187,3 +196,158 @@ def test_a_bar_is_silent_in_a_log_until_its_time_has_come(capsys, monkeypatch):
     out, err = capsys.readouterr()
     lines = [line for line in err.replace("\n", "\r").split("\r") if line]
     assert out == "" and lines[-1].startswith("long: 100%") and "2/2" in lines[-1]
+
+
+# --- which process of how many ------------------------------------------------------------------
+
+TASK = {"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
+STEP = {**TASK, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8"}
+BATCH = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0", "ENVIRONMENT": "BATCH"}
+
+
+def launched(monkeypatch, environment):
+    for name in list(os.environ):
+        if name.startswith("SLURM_") or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "ENVIRONMENT"):
+            monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, (0, 1, 0)),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3"}, (3, 8, 3)),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, (1, 2, 0)),
+        ({"RANK": "0"}, (0, 1, 0)),
+        ({"WORLD_SIZE": "1", "LOCAL_RANK": ""}, (0, 1, 0)),
+        (TASK, (3, 8, 1)),
+        (STEP, (3, 8, 1)),
+        # a step of fewer tasks than the job has
+        ({**STEP, "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, (1, 2, 1)),
+        # one task, a batch script, and the shell of salloc, are alone whatever the job has
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}, (0, 1, 0)),
+        (BATCH, (0, 1, 0)),
+        ({**BATCH, "ENVIRONMENT": "", "SLURM_STEP_ID": "4294967290"}, (0, 1, 0)),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"}, (0, 1, 0)),
+        # what srun starts from a batch script, whose variables it inherits
+        ({**BATCH, **STEP}, (3, 8, 1)),
+        # torchrun on each of two nodes
+        ({**STEP, "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "RANK": "13",
+          "WORLD_SIZE": "16", "LOCAL_RANK": "5"}, (13, 16, 5)),
+        # a script that gives the number alone
+        ({**STEP, "WORLD_SIZE": "8"}, (3, 8, 1)),
+    ],
+)  # fmt: skip
+def test_a_process_knows_its_place(monkeypatch, environment, expected):
+    launched(monkeypatch, environment)
+    process = this_process()
+    assert (process.rank, process.world_size, process.local_rank) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2, WORLD_SIZE=2"),
+        ({"RANK": "1"}, "RANK=1, WORLD_SIZE=, LOCAL_RANK="),
+        ({"WORLD_SIZE": "8"}, "RANK=, WORLD_SIZE=8"),
+        ({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "3"}, "LOCAL_RANK=3"),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, '"one"; it must be a whole number'),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, '"-1"; it must be a whole number'),
+        # every task of srun would take itself for alone, or for one of a launch of its own
+        ({**STEP, "RANK": "0", "WORLD_SIZE": "1"}, "SLURM_PROCID=3, SLURM_NTASKS=8"),
+        ({**STEP, "RANK": "1", "WORLD_SIZE": "4"}, "WORLD_SIZE=4"),
+        ({**STEP, "WORLD_SIZE": "16"}, "WORLD_SIZE=16, LOCAL_RANK=, SLURM_PROCID=3"),
+        ({**TASK, "SLURM_PROCID": "8"}, "SLURM_PROCID=8, SLURM_NTASKS=8"),
+        ({**TASK, "SLURM_LOCALID": "5"}, "SLURM_LOCALID=5 contradict"),
+    ],
+)
+def test_an_environment_that_contradicts_itself_is_refused(monkeypatch, environment, words):
+    launched(monkeypatch, environment)
+    with pytest.raises(UserError) as caught:
+        this_process()
+    assert words in str(caught.value)
+
+
+def test_a_process_alone_need_not_wait_for_others(monkeypatch):
+    launched(monkeypatch, {"TORCHELASTIC_USE_AGENT_STORE": "True"})
+    assert end_together(1) == 1 and end_together(0) == 0
+
+
+# --- asked to stop ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "said"),
+    [
+        (signal.SIGTERM, 143, "ended by SIGTERM: 7 turns are kept"),
+        (signal.SIGUSR1, 143, "ended by SIGUSR1: 7 turns are kept"),
+        (signal.SIGINT, 130, "interrupted: 7 turns are kept"),
+    ],
+)
+def test_a_request_to_stop_ends_as_ctrl_c_does(monkeypatch, capsys, number, status, said):
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+
+    def main():
+        try:
+            signal.raise_signal(number)
+            pytest.fail("went on")
+        except KeyboardInterrupt:
+            signal.raise_signal(signal.SIGTERM)  # the same request by another way: no second one
+            raise KeyboardInterrupt("7 turns are kept") from None
+
+    with pytest.raises(SystemExit) as ended:
+        run_main(main)
+    assert ended.value.code == status and capsys.readouterr().err.strip() == said
+    after = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    assert after == before
+
+
+def test_a_request_to_stop_that_was_swallowed_can_be_made_again(monkeypatch):
+    monkeypatch.setattr("spikescore.errors.ONE_REQUEST", 0.0)
+
+    def main():
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended:
+        run_main(main)
+    assert ended.value.code == 143
+
+
+def test_what_a_program_was_told_to_ignore_stays_ignored():
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            run_main(lambda: signal.raise_signal(signal.SIGUSR1))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert ended.value.code == 0
+
+
+def test_one_with_failed_items_waits_for_the_others_under_torchrun(monkeypatch, capsys):
+    """torchrun's own store stands in this process; the other one of two arrives after a while."""
+    from torch.distributed import TCPStore
+
+    agent = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(agent.port)}
+    store["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    launched(monkeypatch, {"RANK": "1", "WORLD_SIZE": "2", **store})
+    before = signal.getsignal(signal.SIGTERM)
+    asked = []
+
+    def other_arrives(_):
+        asked.append(True)
+        assert len(asked) < 9, "waits for ever"
+        if len(asked) == 3:
+            agent.add("ended", 1)
+
+    monkeypatch.setattr(runtime.time, "sleep", other_arrives)
+    try:
+        assert end_together(1) == 1 and len(asked) == 3
+        # what the launcher sends the others then is no reason to say that they were ended
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert runtime.ALL_ENDED in capsys.readouterr().out

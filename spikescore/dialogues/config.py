@@ -15,7 +15,7 @@ from spikescore.data.selection import STRATEGIES as SAMPLING_STRATEGIES
 from spikescore.dialogues.prompts import DEFAULT_SYSTEM_PROMPT, SCHEDULES, STRATEGIES
 from spikescore.errors import UserError, keep_secret, redacted
 from spikescore.files import content_digest, read_json
-from spikescore.labels.judges import judge_names
+from spikescore.labels.judges import judge_names, server_calls
 from spikescore.model.placement import Placement
 
 
@@ -39,6 +39,8 @@ def _key(
     return field(**value, metadata=metadata)
 
 
+TYPICAL_ANSWER_TOKENS = 256
+"""For estimates of time and memory; answers seldom reach max_new_tokens."""
 ANY = float("inf")
 DIALOGUES, READING, BOTH = "dialogues", "reading", "dialogues reading"
 
@@ -145,6 +147,11 @@ class Config:
     def needs_server(self) -> bool:
         """Whether a server holds the dialogues, or reads them."""
         return self.is_served or self.states == "server"
+
+    @property
+    def is_judged_by_server(self) -> bool:
+        """Whether labelling may call a server."""
+        return server_calls(self.judge, ()) != "none"
 
     @property
     def item_kind(self) -> str:

@@ -23,7 +23,7 @@ from spikescore.dialogues.config import Config
 from spikescore.dialogues.keeping import has_turns
 from spikescore.dialogues.leaks import Leak, holds_gold
 from spikescore.errors import Refused, UserError, redacted
-from spikescore.files import content_digest, locked, read_json, write_json
+from spikescore.files import content_digest, locked_by_launch, read_json, write_json
 from spikescore.model.placement import check_placement
 from spikescore.pairs import (
     TOKEN_KEYS,
@@ -282,14 +282,10 @@ def is_finished(item: Item, config: Config) -> bool:
 
 @contextmanager
 def alone_in(items: list[Item], process: Process) -> Iterator[None]:
-    """Keep the items' folders to this launch while the block runs; UserError names who holds one.
-
-    The processes of one launch share a folder; each holds a lock of its own rank.
-    """
-    name = ".lock" if process.is_first else f".lock-{process.rank}"
+    """Keep the items' folders to one launch while the block runs; UserError names who holds one."""
     with ExitStack() as held:
         for folder in dict.fromkeys(item.folder for item in items):
-            held.enter_context(locked(folder, name))
+            held.enter_context(locked_by_launch(folder, process))
         yield
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from openai import AsyncOpenAI
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from spikescore.dialogues.config import Config
+from spikescore.dialogues.config import TYPICAL_ANSWER_TOKENS, Config
 from spikescore.dialogues.dialogue import Dialogue, dialogue_record, opening, stop_late
 from spikescore.dialogues.keeping import KeptTurns, digest
 from spikescore.dialogues.leaks import check_prompt, leak_report
@@ -63,8 +63,6 @@ from spikescore.runtime import progress
 
 log = logging.getLogger("spikescore")
 
-# for the time and memory estimates; answers seldom reach max_new_tokens
-TYPICAL_ANSWER_TOKENS = 256
 TYPICAL_PROMPT_TOKENS = 64  # a follow-up, and what the chat template puts around it
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spikescore.data.question import question_from_record
-from spikescore.dialogues.config import Config
+from spikescore.dialogues.config import TYPICAL_ANSWER_TOKENS, Config
 from spikescore.dialogues.dialogue import opening
 from spikescore.errors import UserError
 from spikescore.labels.entailment import Entailment, NLIEntailment
@@ -36,6 +36,7 @@ from spikescore.measures.file import (
 )
 from spikescore.model.turns import LAST, Limits, Turn
 from spikescore.pairs import iter_records, model_basename, model_difference, read_record
+from spikescore.runtime import Process
 
 if TYPE_CHECKING:  # what is to do is seen before these, and torch with them, are loaded
     from transformers import PreTrainedModel
@@ -48,7 +49,6 @@ if TYPE_CHECKING:  # what is to do is seen before these, and torch with them, ar
 log = logging.getLogger("spikescore")
 
 BLOCK = 64  # items that are asked and judged together
-TYPICAL_TOKENS = 256  # of an answer, for the choice of the batch size
 N_REWORDINGS = 4  # of a question
 N_COUNTERFACTUALS = 3  # of an answer
 # settings of the dialogues that must be the same for all pairs of a run
@@ -86,6 +86,7 @@ class Work:
     identity: dict[str, str]
     todo: list[Path] = field(default_factory=list)
     n_pairs: int = 0
+    n_mine: int = 0  # of this process
     unfinished: int = 0
 
     @property
@@ -108,8 +109,10 @@ class Work:
         self.identity = identity
 
 
-def survey(request: MeasureRequest) -> Work:
-    """Find the finished pairs and what they lack.
+def survey(request: MeasureRequest, process: Process) -> Work:
+    """Find the finished pairs, and what those of this process lack.
+
+    A process's pairs are its share of all, so that none is another's too where that began earlier.
 
     Raises UserError when there are none, when they were made under different settings, or when
     their files of measures were.
@@ -136,9 +139,12 @@ def survey(request: MeasureRequest) -> Work:
                     f'"{first}" was made with {name} {one}, "{path}" with {other}; give a '
                     "--data_dir whose pairs were made alike"
                 )
+        is_mine = work.n_pairs % process.world_size == process.rank
         work.n_pairs += 1
-        if work.open(path, record).groups:
-            work.todo.append(path)
+        if is_mine:
+            work.n_mine += 1
+            if work.open(path, record).groups:
+                work.todo.append(path)
     if work is None:
         raise UserError(
             f'no finished pairs in "{request.data_dir}" ({unfinished} unfinished); give the folder '
@@ -258,8 +264,8 @@ class Measurer:
         self._max_context = min(config.model_max_tokens, longest_context(model.config))
         self._reader: dict[str, Any] = {}
 
-    def run(self, work: Work, todo: Sequence[Path], told: Callable[[str], None]) -> Iterator[Item]:
-        """Measure what these pairs lack, writing their files; yield each item when it is done.
+    def run(self, work: Work, told: Callable[[str], None]) -> Iterator[Item]:
+        """Measure what the pairs lack, writing their files; yield each item when it is done.
 
         They are read again, a block at a time: all of them at once need not fit into memory.
         `told` hears which group is at work.
@@ -275,8 +281,8 @@ class Measurer:
             "choices": self._choices,
             "semantics": self._semantics,
         }
-        for start in range(0, len(todo), BLOCK):
-            paths = todo[start : start + BLOCK]
+        for start in range(0, len(work.todo), BLOCK):
+            paths = work.todo[start : start + BLOCK]
             block = [work.open(path, read_record(path)) for path in paths]
             for item in block:
                 self._open(item)
@@ -439,7 +445,7 @@ class Measurer:
             self._chat,
             stop_ids=stop_ids(self._model, self._chat),
             max_context=self._max_context,
-            batch_size=self._batch_size((2 + n_samples) * TYPICAL_TOKENS, len(items)),
+            batch_size=self._batch_size((2 + n_samples) * TYPICAL_ANSWER_TOKENS, len(items)),
         )
         for place, values in asks.ask([self._case(item) for item in items]):
             yield self._put(items[place], "questions", first=values)
@@ -496,7 +502,7 @@ class Measurer:
             self._entailment,
             seed=asked["seed"],
             max_context=self._max_context,
-            batch_size=self._batch_size(4 * TYPICAL_TOKENS, len(items)),
+            batch_size=self._batch_size(4 * TYPICAL_ANSWER_TOKENS, len(items)),
         )
         cases = [self._case(item) for item in items]
         questions = [item.record["question"] for item in items]
@@ -532,7 +538,7 @@ class Measurer:
 
         if self._config.batch_size != "auto":
             return self._config.batch_size
-        tokens = min(self._max_context, tokens + 2 * TYPICAL_TOKENS)
+        tokens = min(self._max_context, tokens + 2 * TYPICAL_ANSWER_TOKENS)
         return auto_batch_size(self._model, tokens_per_dialogue=tokens, n_items=max(1, n_items))
 
 

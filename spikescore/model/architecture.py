@@ -43,9 +43,13 @@ def head_size(config: PreTrainedConfig) -> int:
 
 def cache_bytes_per_token(model: PreTrainedModel) -> int:
     """Bytes of keys and values that one token of one dialogue costs."""
-    config = model.config
+    return cache_values_per_token(model.config) * model.dtype.itemsize
+
+
+def cache_values_per_token(config: PreTrainedConfig) -> int:
+    """How many numbers the keys and values of one token are, in all layers."""
     n_layers, heads = size_of(config, "num_hidden_layers"), key_value_heads(config)
-    return 2 * n_layers * heads * head_size(config) * model.dtype.itemsize
+    return 2 * n_layers * heads * head_size(config)
 
 
 def pair_bytes(architecture: PreTrainedConfig, turns: int) -> int:

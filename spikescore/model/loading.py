@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,11 +39,11 @@ from transformers.utils import (
 from transformers.utils.logging import disable_progress_bar
 
 from spikescore.errors import UserError
-from spikescore.model.architecture import text_config
+from spikescore.model.architecture import cache_values_per_token, text_config
 from spikescore.model.chat import ChatFormat
 from spikescore.model.placement import Placement, checked_path
 from spikescore.model.slots import require_packable
-from spikescore.runtime import this_process
+from spikescore.runtime import Process, this_process
 
 log = logging.getLogger("spikescore")
 
@@ -61,21 +61,27 @@ def load_model(placement: Placement) -> PreTrainedModel:
     """Load the chat model for inference: float16 on a GPU and float32 on CPU unless `dtype` says
     else.
 
-    With more than one device or `device_map` set, layers are placed by accelerate (offload
-    included).
+    Without `device_map` it lies on one GPU where one can hold it (see `chosen_devices`); what is
+    spread over several devices, or offloaded, is placed by accelerate.
     """
     path = checked_path(placement.model_path)
-    if getattr(load_architecture(placement), "quantization_config", None) is not None:
+    architecture = load_architecture(placement)
+    if getattr(architecture, "quantization_config", None) is not None:
         log.warning("%s is quantised; FP16 checkpoints give more faithful hidden states", path)
     disable_progress_bar()
     device_map = placement.device_map
     process = this_process()
-    if device_map is None and torch.cuda.is_available():
-        # several processes share a machine's GPUs one each; a single one may use them all
-        device_map = "auto" if process.world_size == 1 else {"": process.local_rank}
     on_gpu = torch.cuda.is_available() and device_map != "cpu"
     dtype = placement.dtype if placement.dtype != "auto" else ("float16" if on_gpu else "float32")
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    files = weight_files(path)
+    for file in files:
+        _require_whole(file)
+    if on_gpu and device_map is None and not placement.tp_plan:
+        if placement.max_memory is not None:
+            device_map = "auto"
+        else:
+            device_map = chosen_devices(files, architecture, options["dtype"], process)
     if placement.tp_plan:
         if process.world_size == 1:
             raise UserError(
@@ -90,8 +96,6 @@ def load_model(placement: Placement) -> PreTrainedModel:
         options["max_memory"] = {int(k) if k.isdigit() else k: v for k, v in limits}
     if placement.attn_implementation is not None:
         options["attn_implementation"] = placement.attn_implementation
-    for file in weight_files(path):
-        _require_whole(file)
     with _loading(placement, "the model"):
         model, found = AutoModelForCausalLM.from_pretrained(
             path, output_loading_info=True, ignore_mismatched_sizes=True, **options
@@ -99,6 +103,65 @@ def load_model(placement: Placement) -> PreTrainedModel:
     _require_all_tensors(placement, found)
     require_packable(model.eval())
     return model
+
+
+ROOM = 32_768
+"""Tokens whose keys and values a GPU must hold beside the weights to be enough: sixteen dialogues
+of 2,048. A smaller batch than that would cost more time than a second GPU saves."""
+
+
+def chosen_devices(
+    files: Sequence[Path], architecture: PreTrainedConfig, dtype: torch.dtype, process: Process
+) -> str | dict[str, int]:
+    """Choose GPUs for a model's weights, and log the choice: the first that has room for them in
+    this dtype and for `ROOM`; "auto", all of them, where none has. Of several processes each takes
+    the GPU of its number on the machine; UserError where there are fewer.
+    """
+    weights = weight_bytes(files, architecture, dtype)
+    cache = ROOM * cache_values_per_token(architecture) * dtype.itemsize
+    needs = f"weights of {weights / 1e9:.1f} GB, {cache / 1e9:.1f} GB for keys and values"
+    n_gpus, place = torch.cuda.device_count(), process.local_rank
+    if process.world_size > 1:
+        if place >= n_gpus > 1:
+            raise UserError(
+                f"process {process.rank} is number {place + 1} on a machine with {n_gpus} GPUs; "
+                "start no more processes than GPUs there"
+            )
+        place %= n_gpus  # where a scheduler gives each process a GPU, that is the only one it sees
+        log.info("%s: GPU %d, a copy in each of %d processes", needs, place, process.world_size)
+        return {"": place}
+    most = 0
+    for place in range(n_gpus):
+        free = torch.cuda.mem_get_info(place)[0]
+        most = max(most, free)
+        if weights + cache <= free:
+            log.info("%s: GPU %d of %d, %.1f GB free", needs, place, n_gpus, free / 1e9)
+            return {"": place}
+    several = f"spread over {n_gpus}" if n_gpus > 1 else "what does not fit lies in main memory"
+    log.info("%s, more than the %.1f GB free on any GPU: %s", needs, most / 1e9, several)
+    return "auto"
+
+
+def weight_bytes(files: Sequence[Path], architecture: PreTrainedConfig, dtype: torch.dtype) -> int:
+    """How many bytes a model's weights take when they are loaded in a dtype.
+
+    What the files keep as integers, as quantised models do, stays as it is.
+    """
+    total = 0
+    for file in files:
+        tensors = _header(file)[0]
+        if tensors is None:
+            stored = getattr(architecture, "dtype", None) or torch.float32
+            total += file.stat().st_size * dtype.itemsize // stored.itemsize
+        for name, one in (tensors or {}).items():
+            if name != "__metadata__":
+                begin, end = one["data_offsets"]
+                known = _FLOATS.get(one["dtype"])
+                total += (end - begin) * dtype.itemsize // known if known else end - begin
+    return total
+
+
+_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 def load_architecture(placement: Placement) -> PreTrainedConfig:
@@ -134,6 +197,14 @@ def _loading(placement: Placement, what: str) -> Iterator[None]:
 def _require_whole(file: Path) -> None:
     """UserError where a file of weights is a pointer to them, or a part of them."""
     size = file.stat().st_size
+    tensors, needed = _header(file)
+    if tensors is not None and size < needed:
+        raise UserError(f'"{file}" is cut off: {size} of {needed} bytes; fetch it again')
+
+
+def _header(file: Path) -> tuple[dict[str, Any] | None, int]:
+    """What a safetensors file says that it holds, and in how many bytes; None of another file."""
+    size = file.stat().st_size
     with open(file, "rb") as opened:
         head = opened.read(64)
         if head.startswith(b"version https://git-lfs"):
@@ -141,7 +212,7 @@ def _require_whole(file: Path) -> None:
                 f'"{file}" is a Git LFS pointer, not the weights; fetch them with "git lfs pull"'
             )
         if file.suffix != ".safetensors":
-            return
+            return None, size
         length = int.from_bytes(head[:8], "little")
         try:
             if not 0 < length <= size - 8:
@@ -149,11 +220,9 @@ def _require_whole(file: Path) -> None:
             opened.seek(8)
             tensors = json.loads(opened.read(length))
             ends = [one["data_offsets"][1] for name, one in tensors.items() if name[:2] != "__"]
-            needed = 8 + length + max(ends, default=0)
+            return tensors, 8 + length + max(ends, default=0)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise UserError(f'"{file}" is no safetensors file ({error}); fetch it again') from error
-    if size < needed:
-        raise UserError(f'"{file}" is cut off: {size} of {needed} bytes; fetch it again')
 
 
 def _require_all_tensors(placement: Placement, found: dict[str, Any]) -> None:

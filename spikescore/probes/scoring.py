@@ -9,6 +9,7 @@ result that cannot be written.
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -271,6 +272,8 @@ def write_scores(dialogue: Dialogue, scores: np.ndarray, probe: Probe, probe_nam
 
 # --- worker processes ---------------------------------------------------------------------------
 
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
 
 @contextmanager
 def worker_processes(n_dialogues: int) -> Iterator[ProcessPoolExecutor | None]:
@@ -285,16 +288,26 @@ def worker_processes(n_dialogues: int) -> Iterator[ProcessPoolExecutor | None]:
         return
     keep_freed_memory()
     pool = ProcessPoolExecutor(n_workers, initializer=prepare_worker)
-    pool.submit(int)  # the first task starts them
     try:
+        # Python's own hooks around a fork swallow what a signal's handler raises
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+        try:
+            pool.submit(int)  # the first task starts them
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
         yield pool
+    except KeyboardInterrupt:  # nobody waits for a block; a file is written whole or not at all
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise
     finally:
-        pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C no further block begins
+        pool.shutdown(cancel_futures=True)  # after an error no further block begins
 
 
 def prepare_worker() -> None:
     """Leave Ctrl-C to the main process, end with it, and compute on one core."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     end_with_parent()
     threadpool_limits(1)
 

@@ -70,6 +70,19 @@ class Measures:
 
 
 @dataclass(frozen=True)
+class Slurm:
+    """How jobs are submitted: options of sbatch by their long names (null: not given).
+
+    `options` are for all jobs, `scoring` those that differ where no model runs. `lines` stand in
+    each batch script before its command, such as "module load cuda".
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    scoring: dict[str, Any] = field(default_factory=dict)
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Variant:
     """A run beside the main one: what differs in its settings, and in which table it stands.
 
@@ -107,6 +120,7 @@ class Experiment:
     draws: int = 2000
     ablations: Ablations = field(default_factory=Ablations)
     jobs: int = 1
+    slurm: Slurm = field(default_factory=Slurm)
     wandb: bool = False
     dialogues_in_report: bool = True
     """Whether report.html has the dialogues to read; false where their texts may not be shared."""
@@ -200,6 +214,16 @@ class Experiment:
 
             _ = Settings(detectors=self.detectors).own
 
+    def require_data(self) -> None:
+        """Raise UserError naming the data sets that are not there, before anything is run."""
+        missing = [path for path in self.dialogues["dataset_path"] if not Path(path).exists()]
+        if missing:
+            names = " ".join(Path(path).stem for path in missing)
+            raise UserError(
+                f"there is no {', '.join(missing)}; fetch the sets with "
+                f"python datasets/prepare.py {names}, or mend dataset_path"
+            )
+
     def write_configs(self) -> None:
         """Write the stage-1 configuration of every run that generates."""
         for model in self.models:
@@ -208,6 +232,11 @@ class Experiment:
                     name = variant.name if variant else MAIN
                     path = self.config_file(model, name)
                     write_json(path, self.stage_config(model, variant))
+
+    def domains(self) -> list[str]:
+        """The domains' names, which are those of their folders."""
+        settings = self.stage_config(self.models[0])
+        return [folder.name for _, folder in parse_config(settings, source=self.name).datasets()]
 
     def steps(self, config: str | Path) -> Iterator[Step]:
         """Yield every command, phase by phase; those of one phase do not depend on each other."""
@@ -230,12 +259,7 @@ class Experiment:
             )
         asked = (f"{model.name}.measures",) if self.measures else ()
         if self.measures:
-            command = ["python", "scripts/measure_answers.py", "--data_dir"]
-            command += [str(self.data_dir(model))]
-            for key, value in asdict(self.measures).items():
-                command += [f"--{key}", str(value)] if value is not None else []
-            made = (str(self.data_dir(model)), ".measures.pkl")
-            yield Step(asked[0], tuple(command), 3, (main,), makes=(made,))
+            yield self._measure(model, asked[0], main)
         own = [word for spec in self.detectors for word in ("--detector", spec)]
         full = ("--methods", self.methods, "--turn_scorers", self.turn_scorers, *own)
         yield self._score(model, "scores", MAIN, full, (main, *asked), 4)
@@ -254,13 +278,46 @@ class Experiment:
 
     def _generate(self, model: Model, variant: str, phase: int) -> Step:
         command = ("python", "reasoning_lite.py", "--config", str(self.config_file(model, variant)))
-        paths = self.dialogues.get("dataset_path", ())
-        reads = (*paths, model.model_path) if isinstance(paths, list) else (model.model_path,)
-        reads += judge_files(self.dialogues.get("judge", ()))
+        name, paths = f"{model.name}.{variant}", self.dialogues["dataset_path"]
+        files = (model.model_path, *judge_files(self.dialogues.get("judge", ())))
         own = self.ablations.retrieval if variant == "retrieval" else self.dialogues.get("context")
-        reads += (own["from"],) if own else ()
-        made = tuple((str(self.data_dir(model, variant)), ending) for ending in (".json", ".pkl"))
-        return Step(f"{model.name}.{variant}", command, phase, reads=reads, makes=made)
+        files += (own["from"],) if own else ()
+
+        def made(folder: Path) -> tuple[tuple[str, str], ...]:
+            return tuple((str(folder), ending) for ending in (".json", ".pkl"))
+
+        parts = []
+        for path, domain in zip(paths, self.domains(), strict=True):
+            # a folder of its own: jobs on several machines share no journal and no cache
+            folder = self.data_dir(model, variant) / domain
+            one = (*command, "--set", f"dataset_path={path}", "--set", f"output_dir={folder}")
+            parts.append(
+                Step(
+                    f"{name}.{domain}", one, phase, reads=(path, *files), makes=made(folder),
+                    part=f"{model.name}/{domain}",
+                )
+            )  # fmt: skip
+        return Step(
+            name, command, phase, reads=(*paths, *files), makes=made(self.data_dir(model, variant)),
+            part=model.name, parts=tuple(parts),
+        )  # fmt: skip
+
+    def _measure(self, model: Model, name: str, main: str) -> Step:
+        def measuring(name: str, folder: Path, needs: str, **more: Any) -> Step:
+            command = ["python", "scripts/measure_answers.py", "--data_dir", str(folder)]
+            for key, value in asdict(self.measures).items():
+                command += [f"--{key}", str(value)] if value is not None else []
+            made = ((str(folder), ".measures.pkl"),)
+            return Step(name, tuple(command), 3, (needs,), makes=made, **more)
+
+        parts = tuple(
+            measuring(
+                f"{name}.{domain}", self.data_dir(model) / domain, f"{main}.{domain}",
+                part=f"{model.name}/{domain}",
+            )
+            for domain in self.domains()
+        )  # fmt: skip
+        return measuring(name, self.data_dir(model), main, part=model.name, parts=parts)
 
     def _relabel(self, model: Model, variant: Variant) -> Step:
         main, copy = str(self.data_dir(model)), str(self.data_dir(model, variant.name))
@@ -268,7 +325,7 @@ class Experiment:
         command += ("--judge", str(variant.judge), "--to", copy)
         name, needs = f"{model.name}.{variant.name}", (f"{model.name}.{MAIN}",)
         files = judge_files(str(variant.judge))
-        return Step(name, command, 2, needs, files, makes=((copy, ".json"),))
+        return Step(name, command, 2, needs, files, ((copy, ".json"),), model.name)
 
     def _score(
         self, model: Model, name: str, book: str | None, what: Sequence[str],
@@ -290,7 +347,7 @@ class Experiment:
         )
         command += [*what, "--save_path", str(path)]
         files = tuple(map(plugin_file, self.detectors)) if "--detector" in what else ()
-        return Step(f"{model.name}.{name}", tuple(command), phase, needs, files, made)
+        return Step(f"{model.name}.{name}", tuple(command), phase, needs, files, made, model.name)
 
 
 def own_judges(judge: str | Sequence[str]) -> list[str]:
@@ -318,9 +375,10 @@ def load_experiment(path: str | Path) -> Experiment:
     if "\\u0000" in json.dumps(raw):
         raise UserError(f'"{path}" holds a character of code 0, which no path may hold')
     content = {"name": Path(path).stem, **raw}
-    if content.get("ablations", ()) is None:  # as measures: none
-        del content["ablations"]
-    for key, kind in (("measures", Measures), ("ablations", Ablations)):
+    for key in ("ablations", "slurm"):
+        if content.get(key, ()) is None:  # as measures: none
+            del content[key]
+    for key, kind in (("measures", Measures), ("ablations", Ablations), ("slurm", Slurm)):
         if content.get(key) is not None:
             content[key] = _build(kind, content[key], f'{path}: "{key}"')
     models = content.get("models")
@@ -372,6 +430,16 @@ def _check(experiment: Experiment, where: str) -> None:
     for key in ("probe_seeds", "draws", "jobs"):
         if getattr(experiment, key) < 1:
             raise UserError(f'{where}: "{key}" must be a whole number of at least 1')
+    slurm = experiment.slurm
+    for key, options in (("options", slurm.options), ("scoring", slurm.scoring)):
+        values = options.values() if isinstance(options, dict) else [options]
+        if not all(isinstance(value, str | int | None) for value in values):
+            raise UserError(
+                f'{where}: "slurm": "{key}" must hold options of sbatch by name, each a text, a '
+                'number, true or null, such as {"partition": "gpu", "time": "24:00:00"}'
+            )
+    if not all(isinstance(line, str) for line in slurm.lines):
+        raise UserError(f'{where}: "slurm": "lines" must hold lines of text')
     names = [model.name for model in experiment.models]
     if len(set(names)) < len(names):
         raise UserError(f'{where}: two of the "models" have one name')

@@ -436,12 +436,12 @@ class ModelReport:
 
 
 def seconds_per_token(folder: Path) -> float | None:
-    """Return the wall-clock seconds per answer token of a run, None where it kept no time."""
-    path = folder / "speed.json"
-    if not path.exists():
-        return None
-    told = read_json(path)
-    return told["seconds"] / told["answer_tokens"] if told.get("answer_tokens") else None
+    """Return the wall-clock seconds per answer token of a run, or of its parts together where jobs
+    of their own made them; None where it kept no time.
+    """
+    told = [read_json(path) for path in sorted(folder.glob("**/speed.json"))]
+    tokens = sum(one.get("answer_tokens", 0) for one in told)
+    return sum(one["seconds"] for one in told) / tokens if tokens else None
 
 
 # --- files ------------------------------------------------------------------------------------

@@ -24,6 +24,13 @@ _BASE_SCORERS = {
     },
 }
 MODELS = tuple(_MAIN)
+SHAPES = {
+    "Llama-3.2-3B-Instruct": (28, 3072),
+    "Llama-3.1-8B-Instruct": (32, 4096),
+    "Qwen3-8B": (36, 4096),
+    "Qwen3-14B": (40, 5120),
+}
+"""Layers and width of the paper's models, as their config.json say."""
 
 
 def published(model: str | None, method: str) -> float | None:

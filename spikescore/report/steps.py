@@ -13,19 +13,23 @@ import os
 import re
 import secrets
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
-from spikescore.errors import STARTER
-from spikescore.files import make_folder, read_json, walk, write_json
+from spikescore.errors import STARTER, UserError
+from spikescore.files import make_folder, read_json, walk, write_atomic, write_json
+from spikescore.runtime import ALL_ENDED
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOK_EVERY = 60.0
@@ -40,6 +44,8 @@ class Step:
     `needs` names steps of earlier phases. `reads` lists files and folders that no step makes, a
     user's own code (.py) among them.
     `makes` lists what the step makes, as (file or folder, how the names of its files end).
+    `part` says which part of the experiment it is of, that a job of its own can make: a model, or
+    "model/domain". `parts` are the steps, one for each domain, that together make what this makes.
     """
 
     name: str
@@ -48,6 +54,8 @@ class Step:
     needs: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     makes: tuple[tuple[str, str], ...] = ()
+    part: str = ""
+    parts: tuple[Step, ...] = ()
 
     @property
     def counts_failures(self) -> bool:
@@ -55,8 +63,27 @@ class Step:
         scripts = ("scripts/measure_answers.py", "scripts/label_answers.py")
         return self.command[1] in ("reasoning_lite.py", *scripts)
 
+    @property
+    def shares_work(self) -> bool:
+        """Whether several processes of its script share the items, so that a launcher helps."""
+        return self.command[1] in ("reasoning_lite.py", "scripts/measure_answers.py")
+
     def __str__(self) -> str:
         return shlex.join(self.command)
+
+    def line(self, launch: Sequence[str] = ()) -> str:
+        """Return the command as it is typed, started by a launcher where that helps."""
+        return shlex.join(self._words(launch))
+
+    def words(self, launch: Sequence[str] = ()) -> list[str]:
+        """Return the command as it is run here: by this Python, or a launcher beside it."""
+        words = self._words(launch)
+        head = len(words) - len(self.command) + 1
+        first = [sys.executable if word == "python" else word for word in words[:head]]
+        return [_found(first[0]), *first[1:], *words[head:]]
+
+    def _words(self, launch: Sequence[str]) -> list[str]:
+        return [*launch, *self.command[1:]] if launch and self.shares_work else [*self.command]
 
     def key(self) -> str:
         """Return what the result depends on, beside the steps that it needs, as a digest."""
@@ -67,28 +94,53 @@ class Step:
         return _digest([*parts, *map(source_digest, scripts)])
 
 
+def _found(program: str) -> str:
+    """Return where a program is: beside this Python, or on the PATH; UserError if nowhere."""
+    places = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    if (path := shutil.which(program, path=places)) is None:
+        raise UserError(f'--launch: there is no program "{program}"; install it, or give its path')
+    return path
+
+
 class Runner:
     """Runs steps, skipping those that are done, and keeps the record in `<report_dir>/done`.
 
     `redo`: steps whose name holds this text are run again, and with them all that need them. Each
     step is announced as one of `n_steps` with its command and log, and tells once a minute where
-    it is.
+    it is. `launch` are the words that start several processes of the steps that share work.
+
+    A step of which jobs of their own have made parts is done when all are: what is missing is named
+    and made alone.
     """
 
-    def __init__(self, report_dir: Path, redo: str | None = None, *, n_steps: int = 0) -> None:
-        self._logs = make_folder(report_dir / "logs")
-        self._done = make_folder(report_dir / "done")
+    def __init__(
+        self,
+        report_dir: Path,
+        redo: str | None = None,
+        *,
+        n_steps: int = 0,
+        launch: Sequence[str] = (),
+    ) -> None:
+        self._logs, self._done = report_dir / "logs", report_dir / "done"
         self._redo = redo
+        self._launch = launch
         self._n_steps, self._n_told = n_steps, 0
         self._processes: set[subprocess.Popen] = set()
         self._lock = threading.Lock()
 
     def run(self, steps: Sequence[Step], jobs: int) -> bool:
-        """Run the steps of one phase, `jobs` at a time; False when one failed."""
-        todo = [step for step in steps if not self._is_done(step)]
+        """Run the steps of one phase, `jobs` at a time; False when one failed.
+
+        Where a launcher starts several processes, they have the machine to themselves.
+        """
+        for folder in (self._logs, self._done):
+            make_folder(folder)
+        todo = [step for step in steps if not self.is_done(step)]
         for step in steps:
             if step not in todo:
                 print(f"{self._place()}done before: {step.name}")
+        if self._launch and any(step.shares_work for step in todo):
+            jobs = 1
         jobs = min(jobs, max(len(todo), 1))
         with ThreadPoolExecutor(jobs) as pool:
             try:
@@ -99,24 +151,45 @@ class Runner:
         return all(results)
 
     def _run(self, step: Step, jobs: int) -> bool:
+        place = self._place()
+        missing = [part for part in step.parts if not self.is_done(part)]
+        if len(missing) == len(step.parts):
+            return self._run_whole(step, jobs, place)
+        names = ", ".join(part.part for part in missing)
+        n_made = len(step.parts) - len(missing)
+        told = f"; missing: {names}" if names else ""
+        print(f"{place}{step.name}: {n_made} of {len(step.parts)} parts were made by jobs{told}")
+        started, key, needed = time.monotonic(), step.key(), self._runs(step.needs)
+        if not all([self._run_whole(part, jobs, "    ") for part in missing]):
+            return False
+        whole = all(self._record(part.name).get("whole") for part in step.parts)
+        self._note(step, key, needed, time.monotonic() - started, whole)
+        return True
+
+    def _run_whole(self, step: Step, jobs: int, place: str) -> bool:
         log = self._logs / f"{step.name}.log"
-        print(f"{self._place()}{step.name}: {step}\n    log: {log}", flush=True)
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", STARTER: str(os.getpid())}
+        line, words = step.line(self._launch), step.words(self._launch)
+        print(f"{place}{step.name}: {line}\n    log: {log}", flush=True)
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        is_launched = bool(self._launch) and step.shares_work
+        if not is_launched:  # else it is the launcher that is started here
+            environment[STARTER] = str(os.getpid())
         if jobs > 1:
             threads = str(max(1, (os.cpu_count() or 1) // jobs))
             environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         key, needed, started = step.key(), self._runs(step.needs), time.monotonic()
         with open(log, "w", encoding="utf-8") as file:
-            words = [sys.executable, *step.command[1:]]
             process = subprocess.Popen(
-                words, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
-            )
+                words, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT,
+                process_group=0 if is_launched else None,
+            )  # fmt: skip
             with self._lock:
                 self._processes.add(process)
             status = _wait(process, step.name, log)
         seconds = time.monotonic() - started
         text = log.read_text(encoding="utf-8", errors="replace")
-        some = status == 1 and step.counts_failures and "Traceback (most recent" not in text
+        came_to_the_end = ALL_ENDED in text or "Traceback (most recent" not in text
+        some = status == 1 and step.counts_failures and came_to_the_end
         if status and not some:
             tail = "\n".join(f"    {line}" for line in text.splitlines()[-8:])
             print(f"{step.name}: failed with status {status}; {log} ends:\n{tail}", flush=True)
@@ -125,18 +198,24 @@ class Runner:
             print(f"{step.name}: some items failed, see {log}; run again to retry them", flush=True)
         else:
             print(f"{step.name}: done in {seconds:.0f} s", flush=True)
+        self._note(step, key, needed, seconds, not some)
+        return True
+
+    def _note(
+        self, step: Step, key: str, needed: dict[str, str | None], seconds: float, whole: bool
+    ) -> None:
+        """Keep the record of a step that has just been made."""
         made, before = _content(step.makes), self._record(step.name)
         same = made == before.get("made") and not self._is_redone(step)
         write_json(
             self._marker(step.name),
             {
                 "command": str(step), "key": key, "needed": needed, "made": made,
-                "seconds": seconds, "whole": not some,
+                "seconds": seconds, "whole": whole,
                 # what came out as it was needs nothing after it to be made again
                 "run": before["run"] if same and step.makes else secrets.token_hex(8),
             },
         )  # fmt: skip
-        return True
 
     def _place(self) -> str:
         """Return "[3 of 14] " for the next step."""
@@ -144,7 +223,8 @@ class Runner:
             self._n_told += 1
             return f"[{self._n_told} of {self._n_steps}] " if self._n_steps else ""
 
-    def _is_done(self, step: Step) -> bool:
+    def is_done(self, step: Step) -> bool:
+        """Whether a run of the step is on record, and nothing that it depends on has changed."""
         record = self._record(step.name)
         return bool(
             not self._is_redone(step)
@@ -168,9 +248,15 @@ class Runner:
         return record if isinstance(record, dict) and "run" in record else {}
 
     def _stop(self) -> None:
-        """End the steps that are running; what they have finished is on disk."""
+        """End the steps that are running, and of a launcher all that it started; what they have
+        finished is on disk.
+        """
         for process in self._processes:
+            if process.poll() is not None:
+                continue
             process.terminate()
+            with suppress(OSError):
+                os.killpg(process.pid, signal.SIGTERM)  # a group where a launcher heads it
         for process in self._processes:
             process.wait()
 
@@ -195,6 +281,20 @@ def last_line(log: Path) -> str:
     lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
     bars = [line for line in lines if re.search(r"\d+%\||\d+(?:it|\w+)/s\b|\ds/\w+\b", line)]
     return (bars or lines or ["it has said nothing yet"])[-1]
+
+
+def write_commands(
+    report_dir: Path, steps: Sequence[Step], config: str, launch: Sequence[str]
+) -> None:
+    """Write commands.sh: the exact commands behind the tables, in order."""
+    head = (
+        "#!/bin/sh\n"
+        f"# The commands behind this report, as python reproduce.py --config {config} runs them,\n"
+        "# from the project's root.\n"
+        "set -e\n"
+    )
+    body = "".join(f"\n# {step.name}\n{step.line(launch)}\n" for step in steps)
+    write_atomic(report_dir / "commands.sh", (head + body).encode())
 
 
 # --- digests ------------------------------------------------------------------------------------

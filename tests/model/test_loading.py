@@ -8,14 +8,22 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from spikescore.errors import UserError
 from spikescore.model.engine import Engine
-from spikescore.model.loading import load_model, model_identity
+from spikescore.model.loading import (
+    chosen_devices,
+    load_architecture,
+    load_model,
+    model_identity,
+    weight_bytes,
+)
 from spikescore.model.placement import Placement
 from spikescore.model.sampling import Sampling
 from spikescore.model.turns import Limits, Turn
+from spikescore.runtime import Process
 
 
 class OneTurn:
@@ -143,3 +151,93 @@ def drop_one_tensor(path):
     tensors = load_file(path)
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, path, metadata={"format": "pt"})
+
+
+# --- on which GPUs ------------------------------------------------------------------------------
+
+GB = 10**9
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Make torch say that there are GPUs with so many bytes free; return which were asked."""
+
+    def make(*free):
+        asked = []
+
+        def memory(place):
+            asked.append(place)
+            return free[place], 80 * GB
+
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", memory)
+        return asked
+
+    return make
+
+
+@pytest.fixture
+def half(tiny_model):
+    """The tiny model's files and shape, and the bytes that it takes in half precision: the file
+    without its header, and 32,768 tokens of keys and values in 3 layers of 2 heads of 16.
+    """
+    file = tiny_model / "model.safetensors"
+    weights = file.stat().st_size - 8 - int.from_bytes(file.read_bytes()[:8], "little")
+    shape = load_architecture(Placement(str(tiny_model)))
+    return ([file], shape), weights + 32_768 * 2 * 3 * 2 * 16 * 2
+
+
+@pytest.mark.parametrize(
+    ("free", "devices", "asked", "said"),
+    [
+        ((0,), {"": 0}, 1, "GPU 0 of 1"),
+        ((0, 0), {"": 0}, 1, "GPU 0 of 2"),  # the second is not even touched
+        ((-1, 0, 0), {"": 1}, 2, "GPU 1 of 3"),
+        ((-1, -1), "auto", 2, "more than the 0.0 GB free on any GPU: spread over 2"),
+        ((-1,), "auto", 1, "what does not fit lies in main memory"),
+    ],
+)
+def test_a_model_lies_on_one_gpu_where_one_can_hold_it(
+    gpus, half, caplog, free, devices, asked, said
+):
+    """`free` counts from the bytes that the model takes."""
+    model, needed = half
+    seen = gpus(*(needed + more for more in free))
+    with caplog.at_level("INFO", logger="spikescore"):
+        assert chosen_devices(*model, torch.float16, Process()) == devices
+    assert seen == list(range(asked))
+    (line,) = caplog.messages
+    assert said in line and "weights of 0.0 GB" in line
+
+
+def test_the_dtype_asked_for_says_how_large_a_model_is(gpus, half):
+    model, needed = half
+    gpus(2 * needed - 1, needed)
+    assert chosen_devices(*model, torch.float16, Process()) == {"": 0}
+    assert chosen_devices(*model, torch.float32, Process()) == "auto"
+
+
+def test_weights_in_one_file_of_pickle_are_taken_as_the_configuration_says(tmp_path, half):
+    (files, shape), _ = half
+    file = tmp_path / "pytorch_model.bin"
+    file.write_bytes(bytes(1000))
+    assert shape.dtype == torch.float16
+    assert weight_bytes([file], shape, torch.float32) == 2000
+    both = weight_bytes([*files, file], shape, torch.float16)
+    assert both == weight_bytes(files, shape, torch.float16) + 1000
+
+
+def test_integers_stay_what_they_are(tmp_path, half):
+    file = tmp_path / "model.safetensors"
+    save_file({"codes": torch.zeros(8, dtype=torch.int8), "scale": torch.zeros(4)}, file)
+    assert weight_bytes([file], half[0][1], torch.float16) == 8 + 4 * 2
+
+
+def test_each_process_has_a_gpu_and_a_copy(gpus, half):
+    seen = gpus(0, 0, 0, 0)
+    given = [chosen_devices(*half[0], torch.float16, Process(8 + n, 16, n)) for n in range(4)]
+    assert given == [{"": 0}, {"": 1}, {"": 2}, {"": 3}] and not seen
+    with pytest.raises(UserError, match="number 5 on a machine with 4 GPUs"):
+        chosen_devices(*half[0], torch.float16, Process(4, 16, 4))
+    gpus(0)  # a scheduler that shows each task its own GPU alone
+    assert chosen_devices(*half[0], torch.float16, Process(3, 4, 3)) == {"": 0}

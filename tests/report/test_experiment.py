@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from spikescore.dialogues.config import load_config, parse_config
 from spikescore.errors import UserError
 from spikescore.report.experiment import load_experiment
 from spikescore.report.paper import MODELS, published, published_base_scorer
+from spikescore.report.slurm import Jobs, parse_options
 from spikescore.report.steps import (
     ROOT,
     Runner,
@@ -24,7 +28,8 @@ from spikescore.report.steps import (
     _wait,
     source_digest,
 )
-from tests.helpers.running import LIMIT, run_script, start_script, wait_until
+from spikescore.runtime import ALL_ENDED
+from tests.helpers.running import LIMIT, run_script, start, start_script, wait_until
 
 SMALL = {
     "models": [{"name": "tiny", "model_path": "./models/tiny"}],
@@ -94,6 +99,11 @@ def test_the_tiny_main_run_is_the_demos_where_nothing_can_be_fetched():
         ({"models": [{"name": "a", "model_path": None}]}, ['"model_path" must be a text']),
         ({"note": "\0"}, ["a character of code 0"]),
         ({"dialogues": {"sampling": [1]}}, ["sampling"]),
+        ({"slurm": {"partition": "gpu"}}, ['unknown key "partition"', "options"]),
+        ({"slurm": {"options": ["gpu"]}}, ['"options" must hold options of sbatch by name']),
+        ({"slurm": {"scoring": {"mem": [1]}}}, ['"scoring" must hold options']),
+        ({"slurm": {"lines": "module load"}}, ['"lines" must be a list']),
+        ({"slurm": {"lines": [1]}}, ['"lines" must hold lines of text']),
     ],
 )
 def test_a_mistake_is_named(tmp_path, change, words):
@@ -369,3 +379,324 @@ def test_published_figures_are_those_of_the_contract():
     assert published(None, "spike_score") is None and published("Qwen3-8B", "mind") is None
     assert published_base_scorer("Llama-3.1-8B-Instruct", "reasoning_score") == 0.7595
     assert published_base_scorer("Qwen3-8B", "saplma") is None
+
+
+# --- several processes --------------------------------------------------------------------------
+
+LAUNCHER = """
+import os, subprocess, sys
+n = int(sys.argv[1])
+for rank in range(n):
+    environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(n)}
+    status = subprocess.call([sys.executable, *sys.argv[2:]], env=environment)
+if status:
+    print("Traceback (most recent call last):\\nChildFailedError", file=sys.stderr)
+sys.exit(status)
+"""
+
+
+class Shared(Step):
+    shares_work = counts_failures = True
+
+
+def test_a_launcher_starts_the_steps_that_share_their_work_and_no_others(tmp_path, capsys):
+    launcher, note = tmp_path / "launch.py", tmp_path / "note"
+    launcher.write_text(LAUNCHER)
+    code = f"import os; open({str(note)!r}, 'a').write(os.environ.get('RANK', 'alone') + ' ')"
+    steps = [python_step(tmp_path, name, code, phase) for phase, name in enumerate(("a", "b"), 1)]
+    steps[0] = Shared(steps[0].name, steps[0].command, 1)
+    launch = ("python", str(launcher), "3")
+    runner = Runner(tmp_path / "reports", n_steps=2, launch=launch)
+    assert all(runner.run([step], 2) for step in steps)
+    assert note.read_text() == "0 1 2 alone "
+    out = capsys.readouterr().out
+    assert f"[1 of 2] a: python {launcher} 3 {tmp_path / 'a.py'}" in out
+    assert f"[2 of 2] b: python {tmp_path / 'b.py'}" in out
+    # how a step was started is no part of what it made
+    assert Runner(tmp_path / "reports").run(steps, 1) and note.read_text() == "0 1 2 alone "
+
+
+@pytest.mark.parametrize(
+    ("says", "goes_on"), [(f"print({ALL_ENDED!r})", True), ("print('error: no model')", False)]
+)
+def test_failed_items_of_one_process_are_no_failure_of_the_launch(tmp_path, says, goes_on):
+    """The launcher has a traceback of its own for whatever fails."""
+    launcher = tmp_path / "launch.py"
+    launcher.write_text(LAUNCHER)
+    step = python_step(tmp_path, "a", f"import sys; {says}; sys.exit(1)")
+    step = Shared(step.name, step.command, 1)
+    runner = Runner(tmp_path / "reports", launch=("python", str(launcher), "1"))
+    assert runner.run([step], 1) is goes_on
+    assert not runner.is_done(step)
+
+
+def test_a_launcher_that_is_not_there_is_named():
+    step = Step("main", ("python", "reasoning_lite.py"), 1)
+    with pytest.raises(UserError, match='no program "acelerate"'):
+        step.words(["acelerate", "launch"])
+    words = step.words(["torchrun", "--nproc_per_node", "2"])
+    assert words[0].endswith("/torchrun") and words[1:] == [
+        "--nproc_per_node",
+        "2",
+        step.command[1],
+    ]
+    assert step.line(["srun", "-n", "2", "python"]) == "srun -n 2 python reasoning_lite.py"
+
+
+def test_the_launched_steps_are_those_that_a_model_runs_in(tmp_path):
+    path = write(tmp_path, ablations={"judges": ["exact"], "layers": True})
+    steps = list(load_experiment(path).steps(path))
+    launched = {step.name for step in steps if step.line(["torchrun"]).startswith("torchrun ")}
+    assert launched == {"tiny.main", "tiny.measures"}
+
+
+# --- parts made by jobs of their own ------------------------------------------------------------
+
+
+def in_parts(tmp_path, name: str, phase: int, after: str = "") -> Step:
+    """A step that notes what it does, and two parts of it that do so too and make half of it."""
+
+    def one(name: str, needs: str, *made: str, **more) -> Step:
+        code = f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r} + ' ')\n"
+        code += "".join(f"open({path!r}, 'w').write('x')\n" for path in made)
+        more["makes"] = tuple((path, "") for path in made)
+        return python_step(tmp_path, name, code, phase, needs=(needs,) if needs else (), **more)
+
+    halves = {domain: str(tmp_path / f"made-{name}-{domain}") for domain in "ab"}
+    parts = tuple(
+        one(f"{name}.{domain}", after and f"{after}.{domain}", half, part=f"m/{domain}")
+        for domain, half in halves.items()
+    )
+    return one(name, after, *halves.values(), part="m", parts=parts)
+
+
+def test_what_jobs_made_in_parts_is_not_made_again_and_what_is_missing_is_made_alone(
+    tmp_path, capsys
+):
+    steps = [in_parts(tmp_path, "main", 1), in_parts(tmp_path, "more", 2, after="main")]
+    score = python_step(tmp_path, "score", "pass", 3, needs=("main", "more"), part="m")
+    ran = tmp_path / "ran"
+
+    def job(part: str) -> None:
+        runner = Runner(tmp_path)
+        for step in steps:
+            assert runner.run([one for one in step.parts if one.part == part], 1)
+
+    def whole() -> str:
+        ran.write_text("")
+        runner = Runner(tmp_path, n_steps=3)
+        assert all(runner.run([step], 1) for step in (*steps, score))
+        return ran.read_text()
+
+    job("m/a")
+    assert ran.read_text() == "main.a more.a "
+    capsys.readouterr()
+    assert whole() == "main.b more.b "
+    out = capsys.readouterr().out
+    assert "[1 of 3] main: 1 of 2 parts were made by jobs; missing: m/b\n" in out
+    assert "[2 of 3] more: 1 of 2 parts were made by jobs; missing: m/b\n" in out
+    assert whole() == "" and capsys.readouterr().out.count("done before: ") == 3
+    (tmp_path / "made-main-a").unlink()
+    assert whole() == "main.a "
+    # without any part a step is made whole, as ever
+    for record in (tmp_path / "done").glob("*.json"):
+        record.unlink()
+    assert whole() == "main more "
+
+
+def test_each_domain_is_a_part_of_each_model(tmp_path):
+    models = [{"name": name, "model_path": "./models/tiny"} for name in ("a", "b")]
+    path = write(tmp_path, models=models, ablations={"schedules": ["continue"]})
+    experiment = load_experiment(path)
+    steps = {step.name: step for step in experiment.steps(path)}
+    assert [part.name for part in steps["a.main"].parts] == ["a.main.trivia", "a.main.reading"]
+    part = steps["b.measures"].parts[1]
+    assert (part.part, part.needs) == ("b/reading", ("b.main.reading",))
+    assert part.command[3] == str(experiment.data_dir(experiment.models[1]) / "reading")
+    # a part's dialogues are those of the whole run, in the same place
+    _, data, _, output = steps["a.schedule_continue"].parts[0].command[4:]
+    config = experiment.config_file(experiment.models[0], "schedule_continue")
+    settings = experiment.stage_config(experiment.models[0], experiment.variants()[0])
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(json.dumps(settings))
+    whole, one = load_config(config), load_config(config, [data, output])
+    assert one.hash() == whole.hash()
+    assert [folder for _, folder in one.datasets()] == [whole.datasets()[0][1]]
+
+
+# --- SLURM --------------------------------------------------------------------------------------
+
+SBATCH = """#!/bin/bash
+# Notes how it was called, and runs the tasks of the first script that $TASKS names.
+echo "$@" >> "$FAKE/calls"
+id=$(wc -l < "$FAKE/calls")
+for word in "$@"; do
+    case $word in --array=*) tasks=${word#--array=};; *.sbatch) script=$word;; esac
+done
+[ "${script##*/}" = "$REFUSED" ] && { echo "sbatch: error: invalid partition" >&2; exit 1; }
+if [ "${script##*/}" = generate.sbatch ]; then
+    for task in ${tasks//,/ }; do
+        [[ " $TASKS " == *" $task "* ]] || continue
+        SLURM_JOB_ID=$id SLURM_ARRAY_TASK_ID=$task SLURM_PROCID=0 SLURM_NTASKS=1 \\
+            ENVIRONMENT=BATCH bash "$script" > "$FAKE/$id.out" 2>&1 || touch "$FAKE/failed"
+    done
+fi
+echo "$id;cluster"
+"""
+
+
+@pytest.fixture
+def sbatch(tmp_path, monkeypatch):
+    """Put a stand-in for sbatch on the PATH; return the file of its calls."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "sbatch").write_text(SBATCH)
+    (programs / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE", str(tmp_path))
+    return tmp_path / "calls"
+
+
+def jobs_of(path, text="", arguments=("--config", "x.json")) -> Jobs:
+    experiment = load_experiment(path)
+    return Jobs(experiment, list(experiment.steps(path)), parse_options(text), arguments)
+
+
+def options_in(script: str) -> set[str]:
+    return {line.removeprefix("#SBATCH ") for line in script.splitlines() if "#SBATCH" in line}
+
+
+def test_batch_scripts_map_tasks_to_models_and_domains(tmp_path):
+    models = [{"name": name, "model_path": "./models/tiny"} for name in ("a", "b 2")]
+    slurm = {
+        "options": {"partition": "gpu", "time": "1:00:00", "requeue": None},
+        "scoring": {"partition": "cpu", "cpus-per-task": 8},
+        "lines": ["module load cuda"],
+    }
+    path = write(tmp_path, models=models, slurm=slurm, reports_dir=str(tmp_path))
+    files = jobs_of(path, "time=2:00:00 --exclusive gpus-per-node=4").files()
+    generate, score, tables, submit = (
+        files[tmp_path / "small" / "slurm" / name]
+        for name in ("generate.sbatch", "score.sbatch", "tables.sbatch", "submit.sh")
+    )
+    log = f"output={(tmp_path / 'small' / 'slurm').resolve()}/%x-%"
+    common = {"--time=2:00:00", "--exclusive", "--open-mode=append", "--signal=B:USR1@120"}
+    assert options_in(generate) == common | {
+        "--partition=gpu", "--gpus-per-node=4", "--array=0-3", "--job-name=small-generate",
+        f"--{log}A_%a.out",
+    }  # fmt: skip
+    scoring = common | {"--partition=cpu", "--cpus-per-task=8"}
+    more = {"--array=0-1", "--job-name=small-score", f"--{log}A_%a.out"}
+    assert options_in(score) == scoring | more
+    assert options_in(tables) == scoring | {"--job-name=small-tables", f"--{log}j.out"}
+    names = "tasks=(\na/trivia\na/reading\n'b 2/trivia'\n'b 2/reading'\n)\n"
+    assert names in generate and "tasks=(\na\n'b 2'\n)" in score and "tasks=(" not in tables
+    for script in (generate, score, tables):
+        assert "\nmodule load cuda\n" in script and f"cd {ROOT} " in script
+    assert "--gres=gpu:1" in options_in(
+        jobs_of(path).files()[path.parent / "small/slurm/generate.sbatch"]
+    )
+    waits = "--dependency=afterok:${generate}_2:${generate}_3"
+    assert (
+        "--array=0,1,2,3 " in submit and f"--array=1 --kill-on-invalid-dep=yes {waits} " in submit
+    )
+    assert "--dependency=afterok:$score_0:$score_1 " in submit
+
+
+@pytest.mark.parametrize(
+    ("signum", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False), (None, False)]
+)
+def test_a_job_whose_time_is_up_is_queued_again(tmp_path, signum, requeued):
+    """The script as it stands, with a command in the place of reproduce.py that takes its time."""
+    script = jobs_of(write(tmp_path, reports_dir=str(tmp_path))).files()
+    (text,) = (one for path, one in script.items() if path.name == "tables.sbatch")
+    python = f"{sys.executable} reproduce.py --config x.json --part tables"
+    assert python in text
+    wait = "sleep 3600" if signum else "exit 3"
+    text = text.replace(python, f"bash -c 'trap \"exit 143\" TERM; touch ready; {wait} & wait'")
+    text = text.replace(f"cd {ROOT} ", f"cd {tmp_path} ")
+    text = f"scontrol() {{ echo $* > requeued; }}\n{text}"
+    process = start(["bash", "-c", text], env={"SLURM_JOB_ID": "17"})
+    wait_until((tmp_path / "ready").exists, process)
+    if signum:
+        process.send_signal(signum)
+    process.wait(timeout=LIMIT)
+    assert (process.returncode > 128) is bool(signum)
+    assert (tmp_path / "requeued").exists() is requeued
+    if requeued:
+        assert (tmp_path / "requeued").read_text() == "requeue 17\n"
+
+
+def test_jobs_make_their_parts_and_only_what_is_missing_is_submitted_again(
+    tmp_path, sbatch, monkeypatch
+):
+    """Of two tasks the second is lost at first; the scores and tables are submitted after both."""
+    dialogues = {**SMALL["dialogues"], "max_steps": 3, "max_new_tokens": 4, "sampling": {"n": 2}}
+    places = {"reports_dir": str(tmp_path / "r"), "outputs_dir": str(tmp_path / "o")}
+    path = write(tmp_path, dialogues=dialogues, measures=None, **places)
+    command = ("reproduce.py", "--config", path, "--slurm", "partition=gpu")
+    first = run_script(*command, env={"TASKS": "0"})
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "2 parts, of which none is made\n1: 2 of 2 parts\n2: scores of tiny\n3: tables" in (
+        first.stdout
+    )
+    assert not (tmp_path / "failed").exists(), (tmp_path / "1.out").read_text()
+    again = run_script(*command, env={"TASKS": "1"})
+    assert "1 of 2 parts are missing:\ntiny/reading\n4: 1 of 2 parts\n5: scores" in again.stdout
+    assert not (tmp_path / "failed").exists(), (tmp_path / "4.out").read_text()
+    assert len(list((tmp_path / "o").rglob("*.pkl"))) == 4
+    calls = [line.rpartition(" ") for line in sbatch.read_text().splitlines()]
+    wait = "--parsable --array=0 --kill-on-invalid-dep=yes --dependency=afterok:"
+    assert [options for options, _, _ in calls] == [
+        "--parsable --array=0,1", f"{wait}1_0:1_1",
+        "--parsable --kill-on-invalid-dep=yes --dependency=afterok:2",
+        "--parsable --array=1", f"{wait}4_1",
+        "--parsable --kill-on-invalid-dep=yes --dependency=afterok:5",
+    ]  # fmt: skip
+    jobs = jobs_of(path)
+    shown = "\n".join(jobs.shown())
+    assert "# all 2 parts are made" in shown and "generate=$(submit" not in shown
+    assert jobs.missing == [] and jobs.to_score == ["tiny"]
+    assert "all 2 parts are made" in jobs.told()[0]
+    # what the jobs made is the whole step
+    runner = Runner(tmp_path / "r" / "small")
+    (main,) = (step for step in load_experiment(path).steps(path) if step.name == "tiny.main")
+    monkeypatch.setattr(runner, "_run_whole", None)
+    assert runner.run([main], 1) and runner.is_done(main)
+
+
+def test_a_refused_job_is_told_and_what_was_submitted_before_it_is_named(tmp_path, sbatch, capfd):
+    path = write(tmp_path, reports_dir=str(tmp_path))
+    os.environ["REFUSED"] = "score.sbatch"
+    try:
+        with pytest.raises(UserError, match="refused a job.*scancel 1$"):
+            jobs_of(path).submit()
+    finally:
+        del os.environ["REFUSED"]
+    assert "invalid partition" in capfd.readouterr().err
+    # squeue knows of it still
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.write_text("#!/bin/sh\necho 1 PENDING")
+    squeue.chmod(0o755)
+    with pytest.raises(UserError, match="still queued or running"):
+        jobs_of(path).submit()
+    squeue.write_text("#!/bin/sh\nexit 1")  # as for jobs that it has forgotten
+    jobs_of(path).submit()
+    assert "tables" in capfd.readouterr().out
+
+
+def test_where_there_is_no_slurm_the_scripts_are_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "/nowhere")
+    jobs_of(write(tmp_path, reports_dir=str(tmp_path))).submit()
+    script = tmp_path / "small" / "slurm" / "submit.sh"
+    assert (
+        script.is_file()
+        and f"there is no sbatch here; on a machine that has it: bash {script}"
+        in (capsys.readouterr().out)
+    )
+
+
+@pytest.mark.parametrize("text", ["-p gpu", "---x=1", "=3"])
+def test_options_that_are_none_of_sbatchs_are_refused(text):
+    with pytest.raises(UserError, match="name=value"):
+        parse_options(text)

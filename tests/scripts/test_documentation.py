@@ -23,7 +23,7 @@ from zlib import crc32
 import pytest
 
 from spikescore.dialogues.config import Config
-from spikescore.report.experiment import Ablations, Experiment, Measures, Model
+from spikescore.report.experiment import Ablations, Experiment, Measures, Model, Slurm
 from tests.helpers.fault_server import FaultyServer, completion
 from tests.helpers.native_rows import ragtruth
 from tests.helpers.running import ROOT, run
@@ -231,6 +231,6 @@ def test_every_key_is_documented():
     missing = [entry.name for entry in fields(Config) if f"`{entry.name}" not in stages]
     assert missing == []
     tables = (ROOT / "docs" / "tables.md").read_text("utf-8")
-    for kind in (Experiment, Model, Ablations, Measures):
+    for kind in (Experiment, Model, Ablations, Measures, Slurm):
         missing = [entry.name for entry in fields(kind) if f"`{entry.name}`" not in tables]
         assert [name for name in missing if name != "name"] == []

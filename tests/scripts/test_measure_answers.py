@@ -375,7 +375,7 @@ def test_other_weights_under_the_same_name_are_refused(pairs, measure, tiny_mode
 
 
 def test_another_run_on_the_folder_is_told(pairs, measure):
-    with locked(pairs, ".measure-0.lock"), pytest.raises(UserError, match="is in use by process"):
+    with locked(pairs, ".measure.lock"), pytest.raises(UserError, match="is in use by process"):
         measure(pairs, "--groups", "attention")
 
 

@@ -137,22 +137,32 @@ def turns_kept(folder: Path) -> list[dict]:
 
 
 def test_a_run_that_was_stopped_goes_on_from_the_last_finished_turn(config_file, tmp_path):
-    """Killed, then interrupted, then run to its end; a half line is left as by a kill."""
+    """Killed, then taken up by two processes that are told to end, then run by one to its end; a
+    half line is left as by a kill.
+    """
     folder, whole = tmp_path / "outputs", tmp_path / "whole"
     command = ["reasoning_lite.py", "--config", config_file, "--set", "max_steps=60"]
-    for signum, wanted in ((signal.SIGKILL, 15), (signal.SIGINT, 60)):
-        process = start_script(*command)
-        wait_until(lambda wanted=wanted: len(turns_kept(folder)) >= wanted, process)
+    process = start_script(*command)
+    wait_until(lambda: len(turns_kept(folder)) >= 15, process)
+    process.kill()
+    process.wait()
+    kept = turns_kept(folder)
+    (folder / ".turns.1-0.journal").write_text(json.dumps(kept[0])[:-20] + "\n\x00[]\n{}\n7")
+    pair = [start_script(*command, env={"RANK": r, "WORLD_SIZE": "2"}) for r in "01"]
+    for process in pair:
+        own = f".turns.{process.pid}-*.journal"
+        wait_until(lambda own=own: list(folder.glob(own)), process)
+    wait_until(lambda: len(turns_kept(folder)) >= 60, process)
+    told = []
+    for process, signum in zip(pair, (signal.SIGTERM, signal.SIGUSR1), strict=True):
         process.send_signal(signum)
-        out, err = process.communicate()
-        kept = turns_kept(folder)
-        assert len(kept) >= wanted and process.returncode == (
-            -9 if signum == signal.SIGKILL else 130
-        )
-        (folder / ".turns.1-0.journal").write_text(json.dumps(kept[0])[:-20] + "\n\x00[]\n{}\n7")
-    dialogues = len({turn["id"] for turn in kept})
-    assert f"{len(kept)} finished turns of {dialogues} other dialogues are kept in" in err
-    assert "lost are the turns" in err and "run the same command to go on" in err
+        _, err = process.communicate()
+        assert process.returncode == 143 and f"ended by {signum.name}: " in err
+        assert "lost are the turns" in err and "run the same command to go on" in err
+        told += re.findall(r"(\d+) finished turns of (\d+) other dialogues are kept in", err)
+    kept = turns_kept(folder)
+    assert sum(int(turns) for turns, _ in told) == len(kept) >= 60
+    assert sum(int(dialogues) for _, dialogues in told) == len({turn["id"] for turn in kept})
     result = run_script(*command)
     assert result.returncode == 0, result.stderr
     assert not list(folder.glob(".turns.*"))
