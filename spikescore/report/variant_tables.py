@@ -133,7 +133,8 @@ def _inverted(book: ScoreBook) -> Entry | None:
 
 
 def difference_table(kind: str, one: ScoreBook, other: ScoreBook, *, draws: int) -> Table:
-    """Return one run minus another, score by score, on the questions that both have.
+    """Return one run minus another on the questions that both have: hallucination rates, overall
+    and by domain, and AUROCs.
 
     The same draws of questions measure both, so that what is common to them leaves the interval;
     each run has its own labels.
@@ -141,22 +142,30 @@ def difference_table(kind: str, one: ScoreBook, other: ScoreBook, *, draws: int)
     sides = [Comparison(book, draws=draws) for book in on_shared_items(one, other)]
     entries = [variant_entries(side.book) for side in sides]
     rows, bold = [], set()
+
+    def add(about: str, what: str, areas: Sequence[Area]) -> None:
+        found = contrast_of_draws(*areas)
+        if found.interval and not found.interval[0] <= 0 <= found.interval[1]:
+            bold.add((len(rows), 4))
+        cells = (*map(figure_cell, areas), figure_cell(found, "+.3f"))
+        rows.append((what, about, *cells, p_value(found.p_bootstrap)))
+
+    domains = sides[0].domains
+    parts = {"all": np.ones(domains.size, dtype=bool)}
+    parts |= {name: domains == name for name in sides[0].book.domain_names()}
+    for name, mask in parts.items():
+        add(name, "hallucinated", [side.resampler.rate(mask) for side in sides])
     for view in CROSS:
         for name, title in zip(SHOWN, SHOWN_TITLES, strict=True):
-            if not all(name in own for own in entries):
-                continue
-            areas = [side.mean(own[name], view) for side, own in zip(sides, entries, strict=True)]
-            found = contrast_of_draws(*areas)
-            if found.interval and not found.interval[0] <= 0 <= found.interval[1]:
-                bold.add((len(rows), 4))
-            cells = (*map(figure_cell, areas), figure_cell(found, "+.3f"))
-            rows.append((view, title, *cells, p_value(found.p_bootstrap)))
-    header = ("view", "score", "with", "without", "with minus without", "p, bootstrap")
+            if all(name in own for own in entries):
+                pairs = zip(sides, entries, strict=True)
+                add(view, f"AUROC, {title}", [side.mean(own[name], view) for side, own in pairs])
+    header = ("figure", "of", "with", "without", "with minus without", "p, bootstrap")
     return Table(
         f"{CAPTIONS[kind][0]}, paired",
         header,
         tuple(rows),
-        f"AUROC on the {sides[0].y.size} questions that both runs have, drawn together, each run "
+        f"On the {sides[0].y.size} questions that both runs have, drawn together, each run "
         f"with its own labels; in bold (* in Markdown) the differences whose 95% interval leaves "
         f"out 0. {MISSING}",
         frozenset(bold),

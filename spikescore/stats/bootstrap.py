@@ -204,6 +204,19 @@ class Resampler:
                 draws[:] = np.nan
         return Area(value, draws, influence, used, positive.size, note)
 
+    def rate(self, items: np.ndarray) -> Area:
+        """Return the share of hallucinated items in a mask [n], with its draws."""
+        used = np.asarray(items, bool)
+        if not used.any():
+            return self.nothing(used, "no items")
+        weights, y = self.weights[:, used].astype(np.float64), self.y[used]
+        total = weights.sum(axis=1)
+        draws = np.divide(weights @ y, total, out=np.full(len(total), np.nan), where=total > 0)
+        note = ""
+        if np.unique(self.groups[used]).size == 1:
+            draws[:], note = np.nan, "no interval: all items are one group"
+        return Area(float(y.mean()), draws, np.zeros((3, self.y.size)), used, int(y.sum()), note)
+
     def paired(self, scores: np.ndarray, items: np.ndarray, pairs: np.ndarray) -> Area:
         """Return the paired accuracy of scores [seeds, n]: how often the hallucinated item of a
         pair scores higher than its consistent twin, a tie counting half.

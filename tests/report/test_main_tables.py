@@ -351,17 +351,26 @@ def test_a_run_with_retrieval_is_held_against_the_one_without_on_the_same_questi
         key: turns + rng.normal(0, 0.15, turns.shape).astype(np.float32)
         for key, turns in without.turns.items()
     }
+    relabelled = [replace(item, y=0) if item.domain == "d1" and n % 2 else item
+                  for n, item in enumerate(without.items)]  # fmt: skip
     worse = replace(without, turns=noise).take(order[:-20])
+    cured = replace(without, items=relabelled).take(order[:-20])
     table = difference_table("retrieval", without, worse, draws=200)
     rows = {(row[0], row[1]): row for row in table.rows}
-    assert "on the 160 questions" in table.note
+    assert "On the 160 questions" in table.note
     shared = without.take(np.sort(order[:-20]))
     area = Comparison(shared, draws=200).mean(variant_entries(shared)[SPIKE], "macro")
-    assert rows["macro", "SpikeScore"][2].startswith(f"{area.value:.3f} [")
-    assert rows["macro", "perplexity"][4].startswith("+0.000 [+0.000, +0.000]")
-    spike = next(at for at, row in enumerate(table.rows) if row[:2] == ("macro", "SpikeScore"))
-    value, low = re.match(r"\+(\S+) \[\+(\S+),", rows["macro", "SpikeScore"][4]).groups()
+    assert rows["AUROC, SpikeScore", "macro"][2].startswith(f"{area.value:.3f} [")
+    assert rows["AUROC, perplexity", "macro"][4].startswith("+0.000 [+0.000, +0.000]")
+    spike = list(rows).index(("AUROC, SpikeScore", "macro"))
+    value, low = re.match(r"\+(\S+) \[\+(\S+),", table.rows[spike][4]).groups()
     assert float(value) > float(low) > 0 and (spike, 4) in table.bold
+    table = difference_table("retrieval", cured, without, draws=200)
+    rates = {row[1]: row[4] for row in table.rows if row[0] == "hallucinated"}
+    assert set(rates) == {"all", "d0", "d1", "d2"}
+    fewer = np.mean([new.y for new in cured.items]) - shared.y.mean()
+    assert fewer < 0 and rates["all"].startswith(f"{fewer:+.3f} [-")
+    assert rates["d0"].startswith("+0.000 [+0.000, +0.000]")
     items = [replace(item, meta={"gold_in_passage": n % 3 == 0})
              for n, item in enumerate(without.items)]  # fmt: skip
     told = retrieval_note(replace(without, items=items[:-30] + without.items[-30:]))
