@@ -51,6 +51,7 @@ log = logging.getLogger("spikescore")
 BLOCK = 64  # items that are asked and judged together
 N_REWORDINGS = 4  # of a question
 N_COUNTERFACTUALS = 3  # of an answer
+WORDING = {"temperature": 0.7, "top_p": 0.9}  # of both: tame, or small models lose the thread
 # settings of the dialogues that must be the same for all pairs of a run
 SHARED = ("dtype", "enable_thinking", "model_max_tokens", "max_new_tokens")
 # settings of the machine that stage 1 ran on, taken from the first pair
@@ -181,6 +182,7 @@ def _settings_of(config: Config, request: MeasureRequest) -> dict[str, dict[str,
             "n_rewordings": N_REWORDINGS,
             "n_counterfactuals": N_COUNTERFACTUALS,
             **drawn,
+            **WORDING,
             "entailment": request.entailment,
         },
         "choices": {"samples": samples, "entailment": request.entailment},

@@ -124,7 +124,9 @@ class Rewordings:
 
     def _answered(self, items: Sequence[Worded]) -> list[list[tuple[str, str]]]:
         """The new wordings of each item's question, and the answers to them."""
-        asked = [place for place, item in enumerate(items) if item.question in item.case.prompt]
+        asked = [
+            n for n, item in enumerate(items) if item.question and item.question in item.case.prompt
+        ]
         prompts = [
             (f"{items[place].name}/question", _user(_REWORD, question=items[place].question))
             for place in asked
