@@ -257,8 +257,8 @@ class VerbalisedTopK(MeasuredDetector):
     It names four guesses and how probable each is, from 0 to 100, in one greedy reply; those in the
     answer's cluster are added up, at most 1; 0 where none is. Range -1 to 0; more confident means
     less hallucinated, hence the sign. NaN where the reply names no guess with a number. Source:
-    Tian et al. (2023), "Just Ask for Calibration", "Verb. 1S top-k", in other words, where the
-    likeliest guess is the answer; here the answer was given before.
+    Tian et al. (2023), "Just Ask for Calibration", "Verb. 1S top-k", in other words and with an
+    example; there the likeliest guess is the answer, here the answer was given before.
     """
 
     name, title = "verbalised_top_k", "Verbalised confidence, top-k"
@@ -269,7 +269,8 @@ class VerbalisedTopK(MeasuredDetector):
 class VerbalisedTwoStage(MeasuredDetector):
     """As `VerbalisedTopK`, but the guesses are named first and rated when the model is asked again.
 
-    Source: Tian et al. (2023), "Just Ask for Calibration", "Verb. 2S top-k", in other words.
+    Source: Tian et al. (2023), "Just Ask for Calibration", "Verb. 2S top-k", in other words and
+    with an example.
     """
 
     name, title = "verbalised_two_stage", "Verbalised confidence, two stages"

@@ -49,6 +49,10 @@ _RATE = (
     "How probable is it, from 0 to 100, that each of these guesses is right? Write one line for "
     "each and nothing else:\nP1: the number of your first guess"
 )
+_EXAMPLE = "Question: Which metal melts in a warm hand?"
+_EXAMPLE_GUESSES = "G1: gallium", "G2: caesium", "G3: mercury", "G4: sodium"
+_EXAMPLE_RATINGS = "P1: 80", "P2: 12", "P3: 5", "P4: 1"
+"""One turn that shows the form, without which small models do not keep to it."""
 
 
 def parse_guesses(reply: str) -> dict[int, str]:
@@ -111,7 +115,8 @@ class Choices:
         each is, in one reply, or the guesses first and their probabilities when asked for them;
         the sum of the probabilities of guesses that mean the same as the first answer, at most 1,
         and 0 where none does. Source: Tian et al. (2023), "Just Ask for Calibration", whose "1S
-        top-k" and "2S top-k" take the likeliest guess for the answer.
+        top-k" and "2S top-k" take the likeliest guess for the answer and show no example; here one
+        is shown.
 
         What could not be asked or read is NaN.
         """
@@ -165,17 +170,19 @@ class Choices:
     # --- guesses and their probabilities ----------------------------------------------------------
 
     def _rated(self, cases: Sequence[Case], questions: Sequence[str]) -> list[dict[str, float]]:
-        once, first, second = (
-            [opening(case.system, text.format(prompt=case.prompt, n=N_GUESSES)) for case in cases]
-            for text in (_GUESS_AND_RATE, _GUESS, _GUESS)
-        )
-        together = self._replies(cases, once)
+        both = zip(_EXAMPLE_GUESSES, _EXAMPLE_RATINGS, strict=True)
+        in_one = _turns(_GUESS_AND_RATE, "\n".join(line for pair in both for line in pair))
+        in_two = _turns(_GUESS, "\n".join(_EXAMPLE_GUESSES), "\n".join(_EXAMPLE_RATINGS))
+        together = self._replies(cases, [_after(in_one, _GUESS_AND_RATE, case) for case in cases])
+        first = [_after(in_two, _GUESS, case) for case in cases]
         named = self._replies(cases, first)
-        for messages, reply in zip(second, named, strict=True):
-            messages += [
-                {"role": "assistant", "content": reply}, {"role": "user", "content": _RATE}
-            ]  # fmt: skip
-        rated = self._replies(cases, second)
+        rated = self._replies(
+            cases,
+            [
+                [*asked, _said(reply), _user(_RATE)]
+                for asked, reply in zip(first, named, strict=True)
+            ],
+        )
         found: list[dict[str, float]] = [{} for _ in cases]
         for name, guesses, ratings in (
             ("verbalised_top_k", together, together),
@@ -215,6 +222,26 @@ class Choices:
             if not isinstance(turns, str):
                 found[place] = self._chat.text(turns[0].answer_ids)
         return found
+
+
+def _user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def _said(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def _turns(template: str, reply: str, ratings: str = "") -> list[Message]:
+    """The example as turns, with the second question where that has a reply."""
+    turns = [_user(template.format(prompt=_EXAMPLE, n=N_GUESSES)), _said(reply)]
+    return [*turns, _user(_RATE), _said(ratings)] if ratings else turns
+
+
+def _after(example: list[Message], template: str, case: Case) -> list[Message]:
+    """The system prompt, the example, and what is asked of a case."""
+    *system, asked = opening(case.system, template.format(prompt=case.prompt, n=N_GUESSES))
+    return [*system, *example, asked]
 
 
 def letter_tokens(chat: ChatFormat, letters: str) -> tuple[list[int], list[int]]:

@@ -33,6 +33,16 @@ _FALSIFY = (
     "place or claim so that it still sounds right but is wrong. Keep all other words. Reply with "
     "the changed answer and nothing else."
 )
+_EXAMPLE = {
+    "question": "Which river flows through Cairo?",
+    "prompt": "Question: Which river flows through Cairo?",
+    "answer": "The river Nile flows through Cairo.",
+}
+_EXAMPLE_REPLIES = {
+    _REWORD: "What is the name of the river that runs through Cairo?",
+    _FALSIFY: "The river Niger flows through Cairo.",
+}
+"""One turn that shows what is wanted, without which small models do not do it."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,7 @@ class Rewordings:
         prompts = [
             (
                 f"{item.name}/mistake",
-                _user(_FALSIFY, prompt=item.case.prompt, answer=item.case.answer),
+                _asked(_FALSIFY, prompt=item.case.prompt, answer=item.case.answer),
             )
             for item in items
         ]
@@ -128,7 +138,7 @@ class Rewordings:
             n for n, item in enumerate(items) if item.question and item.question in item.case.prompt
         ]
         prompts = [
-            (f"{items[place].name}/question", _user(_REWORD, question=items[place].question))
+            (f"{items[place].name}/question", _asked(_REWORD, question=items[place].question))
             for place in asked
         ]
         replies = self._replies(prompts, self._sampling, self._n_rewordings)
@@ -177,5 +187,10 @@ class Rewordings:
         return {"texts": texts, "logliks": logliks, "n_tokens": [len(ids) for ids in answers]}
 
 
-def _user(template: str, **texts: str) -> list[Message]:
-    return [{"role": "user", "content": template.format(**texts)}]
+def _asked(template: str, **texts: str) -> list[Message]:
+    """The example and its reply, then what is asked."""
+    return [
+        {"role": "user", "content": template.format(**{name: _EXAMPLE[name] for name in texts})},
+        {"role": "assistant", "content": _EXAMPLE_REPLIES[template]},
+        {"role": "user", "content": template.format(**texts)},
+    ]

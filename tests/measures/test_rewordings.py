@@ -21,7 +21,7 @@ from tests.helpers.models import make_model
 from tests.helpers.running import CHAT_TEMPLATE, make_tokenizer
 
 TOKENIZER = make_tokenizer(chat_template=CHAT_TEMPLATE)
-TOKENS, CONTEXT = 6, 900
+TOKENS, CONTEXT = 6, 2000
 SAMPLES = ("the passage", "the Answer.", "", "and the question", "the passage")
 
 
@@ -83,6 +83,13 @@ def test_others_are_neither_empty_nor_the_text_itself_nor_twice_the_same():
 def test_guesses_and_ratings(reply, guesses, ratings):
     assert parse_guesses(reply) == guesses
     assert parse_ratings(reply) == ratings
+
+
+def test_the_examples_are_in_the_form_that_is_read():
+    guesses, ratings = choices._EXAMPLE_GUESSES, choices._EXAMPLE_RATINGS
+    together = "\n".join(line for pair in zip(guesses, ratings, strict=True) for line in pair)
+    assert list(parse_guesses(together)) == list(parse_ratings(together)) == [1, 2, 3, 4]
+    assert sum(parse_ratings("\n".join(ratings)).values()) < 1
 
 
 # --- rewordings -------------------------------------------------------------------------------
@@ -216,8 +223,12 @@ def test_the_second_stage_is_asked_after_the_guesses(asked, monkeypatch):
 
     monkeypatch.setattr(Choices, "_replies", replies)
     make_choices(model, chat).ask([Case("x", "system text", "the question", "a", ())], ["?"])
-    first, again = ["system", "user"], ["system", "user", "assistant", "user"]
-    assert seen == [[first], [first], [again]]
+    one, two = ["user", "assistant"], ["user", "assistant"] * 2
+    assert seen == [
+        [["system", *one, "user"]],
+        [["system", *two, "user"]],
+        [["system", *two, "user", "assistant", "user"]],
+    ]
     assert choices.N_GUESSES == 4
 
 
