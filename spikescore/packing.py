@@ -113,7 +113,7 @@ def pack(source: str | Path, target: str | Path, *, shard_bytes: int) -> Told:
         raise UserError(f'"{source}" holds shards already; unpack them to pack them anew')
     if target.resolve().is_relative_to(source.resolve()):
         raise UserError(f'"{target}" lies inside "{source}"; choose a folder outside it')
-    with _made_whole(target, "packing") as work:
+    with made_whole(target, "packing") as work:
         told = Told()
         pairs = _pairs(source)
         index: dict[str, Any] = {"format": FORMAT, "shards": [], "files": []}
@@ -253,8 +253,8 @@ def _write_shard(folder: Path, number: int, pairs: list[_Pair]) -> dict[str, Any
         if out.tell() != 8 + len(text) + end:
             raise UserError(f'the pairs changed while "{states}" was written; pack them again')
     return {
-        "pairs": asdict(_part(folder, rows)),
-        "states": asdict(_part(folder, states)),
+        "pairs": asdict(part_of(folder, rows)),
+        "states": asdict(part_of(folder, states)),
         "files": [name for pair in pairs for name in pair.files],
     }
 
@@ -273,7 +273,8 @@ def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
             out.write_table(pa.Table.from_pylist(rows[start : start + ROWS], schema))
 
 
-def _part(folder: Path, name: str) -> Part:
+def part_of(folder: Path, name: str) -> Part:
+    """Return a file's name, size and SHA-256."""
     with open(folder / name, "rb") as file:
         return Part(name, os.fstat(file.fileno()).st_size, file_digest(file, "sha256").hexdigest())
 
@@ -281,11 +282,11 @@ def _part(folder: Path, name: str) -> Part:
 def _copied(path: Path, to: Path, name: str) -> Part:
     make_folder(to.parent)
     shutil.copyfile(path, to)
-    return replace(_part(to.parent, to.name), name=name)
+    return replace(part_of(to.parent, to.name), name=name)
 
 
 @contextmanager
-def _made_whole(target: Path, doing: str) -> Iterator[Path]:
+def made_whole(target: Path, doing: str) -> Iterator[Path]:
     """Provide a folder to work in, which becomes the target when the block ends without an error.
 
     What a killed run left there is removed. UserError when the target is there and not empty, or
@@ -321,7 +322,7 @@ def unpack(source: str | Path, target: str | Path) -> Told:
     """
     packed = _packed(source)
     told = Told()
-    with _made_whole(Path(target), "unpacking") as work:
+    with made_whole(Path(target), "unpacking") as work:
         for name, data in _restored(packed, told):
             if not (packed.folder / name).exists():
                 make_folder((work / name).parent)

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from spikescore.errors import UserError
+from spikescore.errors import UserError, redacted
 from spikescore.files import JsonText, walk, write_atomic, write_json
 from spikescore.shards import (
     INDEX,
@@ -475,6 +475,23 @@ def turn_states(
 def model_basename(model: str) -> str:
     """Return the last part of a model's path or hub id: what it is known by wherever it lies."""
     return PurePosixPath(model.replace("\\", "/")).name
+
+
+_LOCAL = re.compile(r"[/~]|\.{1,2}[/\\]|[A-Za-z]:[/\\]")
+
+
+def for_all_eyes(value: Any) -> Any:
+    """Return plain data as it may be published: of each path and address the last part, nothing of
+    keys and passwords (`redacted`). Keys of objects are names, not paths.
+    """
+    if isinstance(value, dict):
+        return {redacted(str(key)): for_all_eyes(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(for_all_eyes, value))
+    if not isinstance(value, str):
+        return value
+    a_path = _LOCAL.match(value) or (re.search(r"[/\\]", value) and not re.search(r"\s", value))
+    return redacted(model_basename(value) if a_path else value)
 
 
 # --- what a pair is good for, and what belongs together -----------------------------------------

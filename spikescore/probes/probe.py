@@ -1,10 +1,10 @@
 """A probe: a small network that reads a hidden state and says how doubtful the answer is.
 
-A probe file is a plain dict of containers and numpy arrays (format 1), written atomically and
-loaded without running anything it holds. It says what it was trained for (model, width, token key,
-layers) and refuses other states. Conventions: y = 1 means hallucinated, and a higher score means
-more hallucinated (SAPLMA) or more uncertain (semantic-entropy probes). Layer ranges are inclusive;
-index 0 is the embedding output.
+A probe file is a plain dict of containers and numpy arrays (format 1), as a pickle or safetensors,
+written atomically and loaded without running anything it holds. It says what it was trained for
+(model, width, token key, layers) and refuses other states. Conventions: y = 1 means hallucinated,
+and a higher score means more hallucinated (SAPLMA) or more uncertain (semantic-entropy probes).
+Layer ranges are inclusive; index 0 is the embedding output.
 
 The probe files of the public release are read too: a dict with `model_state_dict`, `config`,
 `input_dim` and `layer_range`, whose network regresses semantic entropy with linear layers,
@@ -27,6 +27,7 @@ from spikescore.files import write_atomic
 from spikescore.pairs import DEFAULT_TOKEN_KEY, TOKEN_KEYS, model_difference, question_digests
 from spikescore.pickles import load_pickle
 from spikescore.probes.layers import LayerRange, Layers, parse_layer_range
+from spikescore.probes.tensors import SUFFIX, read_tensors, write_tensors
 
 log = logging.getLogger("spikescore")
 
@@ -243,16 +244,23 @@ class Probe:
         return next((known[key] for key in question_digests(record) if key in known), "unseen")
 
     def save(self, path: str | Path) -> None:
-        """Write the probe as one pickle of plain containers and numpy arrays, atomically."""
-        write_atomic(Path(path), pickle.dumps({"format": FORMAT, **asdict(self)}, protocol=4))
+        """Write the probe, atomically: as safetensors under that suffix, else as one pickle of
+        plain containers and numpy arrays.
+        """
+        content = {"format": FORMAT, **asdict(self)}
+        if Path(path).suffix == SUFFIX:
+            write_tensors(Path(path), content)
+        else:
+            write_atomic(Path(path), pickle.dumps(content, protocol=4))
 
 
 def load_probe(path: str | Path) -> Probe:
-    """Read a probe file of this project or of the public release without running anything it holds.
+    """Read a probe file of this project, a pickle or safetensors, or of the public release without
+    running anything it holds.
 
     Raises UserError when the file is missing, broken, refused, or no probe.
     """
-    content = load_pickle(path)
+    content = read_tensors(path) if Path(path).suffix == SUFFIX else load_pickle(path)
     if isinstance(content, dict) and "model_state_dict" in content:
         return _from_public_release(content, path)
     if not isinstance(content, dict) or not {"format", "kind", "weights"} <= content.keys():
