@@ -14,6 +14,8 @@ from spikescore.detectors import (
     consistency,
     contrast,
     controls,
+    depth,
+    geometry,
     linear,
     lsd,
     networks,
@@ -31,6 +33,8 @@ _MODULES = (
     components,
     lsd,
     unsupervised,
+    depth,
+    geometry,
     controls,
 )
 

@@ -95,6 +95,13 @@ class Answers:
             require_finite(states, pkl)
             yield states
 
+    def once(self, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        """Return what `compute` returns, worked out the first time that this name is asked for."""
+        kept = self.__dict__.setdefault("_once", {})
+        if name not in kept:
+            kept[name] = compute()
+        return kept[name]
+
     @cached_property
     def measures(self) -> list[dict[str, Any]]:
         """What measure_answers.py found for each item; {} where it was not run, and where its file

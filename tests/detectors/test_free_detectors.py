@@ -427,7 +427,8 @@ FREE = [name for name, detector in REGISTRY.items() if not learns(detector)]
 
 
 def test_every_detector_that_learns_nothing_has_its_direction_tested():
-    assert set(FREE) - {"domain_identity"} == set(PLANTS)  # an oracle has no mirror image
+    # an oracle has no mirror image, and NCI reads a checkpoint (test_state_rivals.py)
+    assert set(FREE) - {"domain_identity", "nci"} == set(PLANTS)
 
 
 @pytest.mark.parametrize("name", PLANTS)

@@ -21,6 +21,8 @@ from spikescore.detectors import (
     REGISTRY,
     components,
     controls,
+    depth,
+    geometry,
     linear,
     lsd,
     networks,
@@ -39,10 +41,14 @@ from spikescore.probes.network import fit_network
 from tests.helpers.factories import make_pairs, make_record
 
 KEY = "last_token_embedding"
-DETECTORS = [detector for detector in REGISTRY.values() if learns(detector)]
+OF_A_MODEL = (geometry.Fdbd, geometry.Harp)  # they read a checkpoint: test_state_rivals.py
+DETECTORS = [one for one in REGISTRY.values() if learns(one) and one not in OF_A_MODEL]
 ON_DISK = linear.AllTurnProbe  # reads later turns from the PKLs
 FAST = [detector for detector in DETECTORS if detector is not ON_DISK]
-NO_DIRECTION = (networks.SemanticEntropyProbe, controls.LabelShuffle, controls.RandomProjection)
+NO_DIRECTION = (
+    networks.SemanticEntropyProbe, controls.LabelShuffle, controls.RandomProjection,
+    depth.Fepoid,  # whose layer no label chooses
+)  # fmt: skip
 LEARN_DIRECTION = [detector for detector in FAST if detector not in NO_DIRECTION]
 CCS, CARRIED = unsupervised.Ccs, unsupervised.CcsCarried
 N_LAYERS, WIDTH, SIGNAL_LAYER = 3, 8, 2
