@@ -13,6 +13,7 @@ hallucinated and a higher score more hallucinated.
 
 With --score_dirs the fitted methods score the dialogues of other folders instead, of the same model
 (another prompt schedule, say): each gets a book of its own, <save_path without .pkl>.<folder>.pkl.
+--multi_source tests every domain by what all others taught together, in a book of its own.
 --layer_grid fits SAPLMA on each layer and token instead of choosing, and keeps only what tables of
 layers need. --detector adds a detector of your own to the methods: a class in a file that is no
 part of the project (docs/add-a-detector.md). It is tried before the others are fitted.
@@ -86,10 +87,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="methods that score every turn too (default: all usual ones among the methods)",
     )
     add("--score_dirs", type=names, metavar="A,B", help="score these folders, not --data_dir")
+    add("--multi_source", action="store_true", help="train on all domains but the tested one")
     add("--layer_grid", action="store_true", help="SAPLMA at every layer and token, one seed")
     args = parser.parse_args(arguments)
-    if args.layer_grid and (args.methods or args.turn_scorers or args.score_dirs or args.detector):
-        parser.error("--layer_grid takes no --methods, --turn_scorers, --score_dirs or --detector")
+    beside = ("methods", "turn_scorers", "score_dirs", "detector", "multi_source")
+    if args.layer_grid and any(getattr(args, name) for name in beside):
+        parser.error(f"--layer_grid takes no {', '.join('--' + name for name in beside)}")
     if args.probe_seeds < 1:
         parser.error(f"--probe_seeds must be at least 1, not {args.probe_seeds}")
     return args
@@ -113,6 +116,7 @@ def main() -> int:
         val_fraction=args.val_fraction,
         test_fraction=args.test_fraction,
         seed=args.seed,
+        multi_source=args.multi_source,
     )
     if save_path.is_dir():
         raise UserError(f'--save_path "{save_path}" is a folder; give a file, such as scores.pkl')

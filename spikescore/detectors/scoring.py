@@ -77,7 +77,8 @@ class Settings:
 
     `detectors` are a user's own, "path/to/file.py:Class" each: they are added to the methods, and
     to the scorers of turns where they score turns. `seed` is that of the splits; the probe seeds
-    are 0 .. probe_seeds - 1.
+    are 0 .. probe_seeds - 1. With `multi_source` every domain is tested by what all others taught
+    together (`all_but_one`).
     """
 
     methods: Sequence[str] | None = None
@@ -88,6 +89,7 @@ class Settings:
     val_fraction: float = 0.2
     test_fraction: float = 0.3
     seed: int = 42
+    multi_source: bool = False
 
     def __post_init__(self) -> None:
         """Raise UserError for what can be seen to be wrong before anything is read."""
@@ -183,6 +185,8 @@ class _Scoring:
         if learning:
             self.splits, reasons = split_domains(self.items, self.domains, self.settings)
             self.left_out += reasons
+            if self.settings.multi_source:
+                self.splits = all_but_one(self.items, self.splits)
         learning.sort(key=lambda name: name not in self.settings.own)  # faults show soon
         free = [name for name in self.methods if not learns(self.known[name])]
         fitted: dict[Key, Detector] = {(name, "", 0): self.known[name]() for name in free}
@@ -306,11 +310,13 @@ class _Scoring:
                 key: part
                 for keys, part in zip(fitted, split.tolist(), strict=True)
                 for key in keys
-                if part
+                if part in SPLITS
             }
             parts = [next((known[key] for key in keys if key in known), "test") for keys in asked]
-            own = target.domains == domain
-            found[domain] = np.where(own, np.array(parts, dtype="<U5"), "")
+            taught = np.isin(target.domains, self.items.domains[np.isin(split, SPLITS)])
+            out = np.isin(target.domains, self.items.domains[split == OUT])
+            elsewhere = np.where(out, OUT, "")
+            found[domain] = np.where(taught, np.array(parts, dtype="<U5"), elsewhere)
         return found
 
     # --- the book ---------------------------------------------------------------------------
@@ -369,6 +375,33 @@ def split_domains(
         if elsewhere:
             log.warning("%d items outside %s ask what an item of it asks", elsewhere, domain)
     return splits, left_out
+
+
+OUT = "out"
+"""The part of a split that neither teaches nor is tested."""
+
+
+def all_but_one(items: Answers, splits: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return for each domain, as "all but <domain>", the splits [n] of all others together.
+
+    Items of the domain itself are "", those of a domain that cannot teach are OUT. UserError where
+    fewer than two others can: that is what training on one domain does already.
+    """
+    found = {}
+    for tested in dict.fromkeys(items.domains.tolist()):
+        taught = [split for domain, split in splits.items() if domain != tested]
+        if len(taught) < 2:
+            continue
+        joined = np.where(items.domains == tested, "", OUT).astype("<U5")
+        for split in taught:
+            joined[split != ""] = split[split != ""]
+        found[f"all but {tested}"] = joined
+    if not found:
+        raise UserError(
+            f"training on all domains but one needs two others, and {len(splits)} of the "
+            f"{len(set(items.domains.tolist()))} domains can teach; give more of them"
+        )
+    return found
 
 
 def score_turns(

@@ -25,6 +25,8 @@ from spikescore.report.paper import BASE_SCORER, MODELS
 from spikescore.report.steps import Step
 
 MAIN = "main"
+MULTI = "multi_source"
+"""The book of what was trained on all domains but the tested one."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ class Experiment:
     turn_scorers: str = (
         "saplma,sep,perplexity,reasoning_score,sharpness,all_turn_probe,random_projection"
     )
+    multi_source: bool = False
+    """Whether all methods are also trained on all domains but the tested one."""
     probe_seeds: int = 5
     token_key: str = TOKEN_KEYS[0]
     val_fraction: float = 0.2
@@ -263,6 +267,9 @@ class Experiment:
         own = [word for spec in self.detectors for word in ("--detector", spec)]
         full = ("--methods", self.methods, "--turn_scorers", self.turn_scorers, *own)
         yield self._score(model, "scores", MAIN, full, (main, *asked), 4)
+        if self.multi_source:
+            several = (*full, "--multi_source")
+            yield self._score(model, MULTI, MULTI, several, (main, *asked), 4)
         brief = ("--methods", "saplma,perplexity,answer_length", "--turn_scorers", "saplma")
         if generated:  # scored by what was learnt from the main run
             folders = ",".join(str(self.data_dir(model, one.name)) for one in generated)

@@ -29,14 +29,16 @@ from spikescore.report.comparison import (
 )
 from spikescore.report.eval_report import page_texts
 from spikescore.report.evaluation import TRAINING_SPLITS
-from spikescore.report.experiment import Experiment, Model, Variant
+from spikescore.report.experiment import MULTI, Experiment, Model, Variant
 from spikescore.report.main_tables import (
+    ABOUT_SOURCES,
     ABOUT_TWINS,
     MAIN_HEADER,
     TWINS_TITLE,
     main_entries,
     main_rows,
     main_tables,
+    multi_source_table,
     operating_table,
     paired_table,
     part_tables,
@@ -141,6 +143,7 @@ class ModelReport:
         spike = any(entry.name == SPIKE for entry in self.entries)
         yield self._main()
         yield from self._twins()
+        yield from self._multi_source()
         yield from self._matrices()
         yield self._statistics()
         yield self._controls()
@@ -181,6 +184,17 @@ class ModelReport:
         if found:
             tables = dict(zip(names, (one.table() for one in found), strict=True))
             yield Chapter(TWINS_TITLE, (ABOUT_TWINS,), tables)
+
+    def _multi_source(self) -> Iterator[Chapter]:
+        """Yield what training on all domains but the tested one gives, where it was done."""
+        if not self.experiment.multi_source:
+            return
+        book = load_score_book(self.experiment.book(self.model, MULTI))
+        several = Comparison(book, draws=self.experiment.draws)
+        table = multi_source_table(self.comparison, self.entries, several, main_entries(several))
+        lines = told([tuple(pair) for pair in book.about.get("left_out", ())])
+        text = [f"Left out: {'; '.join(lines)}."] if lines else []
+        yield Chapter(table.caption, (ABOUT_SOURCES, *text), {"multi_source": table})
 
     def _left_out(self) -> list[str]:
         """Return what the score book says was left out, and why."""

@@ -28,7 +28,7 @@ from spikescore.report.comparison import (
 from spikescore.report.content import Table
 from spikescore.report.paper import BASE_SCORER, published
 from spikescore.report.text import MISSING, figure_cell, mean_cell, number, p_value, share
-from spikescore.stats.bootstrap import Area, holm
+from spikescore.stats.bootstrap import Area, contrast_of_draws, holm
 from spikescore.stats.operating_points import (
     choose_threshold,
     fit_calibration,
@@ -246,6 +246,39 @@ def split_tables(
         note = f"Not computable: fewer than {MIN_PER_CLASS} items of a class. {MISSING}"
         tables.append(Table(f"{caption}: {title}", header, tuple(rows), note))
     return tables
+
+
+# --- several training domains -----------------------------------------------------------------
+
+SOURCES_TITLE = "Trained on all domains but the tested one"
+ABOUT_SOURCES = (
+    "Each column is a test domain, all of whose items are scored by what the train and validation "
+    "splits of all other domains taught together. No figure of it enters another table."
+)
+
+
+def multi_source_table(
+    single: Comparison, entries: Sequence[Entry], several: Comparison, taught: Sequence[Entry]
+) -> Table:
+    """Return the AUROCs of methods trained on all domains but the tested one, by test domain.
+
+    Beside their mean stands that of training on one domain (the macro mean of the main table), and
+    what the one exceeds the other by, on paired draws where the books hold the same items.
+    """
+    before = {entry.name: single.mean(entry, "macro") for entry in entries}
+    names = [domain.removeprefix("all but ") for domain in several.training_domains]
+    sizes = [several.rate("pooled", domain) for domain in several.training_domains]
+    rows = [("n, hallucinated", "", "", "", *(f"{n}, {number(rate, '.0%')}" for n, rate in sizes))]
+    paired = [item.path for item in single.book.items] == [item.path for item in several.book.items]
+    for entry in taught:
+        mean, alone = several.mean(entry, "pooled"), before.get(entry.name)
+        more = contrast_of_draws(mean, alone) if alone and paired else None
+        cells = [_cell(several, entry, "pooled", domain) for domain in several.training_domains]
+        told = (figure_cell(mean), figure_cell(alone), figure_cell(more, "+.3f"))
+        rows.append((entry.title, *told, *cells))
+    header = ("method", "mean over test domains", "trained on one domain, macro", "difference")
+    return Table(SOURCES_TITLE, (*header, *names), tuple(rows),
+                 f"95% bootstrap intervals over questions. {MISSING}")  # fmt: skip
 
 
 # --- right and wrong twins --------------------------------------------------------------------

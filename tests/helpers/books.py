@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from spikescore.detectors.score_book import BookItem, ScoreBook
@@ -47,3 +49,17 @@ def make_book(
     ):
         book.methods[name] = {"title": title, "family": family, "needs": []}
     return book
+
+
+def trained_on_others(book: ScoreBook) -> ScoreBook:
+    """Return a book of the same items and scores, as trained on all domains but the tested one."""
+    names = {domain: f"all but {domain}" for domain in book.domain_names()}
+    splits = {
+        name: np.where(book.domains == domain, "", "train").astype("<U5")
+        for domain, name in names.items()
+    }
+    scores, turns = (
+        {(key[0], names.get(key[1], ""), key[2]): values.copy() for key, values in held.items()}
+        for held in (book.scores, book.turns)
+    )
+    return replace(book, splits=splits, scores=scores, turns=turns)

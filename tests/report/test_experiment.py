@@ -372,6 +372,15 @@ def test_each_step_needs_what_its_figures_come_from(tmp_path):
     assert needs["tables"] == needs.keys() - {"tables"}
 
 
+def test_several_training_domains_are_a_book_of_their_own(tmp_path):
+    steps = {step.name: step for step in
+             load_experiment(write(tmp_path, multi_source=True)).steps("x.json")}  # fmt: skip
+    one, several = steps["tiny.scores"], steps["tiny.multi_source"]
+    assert several.needs == one.needs and "tiny.multi_source" in steps["tables"].needs
+    words = [word for word in several.command if word not in one.command]
+    assert words == ["--multi_source", "reports/small/scores/tiny.multi_source.pkl"]
+
+
 def test_published_figures_are_those_of_the_contract():
     assert published("Qwen3-14B", "spike_score") == 0.7874
     assert published("Llama-3.2-3B-Instruct", "icr_probe") == 0.7463

@@ -25,6 +25,7 @@ from spikescore.report.main_tables import (
     main_entries,
     main_rows,
     main_tables,
+    multi_source_table,
     operating_table,
     paired_table,
     part_tables,
@@ -58,7 +59,7 @@ from spikescore.report.variant_tables import (
     variant_table,
 )
 from spikescore.stats.trajectory import spike_score
-from tests.helpers.books import make_book
+from tests.helpers.books import make_book, trained_on_others
 
 
 @pytest.fixture(scope="module")
@@ -449,6 +450,36 @@ def test_a_damaged_score_book_is_named_with_its_field(tmp_path, damage, field):
         load_score_book(tmp_path / "scores.pkl")
 
 
+# --- several training domains -----------------------------------------------------------------
+
+
+def test_multi_source_figures_stand_beside_and_apart():
+    book = make_book()
+    several = trained_on_others(book)
+    rng = np.random.default_rng(0)
+    for key in several.scores:
+        if key[0] == "saplma":
+            several.scores[key] = several.y + rng.normal(0, 0.5, several.y.size)
+    one, more = Comparison(book, draws=50), Comparison(several, draws=50)
+    table = multi_source_table(one, main_entries(one), more, main_entries(more))
+    assert table.header[4:] == ("d0", "d1", "d2")
+    (row,) = [row for row in table.rows if row[0] == "SAPLMA"]
+    areas = []
+    for domain in book.domain_names():
+        tested = book.domains == domain
+        seeds = [several.scores["saplma", f"all but {domain}", seed][tested] for seed in (0, 1)]
+        areas.append(np.mean([roc_auc_score(book.y[tested], scores) for scores in seeds]))
+    assert [cell.split()[0] for cell in row[4:]] == [f"{area:.3f}" for area in areas]
+    assert row[1].startswith(f"{np.mean(areas):.3f} [")
+    saplma = next(entry for entry in main_entries(one) if entry.name == "saplma")
+    single = one.mean(saplma, "macro").value
+    assert row[2].startswith(f"{single:.3f} [")
+    assert row[3].startswith(f"{np.mean(areas) - single:+.3f} [")
+    (same,) = [row for row in table.rows if row[0] == "perplexity"]
+    figures = map(float, re.findall(r"[\d.]+", same[3]))
+    assert not any(figures)  # it learns nothing: paired draws
+
+
 # --- the whole report of a book ---------------------------------------------------------------
 
 
@@ -493,6 +524,17 @@ def test_the_report_of_a_whole_book_has_all_chapters(tmp_path):
         "SpikeScore" in report.headline()[0]
         and "SpikeScore" in (folder / "report.html").read_text()
     )
+
+
+def test_what_several_domains_taught_is_a_chapter_and_no_part_of_another(tmp_path):
+    trained_on_others(scoped()).save(tmp_path / "reports/made_up/scores/m.multi_source.pkl")
+    _, folder = report_of(scoped(), tmp_path, multi_source=True)
+    table = (folder / "tables/m/multi_source.md").read_text()
+    assert "| d0 | d1 | d2 |" in table and "SpikeScore" in table
+    assert "Trained on all domains but the tested one" in (folder / "report.html").read_text()
+    others = [path for path in (folder / "tables/m").glob("*.csv") if path.stem != "multi_source"]
+    for path in (folder / "table_main.csv", *others):
+        assert "all but" not in path.read_text()
 
 
 @pytest.mark.parametrize("shown", [True, False])
