@@ -94,6 +94,7 @@ FORMATS = (
     Format("defan", ("questions", "answer", "type"), recall.defan),
     Format("true_false", ("statement", "label"), options.true_false),
     Format("synthweb", ("verbalizer_prompt", "context", "target_response"), passages.synthweb),
+    Format("openhaldet", ("sample_id", "structured_data"), shipped.openhaldet),
     Format("ipw", ("conversations", "ground_truth"), shipped.ipw, gold="ground_truth",
            apart="teacher_model"),
     Format("math", ("problem", "solution"), mathematics.competition),

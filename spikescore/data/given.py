@@ -17,7 +17,7 @@ from spikescore.errors import UserError
 
 log = logging.getLogger("spikescore")
 
-SETS = "halueval, truthfulqa (not its multiple choice), true_false, ragtruth"
+SETS = "halueval, truthfulqa (not its multiple choice), true_false, ragtruth, openhaldet"
 """Formats whose rows ship answers known to be right or wrong."""
 
 

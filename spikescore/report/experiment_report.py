@@ -45,6 +45,7 @@ from spikescore.report.main_tables import (
     seed_table,
     twin_figures,
 )
+from spikescore.report.openhaldet import beside_table
 from spikescore.report.page import Dialogue, Figure, Section, Table, write_page
 from spikescore.report.paper import BASE_SCORER
 from spikescore.report.settings import dialogue_settings, made_now
@@ -159,7 +160,10 @@ class ModelReport:
             yield self._theory()
 
     def _main(self) -> Chapter:
-        tables = main_tables(self.comparison, self.entries, self.model.published)
+        found = main_tables(self.comparison, self.entries, self.model.published)
+        tables = dict(zip(("macro", "pooled", "in_domain"), found, strict=True))
+        if beside := beside_table(self.comparison, self.entries, self.model.published):
+            tables["openhaldet"] = beside
         png = plots.forest(self.comparison, self.entries, f"Cross-domain AUROC, {self.model.name}")
         return Chapter(
             "Main table",
@@ -172,7 +176,7 @@ class ModelReport:
                 "cross-domain views they are.",
                 *self._left_out(),
             ),
-            dict(zip(("macro", "pooled", "in_domain"), tables, strict=True)),
+            tables,
             {"main": Figure.of_tables(png, "Mean AUROC over training domains with 95% intervals.")},
         )
 

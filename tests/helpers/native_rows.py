@@ -228,6 +228,17 @@ def ipw(n: int) -> Row:
             "teacher_model": "HIDDEN"}  # fmt: skip
 
 
+def openhaldet(n: int) -> Row:
+    return {"sample_id": f"arc_test_{n:06d}", "original_doc": {"text": "HIDDEN"},
+            "structured_data": {
+                "task_type": "multiple_choice", "system_instruction": "", "context": "",
+                "question": f"Which wire is number {n}?", "choices": {"A": "iron", "B": "copper"},
+                "ground_truths": ["B"], "incorrect_answers": []},
+            "prompt": "HIDDEN prompt", "model_output_text": "HIDDEN output",
+            "total_generated_tokens": 3, "saved_tokens_count": 3, "eval_reasoning": "HIDDEN why",
+            "eval_category": "hallucination" if n % 2 else "correct"}  # fmt: skip
+
+
 def math(n: int) -> Row:
     return {"problem": f"What is half of ${n}$?", "level": "HIDDEN", "type": "HIDDEN",
             "solution": "HIDDEN \\boxed{HIDDEN}"}  # fmt: skip
@@ -291,6 +302,7 @@ SHAPES: dict[str, Native] = {
     "defan": Native(defan, ("questions", "answer", "type")),
     "true_false": Native(true_false, ("statement", "label")),
     "synthweb": Native(synthweb, ("verbalizer_prompt", "context", "target_response", "doc_id")),
+    "openhaldet": Native(openhaldet, ("structured_data", "sample_id", "model_output_text")),
     "ipw": Native(ipw, ("conversations", "ground_truth")),
     "math": Native(math, ("solution",)),
     "math 500": Native(math_500, ("solution",)),

@@ -1,4 +1,4 @@
-"""Sets that ship dialogues with their items: RAGTruth, and ipw trajectories.
+"""Sets that ship dialogues with their items: RAGTruth, ipw trajectories, OpenHalDet's answers.
 
 The dialogue goes to `meta["shipped"]`, from where it is replayed without generating: its `messages`
 (role and content, a tool's name), the `model` that answered, `hallucinated` (true, false, or None
@@ -8,26 +8,30 @@ where the set does not say) and `labels` (RAGTruth's spans).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from spikescore.data.fields import (
     BadRow,
+    as_text,
     flag,
     get,
     is_missing,
     is_withheld,
     items,
+    kind,
     mapping,
     objects,
     optional,
     optional_text,
+    optional_texts,
     own_id,
     shown,
     text,
     texts,
 )
-from spikescore.data.question import GivenAnswer, Question, Row
+from spikescore.data.question import GivenAnswer, Question, Row, option_gold
 from spikescore.pairs import file_id
 
 # --- RAGTruth ---------------------------------------------------------------------------------
@@ -137,6 +141,55 @@ def ipw(row: Row) -> Iterable[Question]:
                 "labels": [],
             },
         },
+    )
+
+
+# --- OpenHalDet -------------------------------------------------------------------------------
+
+_VERDICTS = {"correct": False, "hallucination": True, "abstention": None}
+_SAMPLE = re.compile(r"(.+)_[^_]+_\d+")
+
+
+def openhaldet(row: Row) -> Iterable[Question]:
+    """An item of OpenHalDet, with its model's answer and verdict where the row has them.
+
+    Li et al. (2026), arXiv 2606.06959: 01_structured_data.jsonl, or 03_final_scored_metadata.jsonl
+    with `model_output_text` and `eval_category`. An abstention is neither right nor wrong, so it is
+    no given answer. The set's name begins the `sample_id`; its instruction comes before the
+    question.
+    """
+    asked, sample = mapping(row, "structured_data"), text(row, "sample_id")
+    told = [optional_text(asked, "system_instruction"), text(asked, "question")]
+    golds = texts(asked, "ground_truths", some=True)
+    options = optional(asked, "choices") or {}
+    if not isinstance(options, dict):
+        raise BadRow("structured_data", f"choices: expected an object, found {kind(options)}")
+    choices = tuple(as_text(one, "choices") for one in options.values()) or None
+    if choices and golds[0] in options:
+        golds = option_gold(choices, list(options).index(golds[0]))
+    task = optional_text(asked, "task_type")
+    given: tuple[GivenAnswer, ...] = ()
+    if optional(row, "eval_category") is not None:
+        category = text(row, "eval_category")
+        if category not in _VERDICTS:
+            known = ", ".join(_VERDICTS)
+            raise BadRow("eval_category", f'"{shown(category)}" is none of {known}')
+        if _VERDICTS[category] is not None:
+            given = (GivenAnswer(text(row, "model_output_text"), _VERDICTS[category]),)
+    named = _SAMPLE.fullmatch(sample)
+    yield Question(
+        id=own_id(row, "sample_id"),
+        domain=named[1] if named else "openhaldet",
+        question="\n\n".join(filter(None, told)),
+        context=optional_text(asked, "context"),
+        choices=choices,
+        gold_answers=golds,
+        answer_type="choice" if choices else "exact" if task == "qa" else "free",
+        meta={
+            **({"stratum": task} if task else {}),
+            "incorrect_answers": optional_texts(asked, "incorrect_answers"),
+        },
+        given=given,
     )
 
 
