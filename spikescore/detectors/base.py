@@ -22,7 +22,7 @@ FAMILIES = ("training-free", "trained", "control")
 MEASURED = frozenset(
     {
         "lens", "attentions", "samples", "questions", "contrast", "components", "rewordings",
-        "choices", "semantics",
+        "choices", "semantics", "capability",
     }
 )  # fmt: skip
 """Needs that measure_answers.py provides for, each by its group of measures."""

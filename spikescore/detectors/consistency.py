@@ -213,6 +213,21 @@ class PTrue(MeasuredDetector):
     sign = -1
 
 
+class InternalConfidence(MeasuredDetector):
+    """Minus the confidence of the model's layers that they can answer the question, before they do.
+
+    The P(Yes) of a question about the question, a mean over its last tokens and all layers with
+    weights that fall from the last ones (`measures.capability`). Range -1 to 0; higher = less
+    confident = more hallucinated. It knows the question alone: all answers to it score the same.
+    Source: Chen et al. (2025), "Query-Level Uncertainty in Large Language Models", arXiv
+    2506.09669, there asked in other words.
+    """
+
+    name, title = "internal_confidence", "Internal confidence"
+    needs = frozenset({"capability"})
+    sign = -1
+
+
 class VerbalisedConfidence(MeasuredDetector):
     """Minus the confidence, from 0 to 1, that the model states when asked for it.
 

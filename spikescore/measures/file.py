@@ -89,6 +89,7 @@ HOLDS: dict[str, dict[str, dict[str, str]]] = {
             "verbalised_two_stage": "float",
         },
     },
+    "capability": {"first": {"internal_confidence": "float"}},
     "semantics": {
         "first": {"answer_states": "float16 [L+1, H]", "answer_embedding": "float32 [E]"},
     },
@@ -107,6 +108,7 @@ FIXED: dict[str, dict[str, float]] = {
     "attention": {"top_p": 0.1},
     "contrast": {"upper_from": 1 / 2},
     "components": {},
+    "capability": {"tokens": 6, "locality": 1.0},
 }
 """Settings of a group that no run changes; the module that reads it says what they mean."""
 Measures = dict[str, Any]

@@ -281,6 +281,7 @@ class Measurer:
             "components": self._components,
             "rewordings": self._rewordings,
             "choices": self._choices,
+            "capability": self._capability,
             "semantics": self._semantics,
         }
         for start in range(0, len(work.todo), BLOCK):
@@ -510,6 +511,19 @@ class Measurer:
         questions = [item.record["question"] for item in items]
         for item, values in zip(items, asks.ask(cases, questions), strict=True):
             yield self._put(item, "choices", first=values)
+
+    def _capability(self, items: Sequence[Item]) -> Iterator[Item]:
+        from spikescore.measures.capability import Capability
+
+        asks = Capability(
+            self._model,
+            self._chat,
+            max_context=self._max_context,
+            batch_size=self._batch_size(TYPICAL_ANSWER_TOKENS, len(items)),
+        )
+        found = asks.ask([self._case(item) for item in items])
+        for item, values in zip(items, found, strict=True):
+            yield self._put(item, "capability", first=values)
 
     def _engine(self, sampling: Sampling, max_new_tokens: int, n_draws: int) -> Engine:
         from spikescore.model.engine import Engine

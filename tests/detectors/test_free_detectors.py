@@ -161,6 +161,7 @@ def test_eigenscore_needs_two_finite_states():
         ("selfcheck_nli", 1),
         ("selfcheck_prompt", 1),
         ("p_true", -1),
+        ("internal_confidence", -1),
         ("verbalised_confidence", -1),
         ("p_true_choices", -1),
         ("p_none", 1),
@@ -412,6 +413,7 @@ PLANTS = {
     "selfcheck_prompt": lambda d: first("selfcheck_prompt", d),
     "p_true": lambda d: first("p_true", 1 - d),
     "verbalised_confidence": lambda d: first("verbalised_confidence", 1 - d),
+    "internal_confidence": lambda d: first("internal_confidence", 1 - d),
     "answer_length": lambda d: steps_with(n_response_tokens=10 + round(90 * d)),
     "dialogue_length": lambda d: steps_with(n_response_tokens=10 + round(90 * d)),
     "dialogue_length_std": lambda d: (

@@ -253,9 +253,11 @@ def test_the_groups_that_are_not_usual_are_measured_when_they_are_named(
     write_json(path, record)
     with pytest.raises(UserError, match="has no samples, which the choices are about"):
         measure(pairs, "--groups", "choices")
-    status, out = measure(pairs, "--groups", "choices,rewordings,components,contrast,samples")
+    named = "capability,choices,rewordings,components,contrast,samples"
+    status, out = measure(pairs, "--groups", named)
     assert status == 0
-    assert "4 items (samples, contrast, components, rewordings, choices): 4 measured" in out
+    order = "samples, contrast, components, rewordings, choices, capability"
+    assert f"4 items ({order}): 4 measured" in out
     for path in sorted(pairs.rglob("q[0-3].json")):
         record = read_record(path)
         found = read_measures(measures_path(path), record)
@@ -275,6 +277,7 @@ def test_the_groups_that_are_not_usual_are_measured_when_they_are_named(
         assert worded["answers"][0] == kept["texts"][0] == record["cot_steps"][0]["response"]
         assert len(worded["clusters"]) == len(worded["answers"]) and worded["clusters"][0] == 0
         assert kept["n_tokens"][0] == len(answer)
+        assert 0 < first["internal_confidence"] < 1
         assert np.isnan(first["p_true_choices"]) == (not record["cot_steps"][0]["response"])
     again = ("--groups", "samples,rewordings,choices", "--seed", "5", "--redo")
     before = files(pairs)
