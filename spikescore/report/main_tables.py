@@ -263,7 +263,8 @@ def multi_source_table(
     """Return the AUROCs of methods trained on all domains but the tested one, by test domain.
 
     Beside their mean stands that of training on one domain (the macro mean of the main table), and
-    what the one exceeds the other by, on paired draws where the books hold the same items.
+    what the one exceeds the other by, on paired draws where the books hold the same items; not of
+    a method that learns nothing, which has one figure.
     """
     before = {entry.name: single.mean(entry, "macro") for entry in entries}
     names = [domain.removeprefix("all but ") for domain in several.training_domains]
@@ -272,7 +273,8 @@ def multi_source_table(
     paired = [item.path for item in single.book.items] == [item.path for item in several.book.items]
     for entry in taught:
         mean, alone = several.mean(entry, "pooled"), before.get(entry.name)
-        more = contrast_of_draws(mean, alone) if alone and paired else None
+        learnt = several.book.methods.get(entry.name, {}).get("learns", True)
+        more = contrast_of_draws(mean, alone) if alone and paired and learnt else None
         cells = [_cell(several, entry, "pooled", domain) for domain in several.training_domains]
         told = (figure_cell(mean), figure_cell(alone), figure_cell(more, "+.3f"))
         rows.append((entry.title, *told, *cells))

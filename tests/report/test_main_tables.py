@@ -475,9 +475,12 @@ def test_multi_source_figures_stand_beside_and_apart():
     single = one.mean(saplma, "macro").value
     assert row[2].startswith(f"{single:.3f} [")
     assert row[3].startswith(f"{np.mean(areas) - single:+.3f} [")
-    (same,) = [row for row in table.rows if row[0] == "perplexity"]
-    figures = map(float, re.findall(r"[\d.]+", same[3]))
-    assert not any(figures)  # it learns nothing: paired draws
+    for learns, difference in ((True, "+0.000 ["), (False, "")):
+        several.methods["perplexity"]["learns"] = learns
+        table = multi_source_table(one, main_entries(one), more, main_entries(more))
+        (same,) = [row for row in table.rows if row[0] == "perplexity"]
+        assert same[1] == same[2] and same[3].replace("-", "+").startswith(difference)
+    assert same[3] == ""
 
 
 # --- the whole report of a book ---------------------------------------------------------------
