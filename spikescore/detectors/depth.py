@@ -116,7 +116,7 @@ class LayerDivergence(StateDetector):
     after a layer, the last one after the final norm. A further "contrast" of maps is not made.
     """
 
-    name, title = "layer_divergence", "Between the Layers"
+    name, title = "layer_divergence", "Layer divergence"
     family = "trained"
 
     def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
