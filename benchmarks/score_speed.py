@@ -3,6 +3,7 @@
 
     python benchmarks/score_speed.py                # 300 pairs of Llama-3.2-3B size, 3.2 GB
     python benchmarks/score_speed.py --pairs 40     # quicker
+    python benchmarks/score_speed.py --methods      # score_methods.py, 600 to 2,400 dialogues
 
 The pairs are made up in a temporary folder, which is removed at the end: 29 x 3072 states in FP16,
 three tokens, 20 turns, about 11 MB a PKL, and JSON files with texts and token ids as stage 1 writes
@@ -16,11 +17,17 @@ Warm: all files are in the page cache, since each was read just before (as far a
 both sides profit alike). Cold: the kernel was asked to drop each PKL and JSON from its cache before
 each pass (posix_fadvise, Linux only); a cache below this machine's own, as virtual disks have, is
 not reached. At last eval_probe.py evaluates what stage 2 wrote.
+
+--methods times score_methods.py instead, at the width of an 8B model: 33 x 4096 states, six domains
+in equal parts, 20 turns. The PKLs are links to 24 files, 16 MB each, so that 0.4 GB of disk stand
+for 39 GB: what is timed is the work on them, not the disk. Memory is what belongs to the processes
+alone (RssAnon, all of them together, ten times a second), without the files that are mapped.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -30,6 +37,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -40,6 +48,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the scripts' library is not installed, it lies beside them
 
 from spikescore.errors import UserError, run_main  # noqa: E402
+from spikescore.files import write_json  # noqa: E402
 from spikescore.pairs import TOKEN_KEYS, write_pair  # noqa: E402
 from spikescore.probes.probe import Probe  # noqa: E402
 
@@ -49,6 +58,15 @@ LAYER = 14
 PROMPT_TOKENS, ANSWER_TOKENS = 40, 200  # of one turn; they make the size of the JSON
 BYTES_PER_PAIR = 2 * N_STATES * HIDDEN_SIZE * len(TOKEN_KEYS) * TURNS + 200_000
 ASKED = 0.6
+WIDE, N_DOMAINS = (33, 4096), 6
+METHODS = (
+    "saplma",
+    "mass_mean",
+    "linear_probe",
+    "random_projection",
+    "perplexity",
+    "answer_length",
+)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -60,6 +78,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--pairs", type=int, default=300, help="pairs to make up, 11 MB each (%(default)s)")
     add("--repeats", type=int, default=3, help="passes of each side (%(default)s)")
     add("--folder", default=tempfile.gettempdir(), help="where the pairs go (%(default)s)")
+    add("--methods", action="store_true", help="time score_methods.py on --sizes dialogues")
+    add("--sizes", default="600,1200,2400", help="dialogues for --methods (%(default)s)")
     add("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.pairs < 10 or args.repeats < 1:
@@ -72,6 +92,9 @@ def main() -> None:
     args = parse_arguments()
     if args.side:
         print(json.dumps(measured(SIDES[args.side], Path(args.folder))))
+        return
+    if args.methods:
+        compare_sizes(Path(args.folder), [int(size) for size in args.sizes.split(",")])
         return
     need, free = int(1.1 * args.pairs * BYTES_PER_PAIR), shutil.disk_usage(args.folder).free
     if free < need:
@@ -117,6 +140,25 @@ def compare(folder: Path, state: str, args: argparse.Namespace, pkl_bytes: int) 
     print(f"{state}: stage 2 runs at {ratio:.0%} of plain reading (asked: {ASKED:.0%} or more)")
 
 
+def compare_sizes(folder: Path, sizes: list[int]) -> None:
+    """Time score_methods.py on more and more dialogues, and print a line for each size."""
+    print(f"{','.join(METHODS)}, one probe seed; {os.cpu_count()} CPU cores")
+    before: dict[str, float] = {}
+    for n in sizes:
+        with tempfile.TemporaryDirectory(dir=folder, prefix="score_speed_") as place:
+            make_up_domains(Path(place), n)
+            done = child("methods", place)
+        told = ", ".join(f"{part} {seconds:.1f}" for part, seconds in done["parts"].items())
+        line = f"{n:6d} dialogues: {done['seconds']:6.1f} s ({told}), memory {megabytes(done)}"
+        if before:
+            times, memory = (done[key] / before[key] for key in ("seconds", "peak"))
+            line += (
+                f"; x {n / before['n']:.2f} dialogues: x {times:.2f} time, x {memory:.2f} memory"
+            )
+        print(line, flush=True)
+        before = {"n": n, **done}
+
+
 # --- the data ---------------------------------------------------------------------------------
 
 
@@ -151,6 +193,29 @@ def make_up_pairs(folder: Path, n: int) -> None:
         mean=np.zeros(HIDDEN_SIZE, np.float32),
         scale=np.ones(HIDDEN_SIZE, np.float32),
     ).save(folder / "probe" / "probe.pkl")
+
+
+def make_up_domains(folder: Path, n: int) -> None:
+    """Write n dialogues of an 8B model's size, every other one hallucinated, a folder a domain."""
+    rng = np.random.default_rng(0)
+    size = WIDE[0] * WIDE[1]
+    pool = rng.standard_normal(3 * size * TURNS + 24_000, dtype=np.float32).astype(np.float16)
+    for place in range(24):
+        states = pool[1000 * place :][: 3 * size * TURNS].copy()
+        by_turn = states.reshape(TURNS, len(TOKEN_KEYS), *WIDE)
+        by_turn[:, :, WIDE[0] // 2, :16] += place % 2  # a sign of the label, at one layer
+        turns = {
+            turn + 1: dict(zip(TOKEN_KEYS, by_turn[turn], strict=True)) for turn in range(TURNS)
+        }
+        record = make_up_record(f"source-{place}", nil_label=1 - place % 2, rng=rng)
+        write_pair(folder / "sources", record, turns, model=MODEL)
+        (folder / "sources" / f"source-{place}.json").unlink()
+    for item in range(n):
+        domain, y = f"domain-{item % N_DOMAINS}", item // N_DOMAINS % 2
+        record = make_up_record(f"item-{item:05d}", nil_label=1 - y, rng=rng)
+        write_json(folder / domain / f"{record['id']}.json", record | {"domain": domain})
+        source = folder / "sources" / f"source-{2 * int(rng.integers(12)) + y}.pkl"
+        os.link(source, folder / domain / f"{record['id']}.pkl")
 
 
 def make_up_record(item_id: str, *, nil_label: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -202,9 +267,9 @@ def child(side: str, folder: str | Path) -> dict[str, float]:
 def measured(pass_over: Any, folder: Path) -> dict[str, float]:
     """Run a pass and return its wall-clock seconds and the peak memory of a process in bytes."""
     started = time.perf_counter()
-    pass_over(folder)
+    found = pass_over(folder)
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "peak": peak_memory()}
+    return {"seconds": seconds, "peak": peak_memory(), **(found or {})}
 
 
 def peak_memory() -> int:
@@ -236,6 +301,35 @@ def evaluate(folder: Path) -> None:
     run_script("eval_probe.py", "--data_dir", folder, "--report_dir", folder / "report")
 
 
+def score_by_methods(folder: Path) -> dict[str, Any]:
+    """Run score_methods.py; return the seconds of its slowest parts, and the peak of all
+    processes' own memory in bytes.
+    """
+    book, peaks, ended = folder / "scores.pkl", [0], threading.Event()
+    watch = threading.Thread(target=watch_memory, args=(peaks, ended), daemon=True)
+    watch.start()
+    run_script("scripts/score_methods.py", "--data_dir", folder, "--save_path", book,
+               "--methods", ",".join(METHODS), "--probe_seeds", 1)  # fmt: skip
+    ended.set()
+    watch.join()
+    spent = json.loads(book.with_suffix(".json").read_text())["about"]["seconds"]
+    slowest = sorted(spent.items(), key=lambda part: -part[1])[:4]
+    return {"parts": dict(slowest), "peak": max(peaks)}
+
+
+def watch_memory(peaks: list[int], ended: threading.Event) -> None:
+    """Note the memory that is this process's and its children's own, until it has ended."""
+    own = os.getpid()
+    while not ended.wait(0.1):
+        children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
+        held = 0
+        for process in (own, *children):
+            with contextlib.suppress(OSError, IndexError):
+                status = Path(f"/proc/{process}/status").read_text()
+                held += int(status.split("RssAnon:")[1].split()[0]) * 1024
+        peaks.append(held)
+
+
 def run_script(name: str, *arguments: object) -> None:
     """Run one of the project's scripts in this process, as `python <name> <arguments>` would."""
     sys.argv = [name, *map(str, arguments)]
@@ -246,7 +340,7 @@ def run_script(name: str, *arguments: object) -> None:
             raise
 
 
-SIDES = {"read": read_plainly, "score": score, "evaluate": evaluate}
+SIDES = {"read": read_plainly, "score": score, "evaluate": evaluate, "methods": score_by_methods}
 
 
 def drop_from_cache(folder: Path) -> None:

@@ -5,7 +5,10 @@ Entry i of everything is the same item. What is large stays on disk until a dete
 
 from __future__ import annotations
 
+import itertools
+import json
 import logging
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from spikescore.errors import UserError
+from spikescore.errors import UserError, refused
 from spikescore.measures.file import measures_path, read_measures, texts_digest
 from spikescore.pairs import (
     as_record,
@@ -31,13 +34,16 @@ from spikescore.shards import is_file, read_pair_json
 
 log = logging.getLogger("spikescore")
 
+IN_MEMORY = 2**27
+"""Bytes of first states that are kept in memory; more go to a file."""
+
 
 @dataclass(frozen=True)
 class Answers:
     """Finished, labelled dialogues of one model.
 
     y [n] is 1 for a hallucinated first answer, 0 for a consistent one. `records` are the dialogue
-    JSONs, their token ids unread. `domains` [n] and `groups` [n] are text; items of one group (a
+    JSONs, without their token ids. `domains` [n] and `groups` [n] are text; items of one group (a
     story, a question asked twice) belong together. `left_out` counts what the folder holds besides.
     """
 
@@ -77,8 +83,29 @@ class Answers:
 
     @cached_property
     def first_states(self) -> np.ndarray:
-        """States of the first answers at the token key: float16 [n, L+1, H], all finite."""
-        return np.stack([states[0] for states in self.turn_states(first_only=True)])
+        """States of the first answers at the token key: float16 [n, L+1, H], all finite.
+
+        Beyond IN_MEMORY bytes they lie in a nameless temporary file (in TMPDIR), whose pages the
+        system keeps in memory or not as there is room, and which forked processes share.
+        """
+        states = (turns[0] for turns in self.turn_states(first_only=True))
+        first = next(states)
+        shape = (len(self), *first.shape)
+        if first.nbytes * len(self) <= IN_MEMORY:
+            return np.stack([first, *states])
+        try:
+            with tempfile.TemporaryFile(prefix="first_states_") as file:
+                for one in itertools.chain([first], states):
+                    if one.shape != first.shape:
+                        raise UserError(
+                            f"the hidden states of {len(self)} dialogues differ in shape: "
+                            f"{list(first.shape)} and {list(one.shape)}; give those of one model"
+                        )
+                    file.write(one.data)
+                file.flush()
+                return np.memmap(file, np.float16, "r", shape=shape)
+        except OSError as error:
+            raise refused(error, tempfile.gettempdir(), "cannot hold the first states") from error
 
     def turn_states(
         self, layers: Sequence[int] | None = None, *, first_only: bool = False
@@ -184,6 +211,7 @@ def read_answers(folder: str | Path, *, token_key: str) -> Answers:
     """
     paths, records = [], []
     left_out: Counter[str] = Counter()
+    shared: dict[str, Any] = {}
     for path in find_records(folder):
         record = as_record(read_pair_json(path, ids_as_text=True), path)
         if record is None:
@@ -193,7 +221,7 @@ def read_answers(folder: str | Path, *, token_key: str) -> Answers:
             left_out[reason] += 1
             continue
         paths.append(path)
-        records.append(record)
+        records.append(_lean(record, shared))
     if not paths:
         counts = ", ".join(f"{n} {why}" for why, n in left_out.items()) or "none found"
         raise UserError(
@@ -213,6 +241,22 @@ def read_answers(folder: str | Path, *, token_key: str) -> Answers:
         left_out=dict(left_out),
         identity=next((one for record in records if (one := record.get("identity"))), {}),
     )
+
+
+def _lean(record: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
+    """Return a dialogue without its token ids, and with what many have alike (the configuration,
+    follow-up prompts) held once in `shared`: thousands of them are in memory together.
+    """
+    for step in record["cot_steps"]:
+        step.pop("prompt_ids", None)
+        step.pop("response_ids", None)
+        prompt = step.get("prompt")
+        if prompt is not None:
+            step["prompt"] = shared.setdefault(prompt, prompt) if len(prompt) < 500 else prompt
+    if record.get("config"):
+        key = json.dumps(record["config"], sort_keys=True)
+        record["config"] = shared.setdefault(key, record["config"])
+    return record
 
 
 def _domain(path: Path, record: dict[str, Any]) -> str:

@@ -12,17 +12,20 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import multiprocessing
+import signal
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from spikescore.detectors import REGISTRY
 from spikescore.detectors.answers import Answers, read_answers
@@ -36,7 +39,7 @@ from spikescore.detectors.base import (
 from spikescore.detectors.lesson import first_answers
 from spikescore.detectors.networks import Saplma
 from spikescore.detectors.score_book import BookItem, Key, ScoreBook
-from spikescore.errors import UserError
+from spikescore.errors import Refused, UserError
 from spikescore.pairs import (
     DEFAULT_TOKEN_KEY,
     TOKEN_KEYS,
@@ -48,7 +51,7 @@ from spikescore.pairs import (
 )
 from spikescore.plugins import fault_place, own_faults, plugin_digest, said
 from spikescore.probes.data import SPLITS, require_fractions, split_by_group
-from spikescore.runtime import limited_threads, progress
+from spikescore.runtime import end_with_parent, limited_threads, progress, usable_cores
 from spikescore.stats.trajectory import apply
 
 log = logging.getLogger("spikescore")
@@ -175,6 +178,7 @@ class _Scoring:
         self.left_out: list[tuple[str, str]] = []
         self.misbehaved: list[str] = []
         self.seconds: Counter[str] = Counter()
+        self._parts: tuple[str, Any] = "", None
 
     # --- fits -------------------------------------------------------------------------------
 
@@ -197,26 +201,54 @@ class _Scoring:
             return fitted
         if any("states" in self.known[name].needs for name in learning):
             _ = self.items.first_states  # read once: what is selected from the items shares them
+        if any(self.known[name].needs & MEASURED for name in learning):
+            _ = self.items.measures
+        keys = [
+            (name, domain, seed)
+            for domain in self.splits
+            for name in learning
+            for seed in range(self._n_seeds(name))
+        ]
         with limited_threads(), progress(desc="fitting", total=n_fits, unit="fit") as bar:
-            for domain in self.splits:
-                fitted |= self._fit_domain(domain, learning, bar)
-        return fitted
-
-    def _fit_domain(self, domain: str, names: Sequence[str], bar: tqdm) -> dict[Key, Detector]:
-        """Fit the methods on one domain, once per probe seed; one that fails is left out."""
-        split = self.splits[domain]
-        train, val = (self.items.select(split == part) for part in ("train", "val"))
-        fitted: dict[Key, Detector] = {}
-        for name in names:
-            for seed in range(self._n_seeds(name)):
+            for key, result in self._results(keys):
+                name, domain, _ = key
                 bar.set_postfix_str(f"{name} on {domain}", refresh=False)
-                detector = self.known[name]()
-                with self._leaving_out(name, domain), timed(self.seconds, name):
-                    detector.fit(train, val, seed=seed)
-                    fitted[name, domain, seed] = detector
-                    self._try_own((name, domain, seed), detector)
+                with self._leaving_out(name, domain):
+                    detector, spent = result()
+                    self.seconds[name] += spent
+                    fitted[key] = detector
+                    self._try_own(key, detector)
                 bar.update()
         return fitted
+
+    def _results(self, keys: Sequence[Key]) -> Iterator[tuple[Key, Callable[[], Fitted]]]:
+        """Yield every key with what gives its fitted detector, or raises why there is none.
+
+        The project's own detectors are fitted in forked processes, one a core, where there are
+        several cores and fits; a user's own, which other processes need not know, in this one.
+        """
+        ours = [key for key in keys if self.known[key[0]].__module__.startswith("spikescore.")]
+        n_workers = min(usable_cores(), len(ours) // FITS_EACH, MAX_WORKERS)
+        if n_workers < 2:
+            yield from ((key, partial(_fit_one, self, key)) for key in keys)
+            return
+        fork = multiprocessing.get_context("fork")  # which shares all that was read
+        pool = ProcessPoolExecutor(n_workers, fork, _prepare_fits, (self,))
+        try:
+            started = {key: pool.submit(_fit_in_worker, key) for key in ours}
+            for key in keys:
+                here = partial(_fit_one, self, key)
+                yield key, started[key].result if key in started else here
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def parts(self, domain: str) -> tuple[Answers, Answers]:
+        """Return a domain's train and validation items; the last domain's stay in memory."""
+        if self._parts[0] != domain:
+            split = self.splits[domain]
+            train, val = (self.items.select(split == part) for part in ("train", "val"))
+            self._parts = domain, (train, val)
+        return self._parts[1]
 
     def _n_seeds(self, name: str) -> int:
         return self.settings.probe_seeds if self.known[name].seeded else 1
@@ -240,6 +272,11 @@ class _Scoring:
         what = f"{name} on {domain}" if domain else name
         try:
             yield
+        except BrokenProcessPool as error:
+            raise Refused(
+                "a process that fitted methods was ended from outside, as the system does when "
+                "memory runs out; run the same command again with fewer --methods"
+            ) from error
         except UserError as error:
             if isinstance(error, Misbehaved):
                 if name in self.settings.own:
@@ -339,6 +376,38 @@ class _Scoring:
             "unscored": {name: count for name, count in unscored.items() if count},
             "seconds": {name: round(spent, 3) for name, spent in self.seconds.items()},
         }
+
+
+Fitted = tuple[Detector, float]
+"""A detector that was fitted, and the seconds that it took."""
+FITS_EACH = 4
+"""Fits for each process at least: fewer are done sooner than a process begins."""
+MAX_WORKERS = 16
+
+
+def _fit_one(scoring: _Scoring, key: Key) -> Fitted:
+    """Fit a method on the train and validation split of a domain."""
+    name, domain, seed = key
+    train, val = scoring.parts(domain)
+    detector = scoring.known[name]()
+    start = time.perf_counter()
+    detector.fit(train, val, seed=seed)
+    return detector, time.perf_counter() - start
+
+
+_scoring: list[_Scoring] = []  # in a worker process: what it works for
+
+
+def _prepare_fits(scoring: _Scoring) -> None:
+    """Leave Ctrl-C to the main process, and end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+    _scoring.append(scoring)
+
+
+def _fit_in_worker(key: Key) -> Fitted:
+    with limited_threads():
+        return _fit_one(_scoring[0], key)
 
 
 def training_domains(items: Answers, settings: Settings) -> list[str]:

@@ -26,12 +26,14 @@ from spikescore.detectors import (
     linear,
     lsd,
     networks,
+    scoring,
     unsupervised,
 )
+from spikescore.detectors import answers as answers_module
 from spikescore.detectors.answers import Answers, read_answers
 from spikescore.detectors.base import StateDetector
 from spikescore.detectors.lesson import as_network, lesson, measured
-from spikescore.detectors.scoring import learns
+from spikescore.detectors.scoring import Settings, learns, score_methods
 from spikescore.errors import UserError
 from spikescore.pairs import read_states, write_pair
 from spikescore.probes.data import split_by_group
@@ -913,3 +915,27 @@ def test_measured_leaves_out_absent_and_unfinite_arrays():
     there, stacked = measured(items, "x", "z")
     assert there.tolist() == [False] * 3 + [True] and stacked.tolist() == [[[0, 0], [2, 3]]]
     assert measured(items, "y")[0].tolist() == [False] * 4
+
+
+def test_fits_in_processes_are_those_of_one_and_large_states_lie_in_a_file(tmp_path, monkeypatch):
+    for domain in ("a", "b"):
+        make_pairs(tmp_path / domain, n=40, domain=domain)
+    settings = Settings(methods=("mass_mean", "saplma", "label_shuffle", "sep"), probe_seeds=2)
+    books = []
+    for cores, in_memory in ((1, 2**27), (3, 0)):
+        monkeypatch.setattr(scoring, "usable_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(answers_module, "IN_MEMORY", in_memory)
+        items = read_answers(tmp_path, token_key=KEY)
+        (book,) = score_methods(items, settings)
+        assert isinstance(items.first_states, np.memmap) == (not in_memory)
+        books.append(book)
+    one, other = books
+    assert len(one.scores) == 2 * (1 + 2 + 2) and one.about["left_out"]
+    assert (
+        one.about["left_out"] == other.about["left_out"]
+        and one.chosen.keys() == other.chosen.keys()
+    )
+    for held, again in ((one.scores, other.scores), (one.turns, other.turns)):
+        assert list(held) == list(again)
+        for key in held:
+            np.testing.assert_allclose(held[key], again[key], atol=1e-5)
