@@ -14,6 +14,7 @@ password is written, no judge's reply, and no token ids, which are text too.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -249,8 +250,15 @@ def _item(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
         "spike_score": metrics.get("spike_score"),
         "probe_split": metrics.get("probe_split"),
         "gold_answers": gold if gold is None or isinstance(gold, list) else [gold],
-        "meta": json.dumps(for_all_eyes(short_meta(record)), ensure_ascii=False),
+        "meta": json.dumps(_no_local_paths(short_meta(record)), ensure_ascii=False),
     }
+
+
+def _no_local_paths(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a data set says of an item; its addresses and relative paths are its own."""
+    local = {key for key, value in meta.items()
+             if isinstance(value, str) and re.match(r"[/~]|[A-Za-z]:[/\\]", value)}  # fmt: skip
+    return {key: for_all_eyes(value) if key in local else value for key, value in meta.items()}
 
 
 def _prediction(step: Mapping[str, Any]) -> float | None:

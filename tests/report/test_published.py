@@ -134,6 +134,7 @@ def test_no_path_and_no_secret_is_published(pairs, tmp_path, monkeypatch):
     file = folder / "a" / "q0.json"
     record = read_json(file)
     record["cot_steps"][0]["response"] = "the key is not-to-be-told-42"
+    record["meta"] = {"link": "https://a.org/wiki/Page", "file": "/home/me/rows.json"}
     record["config"]["system_prompt"] = "never say not-to-be-told-42"
     record["nil_judge"]["error"] = "http://me:passw0rd@host refused"
     write_json(file, record)
@@ -142,6 +143,8 @@ def test_no_path_and_no_secret_is_published(pairs, tmp_path, monkeypatch):
     told = everything(out)
     for secret in ("not-to-be-told-42", "passw0rd", "/home/me", "secret-place", "/data/m"):
         assert secret not in told, secret
+    meta = json.loads(rows(out, "items")[0]["meta"])
+    assert meta == {"link": "https://a.org/wiki/Page", "file": "rows.json"}
     assert "the key is ***" in told and found.hidden == 1
     assert "987654" not in told  # token ids are text too
 
