@@ -285,7 +285,7 @@ class ModelReport:
                 "and the share of (hallucinated, consistent) pairs that SpikeScore orders rightly. "
                 "For each test domain, scores are those of the probe of the first other domain.",
             ),
-            {"theory": theory_table(*self._theory_scores())},
+            {"theory": theory_table(*self.theory_scores())},
         )
 
     def _domains(self) -> Iterator[Chapter]:
@@ -352,7 +352,7 @@ class ModelReport:
             if probe is not None:
                 yield domain, self.book.domains == domain, probe, found[probe][0]
 
-    def _theory_scores(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def theory_scores(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return y, SpikeScore and domain of the items, each scored by another domain's probe."""
         scores = np.full(len(self.book.items), np.nan)
         for _, here, _, turns in self._by_other_probes():

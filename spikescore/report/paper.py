@@ -8,7 +8,7 @@ figure stands beside both views.
 
 from __future__ import annotations
 
-_METHODS = ("perplexity", "saplma", "prism", "icr_probe", "spike_score")
+PAPER_METHODS = ("perplexity", "saplma", "prism", "icr_probe", "spike_score")
 _MAIN = {
     "Llama-3.2-3B-Instruct": (0.5953, 0.5693, 0.6953, 0.7463, 0.7474),
     "Llama-3.1-8B-Instruct": (0.6425, 0.5764, 0.7029, 0.7439, 0.7860),
@@ -35,7 +35,7 @@ SHAPES = {
 
 def published(model: str | None, method: str) -> float | None:
     """Return the mean cross-domain AUROC published for a method of the main table, else None."""
-    row = dict(zip(_METHODS, _MAIN.get(model or "", ()), strict=False))
+    row = dict(zip(PAPER_METHODS, _MAIN.get(model or "", ()), strict=False))
     return row.get(method)
 
 
