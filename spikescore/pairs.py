@@ -266,6 +266,7 @@ _STEP_FIELDS: dict[str, _Kind] = {
     **dict.fromkeys(("perplexity", "mean_logprob", "mean_token_entropy"), _NUMBER),
     **dict.fromkeys(("max_token_entropy", "first_token_confidence"), _NUMBER),
     **dict.fromkeys(("n_prompt_tokens", "n_response_tokens", "n_kept"), _COUNT),
+    "seconds": (lambda value: _is_finite(value) and value >= 0, "a number of at least 0"),
     **dict.fromkeys(("prompt_ids", "response_ids"), _IDS),
     "turn": (lambda value: _is_count(value) and value > 0, "a whole number from 1 on"),
     "metrics": _OBJECT,

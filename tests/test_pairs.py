@@ -270,6 +270,7 @@ DAMAGED = [
     (("cot_steps", 1, "metrics", "probe_pred"), float("inf")),
     (("cot_steps", 1, "perplexity"), float("nan")), (("cot_steps", 1, "mean_logprob"), []),
     (("cot_steps", 1, "n_response_tokens"), HUGE), (("cot_steps", 1, "n_response_tokens"), -1),
+    (("cot_steps", 1, "seconds"), -0.5), (("cot_steps", 1, "seconds"), "1"),
     (("cot_steps", 1, "n_prompt_tokens"), 1.5), (("cot_steps", 1, "n_kept"), False),
     (("cot_steps", 1, "response"), ["a"]), (("cot_steps", 1, "prompt"), {}),
     (("cot_steps", 1, "prompt_ids"), [1, "2"]), (("cot_steps", 1, "response_ids"), [-1]),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from spikescore.files import read_json, write_atomic, write_json
 from spikescore.pickles import load_pickle
 
 FORMAT = 1
+PER_TURN = ("turn_tokens", "turn_encoded", "turn_seconds")
 Key = tuple[str, str, int]
 """(method or scorer, training domain, probe seed). The domain is "" for a method that learns
 nothing, and the seed 0 for one without chance."""
@@ -26,7 +28,9 @@ nothing, and the seed 0 for one without chance."""
 
 @dataclass(frozen=True)
 class BookItem:
-    """One dialogue as tables need it; y = 1 hallucinated. `turn_tokens`: length of each answer.
+    """One dialogue as tables need it; y = 1 hallucinated. `turn_tokens`: length of each answer;
+    `turn_encoded` and `turn_seconds`: what else each turn cost, `measured` what measures did (see
+    `costs`); () where it is not known.
 
     `cut_off` names the limit that ended the first answer, if one did; `meta` is what the data set
     says of the item, as far as it is short. `pair` is shared by the right and the wrong given
@@ -42,6 +46,9 @@ class BookItem:
     cut_off: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
     pair: str = ""
+    turn_encoded: tuple[int, ...] = ()
+    turn_seconds: tuple[float, ...] = ()
+    measured: dict[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -148,7 +155,7 @@ def load_score_book(path: str | Path) -> ScoreBook:
             model=told["model"],
             token_key=told["token_key"],
             items=[
-                BookItem(**{**item, "turn_tokens": tuple(item["turn_tokens"])})
+                BookItem(**{**item, **{key: tuple(item[key]) for key in PER_TURN if key in item}})
                 for item in told["items"]
             ],
             scores=arrays["scores"],
@@ -184,6 +191,9 @@ def _damage(book: ScoreBook) -> str:
             return f"item {item.id!r}"
         if not all(counts):
             return f"turn_tokens of item {item.id!r}"
+        spent = [*item.turn_encoded, *item.turn_seconds, *chain(*item.measured.values())]
+        if not all(type(one) in (int, float) and one >= 0 for one in spent):
+            return f"the costs of item {item.id!r}"
     for name, held, axes in (("scores", book.scores, 1), ("turns", book.turns, 2)):
         for key, values in held.items():
             if not (isinstance(key, tuple) and [type(part) for part in key] == [str, str, int]):

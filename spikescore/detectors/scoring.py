@@ -36,6 +36,7 @@ from spikescore.detectors.base import (
     TurnDetector,
     load_detector,
 )
+from spikescore.detectors.costs import measured_costs, turn_costs
 from spikescore.detectors.lesson import first_answers
 from spikescore.detectors.networks import Saplma
 from spikescore.detectors.score_book import BookItem, Key, ScoreBook
@@ -295,9 +296,7 @@ class _Scoring:
 
     def score(self, target: Answers, fitted: Mapping[Key, Detector]) -> ScoreBook:
         """Return the book of a target: the scores of all items, and of all turns by the readers."""
-        book = ScoreBook(
-            target.model, target.token_key, book_items(target), identity=target.identity
-        )
+        book = ScoreBook(target.model, target.token_key, [], identity=target.identity)
         book.splits = self._splits_in(target)
         readers: dict[Key, StateDetector] = {}
         for key, detector in fitted.items():
@@ -310,6 +309,7 @@ class _Scoring:
             book.turns |= score_turns(target, readers, self.seconds)
         if not book.scores:
             raise UserError("nothing could be scored: " + "; ".join(told(self.left_out)))
+        book.items = book_items(target)  # measures are there by now, where a method needs them
         self._tell_about(book, target)
         return book
 
@@ -608,10 +608,13 @@ def too_few(y: np.ndarray, split: np.ndarray) -> str:
 
 
 def book_items(items: Answers) -> list[BookItem]:
-    """Return the items as the book keeps them: without `turn_tokens` if a length is unknown."""
+    """Return the items as the book keeps them, with what each cost as far as that is known; of
+    measures only where a method has asked for them.
+    """
     found = []
+    measures = items.__dict__.get("measures") or [{}] * len(items)
     for place, record in enumerate(items.records):
-        lengths = [step.get("n_response_tokens") for step in record["cot_steps"]]
+        generated, encoded, seconds = turn_costs(record["cot_steps"])
         found.append(
             BookItem(
                 path=str(items.paths[place]),
@@ -619,10 +622,13 @@ def book_items(items: Answers) -> list[BookItem]:
                 domain=str(items.domains[place]),
                 group=str(items.groups[place]),
                 y=int(items.y[place]),
-                turn_tokens=() if None in lengths else tuple(map(int, lengths)),
+                turn_tokens=generated,
                 cut_off=cut_off(record),
                 meta=short_meta(record),
                 pair=pair_key(record),
+                turn_encoded=encoded,
+                turn_seconds=seconds,
+                measured=measured_costs(record["cot_steps"][0], measures[place]),
             )
         )
     return found
@@ -658,6 +664,11 @@ def _described(detector: type[Detector]) -> dict[str, object]:
         "needs": sorted(detector.needs),
         "seeded": detector.seeded,
         "learns": learns(detector),
+        "whole_dialogue": detector.whole_dialogue,
+        # a probe of states needs measures to learn from alone
+        "measured": []
+        if issubclass(detector, StateDetector)
+        else sorted(detector.needs & MEASURED),
     }
 
 

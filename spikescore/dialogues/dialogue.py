@@ -189,6 +189,8 @@ def dialogue_record(
             "response_ids": turn.answer_ids,
             "metrics": {},
         }
+        if turn.seconds:
+            step["seconds"] = round(turn.seconds, 6)
         if high_perplexity(turn.perplexity, config):
             step["high_perplexity"] = True
         steps.append(step)

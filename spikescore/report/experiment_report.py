@@ -14,6 +14,7 @@ import numpy as np
 from spikescore.detectors.score_book import BookItem, load_score_book
 from spikescore.detectors.scoring import told
 from spikescore.dialogues.config import parse_config
+from spikescore.dialogues.prompts import FORKED
 from spikescore.errors import UserError
 from spikescore.files import read_json, write_atomic
 from spikescore.report import plots
@@ -27,6 +28,7 @@ from spikescore.report.comparison import (
     trajectories,
     trajectory_entry,
 )
+from spikescore.report.cost_tables import cost_points, cost_table
 from spikescore.report.eval_report import page_texts
 from spikescore.report.evaluation import TRAINING_SPLITS
 from spikescore.report.experiment import MULTI, Experiment, Model, Variant
@@ -50,6 +52,7 @@ from spikescore.report.page import Dialogue, Figure, Section, Table, write_page
 from spikescore.report.paper import BASE_SCORER
 from spikescore.report.settings import dialogue_settings, made_now
 from spikescore.report.spike_places import Spike, family_table
+from spikescore.report.stopping_tables import decided_table, stopping, stopping_table
 from spikescore.report.text import csv_table, figure_cell, headed_table, tex_table
 from spikescore.report.trajectory_tables import (
     CLAIMS,
@@ -59,13 +62,13 @@ from spikescore.report.trajectory_tables import (
     control_table,
     functional_tables,
     matched_table,
-    stopping_table,
     theory_table,
     turns_sweep,
     turns_table,
 )
 from spikescore.report.variant_tables import (
     difference_table,
+    forked_table,
     judge_note,
     layer_grid,
     layer_table,
@@ -154,6 +157,7 @@ class ModelReport:
         if spike:
             yield from self._domains()
             yield self._turns()
+            yield self._costs()
             yield from self._variants()
         yield from self._layers()
         if spike:
@@ -273,9 +277,28 @@ class ModelReport:
             self.comparison, seconds_per_token(self.experiment.data_dir(self.model))
         )
         png = plots.turns_curve(points, f"SpikeScore by number of turns, {self.model.name}")
-        tables = {"turns": turns_table(points), "early_stopping": stopping_table(self.comparison)}
-        figures = {"turns": Figure.of_tables(png, "AUROC and cost over the number of turns.")}
+        rules, notes = stopping(self.comparison)
+        tables = {
+            "turns": turns_table(points),
+            "early_stopping": stopping_table(rules, notes),
+            "decided": decided_table(rules, notes),
+        }
+        curve = plots.stopping_curve(rules, f"Stopping once it is decided, {self.model.name}")
+        lost = "What stopping on either side loses, over the turns that it leaves."
+        figures = {
+            "turns": Figure.of_tables(png, "AUROC and cost over the number of turns."),
+            "decided": Figure.of_tables(curve, lost),
+        }
         return Chapter("Number of turns and early stopping", (), tables, figures)
+
+    def _costs(self) -> Chapter:
+        points = cost_points(self.comparison, self.entries)
+        png = plots.cost_plot(points, f"Accuracy against cost, {self.model.name}")
+        tables = {"cost": cost_table(points)}
+        caption = "Macro AUROC over the cost of an item; circled: the Pareto front."
+        return Chapter(
+            "Accuracy against cost", (), tables, {"cost": Figure.of_tables(png, caption)}
+        )
 
     def _theory(self) -> Chapter:
         return Chapter(
@@ -395,6 +418,9 @@ class ModelReport:
         if kind == "retrieval":
             paired = difference_table(kind, books[0], self.book, draws=draws)
             tables["retrieval_paired"] = paired
+        for variant, book in zip(variants, books, strict=True):
+            if variant.title == FORKED:
+                tables["forked"] = forked_table(book, self.book, draws=draws)
         png = plots.variant_plot(results, f"{table.caption}, {self.model.name}")
         caption = "SpikeScore of each run; dashed: the reference, on the same questions."
         return Chapter(table.caption, (), tables, {kind: Figure.of_tables(png, caption)})

@@ -22,6 +22,7 @@ from spikescore.report.comparison import (
     scorers_of,
     trajectory_entry,
 )
+from spikescore.report.cost_tables import COSTS, CostPoint
 from spikescore.report.evaluation import METHODS, Item, View
 from spikescore.report.spike_places import Spike, turn_shares
 from spikescore.report.text import figure_cell
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from spikescore.report.stopping_tables import Stopped
     from spikescore.report.trajectory_tables import TurnsPoint
     from spikescore.report.variant_tables import LayerGrid, VariantResult
 
@@ -351,6 +353,78 @@ def turns_curve(points: Sequence[TurnsPoint], title: str) -> bytes:
     right.set_ylim(0)
     for axis in (left, right):
         axis.set_xticks([ks[0], *(k for k in ks if k % 5 == 0 and k != ks[0])])
+    return png(figure, title)
+
+
+def cost_plot(points: Sequence[CostPoint], title: str) -> bytes:
+    """Draw every method's macro AUROC over each of its costs, the Pareto front as steps.
+
+    SpikeScore at several K is joined by a dotted line; the methods on a front are numbered, and
+    named in the panel's legend in the order of what they cost.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    figure, axes = panels(len(COSTS), 5.2, 5.6, sharey=True)
+    for axis, (cost, label) in zip(axes, COSTS.items(), strict=True):
+        shown = [one for one in points if one.costs[cost] is not None and one.auroc is not None]
+        axis.axhline(0.5, color="0.6", lw=1)
+        axis.set_xlabel(f"{label} an item")
+        if not shown:
+            axis.text(0.5, 0.6, "not measured", ha="center", transform=axis.transAxes)
+            axis.set_xticks([])
+            continue
+        for one in shown:
+            axis.plot(one.costs[cost], one.auroc, "o", color=COLOURS[one.family], ms=5, alpha=0.75)
+        spikes = sorted((one.k, one.costs[cost], one.auroc) for one in shown if one.k)
+        axis.plot([x for _, x, _ in spikes], [y for *_, y in spikes], ":", color="#D55E00")
+        for k, *at in spikes:
+            axis.annotate(f"K={k}", at, (0, -13), textcoords="offset points", fontsize=7)
+        front = sorted((one for one in shown if cost in one.front), key=lambda one: one.costs[cost])
+        xs, ys = [one.costs[cost] for one in front], [one.auroc for one in front]
+        axis.step(xs, ys, where="post", color="0.2", lw=1)
+        names = []
+        for number, one in enumerate(front, start=1):
+            at = (one.costs[cost], one.auroc)
+            axis.plot(*at, "o", mfc="none", mec="black", ms=9)
+            axis.annotate(str(number), at, (-4, 8), textcoords="offset points", fontsize=8)
+            names.append(f"{number} {one.title}")
+        if min(one.costs[cost] for one in shown) > 0:
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_title("Pareto front:\n" + "\n".join(names), fontsize=8, loc="left")
+    axes[0].set_ylabel("mean AUROC, macro")
+    for family, colour in COLOURS.items():
+        axes[0].plot([], [], "o", color=colour, label=family)
+    axes[0].legend(fontsize=8)
+    return png(figure, title)
+
+
+def stopping_curve(rules: Sequence[Stopped], title: str) -> bytes:
+    """Draw what AUROC, accuracy and flags are lost over the mean number of turns that stopping on
+    either side leaves, a line per training domain; the square stops at the threshold alone.
+    """
+    figure, axes = panels(3, 4.4, 3.8)
+    lost = (
+        ("AUROC less that of all turns", lambda one: one.difference.value),
+        ("accuracy at λ less that of all turns", lambda one: one.accuracy and
+         one.accuracy[1] - one.accuracy[0]),
+        ("share of all turns' flags lost", lambda one: one.flags_lost),
+    )  # fmt: skip
+    for axis, (label, value) in zip(axes, lost, strict=True):
+        axis.axhline(0, color="0.6", lw=1)
+        for domain in dict.fromkeys(one.domain for one in rules):
+            own = [one for one in rules if one.domain == domain and value(one) is not None]
+            at = [(one.turns, value(one)) for one in own]
+            (line,) = axis.plot([x for x, _ in at], [y for _, y in at], "o-", ms=4, label=domain)
+            for one, point in zip(own, at, strict=True):
+                if one.lost is None:
+                    axis.plot(*point, "s", ms=8, mfc="none", color=line.get_color())
+        axis.set_xlabel("mean turns a dialogue")
+        axis.set_ylabel(label)
+    if rules:
+        axes[0].legend(fontsize=7, title="trained on", title_fontsize=7)
     return png(figure, title)
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spikescore.detectors.score_book import ScoreBook
 from spikescore.report.comparison import (
     CROSS,
     SPIKE,
@@ -29,9 +28,6 @@ from spikescore.report.main_tables import main_entries
 from spikescore.report.paper import BASE_SCORER, published_base_scorer
 from spikescore.report.text import MISSING, figure_cell, number
 from spikescore.stats.bootstrap import Area
-from spikescore.stats.early_stopping import stop_early, tokens_saved
-from spikescore.stats.operating_points import choose_threshold
-from spikescore.stats.roc import flag_metrics, not_computable
 from spikescore.stats.theory import theory_report
 from spikescore.stats.trajectory import FUNCTIONALS, MIN_SCORES, apply, truncate
 
@@ -127,53 +123,6 @@ def turns_table(points: Sequence[TurnsPoint]) -> Table:
         "Seconds: share of the run's wall-clock time, dialogues being generated in batches. "
         + MISSING,
     )
-
-
-def stopping_table(comparison: Comparison) -> Table:
-    """Return what stopping a dialogue at λ saves, pooled over the other domains, probe seed 0."""
-    book = comparison.book
-    rows, notes = [], []
-    for domain, (turns, *_) in trajectories(book, BASE_SCORER).items():
-        spikes = apply("max_abs_d2", turns)
-        val = (book.splits[domain] == "val") & np.isfinite(spikes)
-        if not 0 < book.y[val].sum() < val.sum():
-            notes.append(f"{domain}: one class only in the validation split, so there is no λ")
-            continue
-        threshold, _ = choose_threshold(book.y[val], spikes[val])
-        scores, stops = stop_early(turns, threshold)
-        whole = (book.domains != domain) & (stops > 0)
-        if not whole.any():
-            notes.append(f"{domain}: no dialogue has all turns")
-            continue
-        tokens = _turn_tokens(book, turns.shape[1], whole)
-        saved = None if tokens is None else tokens_saved(tokens, stops[whole])
-        with_rule, all_turns = (
-            comparison.resampler.area(one, whole) for one in (scores, apply("max_abs_d2", turns))
-        )
-        f1 = flag_metrics(book.y[whole], scores[whole], threshold)["f1"]
-        rows.append((
-            domain, str(int(whole.sum())), f"{threshold:.3f}",
-            f"{(stops[whole] < turns.shape[1]).mean():.0%}", f"{stops[whole].mean():.1f}",
-            number(saved, ".0%"), number(all_turns.value), number(with_rule.value),
-            figure_cell(comparison.resampler.contrast(with_rule, all_turns), "+.3f"),
-            "" if not_computable(book.y[whole]) else number(f1),
-        ))  # fmt: skip
-    return Table(
-        "Stopping a dialogue once its running SpikeScore reaches λ",
-        (
-            "trained on", "n", "λ", "stopped early", "mean turns", "tokens saved",
-            "AUROC, all turns", "AUROC, with the rule", "difference", "F1 at λ",
-        ),
-        tuple(rows),
-        "The running maximum only grows, so the rule flags exactly the dialogues that all turns "
-        "would flag; what it can lose is their order. " + "; ".join(notes),
-    )  # fmt: skip
-
-
-def _turn_tokens(book: ScoreBook, n_turns: int, kept: np.ndarray) -> np.ndarray | None:
-    """Return the answer lengths [n, K] of the kept items, None where one is not known."""
-    rows = [item.turn_tokens[:n_turns] for item, keep in zip(book.items, kept, strict=True) if keep]
-    return np.array(rows, dtype=np.float64) if all(len(row) == n_turns for row in rows) else None
 
 
 def theory_table(y: np.ndarray, spike_scores: np.ndarray, domains: np.ndarray) -> Table:

@@ -21,13 +21,16 @@ from spikescore.report.comparison import (
     on_shared_items,
     static_entries,
     trajectory_entry,
+    turns_entry,
 )
 from spikescore.report.content import Table
+from spikescore.report.cost_tables import SPIKE_TURNS, mean_cost
 from spikescore.report.experiment import Variant
 from spikescore.report.paper import BASE_SCORER
 from spikescore.report.text import MISSING, figure_cell, number, p_value, share, with_interval
 from spikescore.stats.agreement import agree
 from spikescore.stats.bootstrap import Area, contrast_of_draws
+from spikescore.stats.trajectory import FUNCTIONALS, apply, truncate
 
 SHOWN = (SPIKE, f"first:{BASE_SCORER}", "perplexity")
 SHOWN_TITLES = ("SpikeScore", "first-answer probe", "perplexity")
@@ -170,6 +173,73 @@ def difference_table(kind: str, one: ScoreBook, other: ScoreBook, *, draws: int)
         f"out 0. {MISSING}",
         frozenset(bold),
     )
+
+
+def forked_table(forked: ScoreBook, sequential: ScoreBook, *, draws: int) -> Table:
+    """Return functionals over K forked scores, in the order of the ladder, less those over
+    sequential ones: at equal K, and at equal tokens, on the questions that both runs have.
+
+    At equal tokens the sequential dialogue has the most turns whose tokens, encoded and generated,
+    are on average no more than those of K forked turns. The same draws of questions measure both.
+    """
+    sides = [Comparison(book, draws=draws) for book in on_shared_items(forked, sequential)]
+    longest = [max((turns.shape[1] for turns in side.book.turns.values()), default=0)
+               for side in sides]  # fmt: skip
+    most = min(longest)
+    ks = dict.fromkeys(k for k in (*SPIKE_TURNS, most) if 0 < k <= most)
+    spent = [[_tokens(side.book, k) for k in range(1, turns + 1)]
+             for side, turns in zip(sides, longest, strict=True)]  # fmt: skip
+    rows, bold = [], set()
+    for name, functional in FUNCTIONALS.items():
+        for k in ks:
+            paid = spent[0][k - 1]
+            fitting = [place for place, cost in enumerate(spent[1], start=1)
+                       if None not in (cost, paid) and cost <= paid]  # fmt: skip
+            one = _over_turns(sides[0], name, k)
+            if one is None:
+                continue
+            cells = [functional.title, str(k), figure_cell(one)]
+            for turns in (k, max(fitting, default=0)):
+                other = _over_turns(sides[1], name, turns)
+                found = other and contrast_of_draws(one, other)
+                cells += [str(turns or ""), figure_cell(other), figure_cell(found, "+.3f")]
+                if found and found.interval and not found.interval[0] <= 0 <= found.interval[1]:
+                    bold.add((len(rows), len(cells) - 2))  # the first pair's K is not shown
+            rows.append((*cells[:3], *cells[4:]))
+    return Table(
+        "Forked and sequential follow-ups, paired",
+        (
+            "functional", "K", "forked", "sequential, equal K", "forked minus sequential",
+            "turns at equal tokens", "sequential, equal tokens", "forked minus sequential",
+        ),
+        tuple(rows),
+        f"Mean macro AUROC over SAPLMA's scores, on the {sides[0].y.size} questions that both runs "
+        "have, drawn together, each run with its own labels; in bold (* in Markdown) the "
+        "differences whose 95% interval leaves out 0. The probes are the main run's, which learnt "
+        "from first answers: these are the same in both. Equal tokens: the most sequential turns "
+        f"that encode and generate no more than K forked ones, on average. {MISSING}",
+        frozenset(bold),
+    )  # fmt: skip
+
+
+def _over_turns(side: Comparison, functional: str, k: int) -> Area | None:
+    """Return the mean macro AUROC of a functional over the first k turns; None where they are too
+    few for it.
+    """
+    if k < FUNCTIONALS[functional].min_turns:
+        return None
+    entry = turns_entry(
+        side.book, BASE_SCORER, f"{functional}@{k}", "",
+        lambda turns, domain: apply(functional, truncate(turns, k)),
+    )  # fmt: skip
+    return entry and side.mean(entry, "macro")
+
+
+def _tokens(book: ScoreBook, k: int) -> float | None:
+    """Return the mean number of tokens, encoded and generated, of k turns; None where unknown."""
+    costs = mean_cost(book, k, ())
+    parts = (costs["generated"], costs["encoded"])
+    return None if None in parts else sum(parts)
 
 
 def retrieval_note(book: ScoreBook) -> str:

@@ -33,6 +33,7 @@ from spikescore.report.main_tables import (
     twin_figures,
 )
 from spikescore.report.page import Dialogue
+from spikescore.report.stopping_tables import LOST, decided_table, stopping, stopping_table
 from spikescore.report.text import csv_table, markdown_table, tex_table
 from spikescore.report.trajectory_tables import (
     CLAIMS,
@@ -42,13 +43,13 @@ from spikescore.report.trajectory_tables import (
     control_table,
     functional_tables,
     matched_table,
-    stopping_table,
     theory_table,
     turns_sweep,
     turns_table,
 )
 from spikescore.report.variant_tables import (
     difference_table,
+    forked_table,
     judge_note,
     measure_variant,
     on_same_questions,
@@ -58,6 +59,7 @@ from spikescore.report.variant_tables import (
     variant_entries,
     variant_table,
 )
+from spikescore.stats.early_stopping import stop_early, truthful_bounds
 from spikescore.stats.trajectory import spike_score
 from tests.helpers.books import make_book, trained_on_others
 
@@ -175,7 +177,7 @@ def test_more_turns_cost_more_and_the_last_k_is_spikescore(comparison, entries):
 def test_stopping_early_flags_the_same_and_saves_tokens(comparison, entries):
     """By a loop over dialogues, with the threshold that the row names."""
     book, places = comparison.book, np.arange(240)
-    for row in stopping_table(comparison).rows:
+    for row in stopping_table(*stopping(comparison)).rows:
         domain, threshold = row[0], float(row[2])
         turns = book.turns["saplma", domain, 0]
         used, scores = [], []
@@ -197,6 +199,31 @@ def test_stopping_early_flags_the_same_and_saves_tokens(comparison, entries):
         assert float(row[7]) == pytest.approx(roc_auc_score(y, scores), abs=0.005)
         assert value_of(row[8]) == pytest.approx(float(row[7]) - float(row[6]), abs=0.0011)
         assert float(row[9]) == pytest.approx(f1_score(y, scores >= threshold), abs=0.01)
+
+
+def test_stopping_on_either_side_is_learnt_on_the_validation_split(comparison):
+    book = comparison.book
+    rules, notes = stopping(comparison)
+    assert [one.lost for one in rules] == [None, *LOST] * 3 and notes == []
+    for one in rules[1:6]:
+        turns = book.turns["saplma", "d0", 0]
+        val = book.splits["d0"] == "val"
+        bounds = truthful_bounds(turns[val], one.threshold, one.lost)
+        scores, stops = stop_early(turns, one.threshold, bounds)
+        others = book.domains != "d0"
+        y, flags = book.y[others], scores[others] >= one.threshold
+        due = np.array([spike_score(row) for row in turns[others]]) >= one.threshold
+        assert one.turns == stops[others].mean() and one.n == 160
+        assert one.accuracy == (np.mean(due == y), np.mean(flags == y))
+        assert one.flags_lost == np.mean(~flags[due])
+        assert one.with_rule.value == pytest.approx(roc_auc_score(y, scores[others]))
+    # more may be lost, fewer turns are taken, and more than flagging alone saves
+    taken = [one.turns for one in rules[:6]]
+    assert taken == sorted(taken, reverse=True) and taken[0] > taken[-1]
+    table = decided_table(rules, notes)
+    assert [row[1] for row in table.rows[:3]] == ["flags only", "0%", "5%"]
+    assert table.rows[0][5:7] == ("0%", "0.0%") and table.rows[0][-1] == "+0.000"
+    assert plots.stopping_curve(rules, "Curve").startswith(b"\x89PNG")
 
 
 def test_controls_stand_beside_spikescore(comparison, entries):
@@ -376,6 +403,45 @@ def test_a_run_with_retrieval_is_held_against_the_one_without_on_the_same_questi
              for n, item in enumerate(without.items)]  # fmt: skip
     told = retrieval_note(replace(without, items=items[:-30] + without.items[-30:]))
     assert told == "150 of 180 questions got passages; a gold answer stands in those of 50."
+
+
+def test_forked_turns_are_held_against_sequential_ones_at_equal_k_and_tokens():
+    sequential = make_book(turns=12)
+    order = np.random.default_rng(0).permutation(240)[:180]
+    # forked turns cost half as much, and their scores know nothing
+    noise = {key: np.random.default_rng(1).normal(size=turns.shape).astype(np.float32)
+             for key, turns in sequential.turns.items()}  # fmt: skip
+    costs = ((20,) * 12, (10,) * 12), ((6,) * 12, (9,) * 12)
+    books = [
+        replace(book, items=[replace(item, turn_tokens=generated, turn_encoded=encoded)
+                             for item in book.items])
+        for book, (generated, encoded) in zip(
+            (sequential, replace(sequential, turns=noise).take(order)), costs, strict=True)
+    ]  # fmt: skip
+    table = forked_table(books[1], books[0], draws=100)
+    assert "on the 180 questions" in table.note
+    rows = {(row[0], row[1]): row for row in table.rows}
+    shared = books[0].take(order)
+    areas = {}
+    for k in (3, 5, 10, 12):
+        cut = {key: turns[:, :k] for key, turns in shared.turns.items()}
+        side = Comparison(replace(shared, turns=cut), draws=100)
+        areas[k] = side.mean(variant_entries(side.book)[SPIKE], "macro").value
+        row = rows["SpikeScore, max|Δ²|", str(k)]
+        assert value_of(row[3]) == pytest.approx(areas[k], abs=6e-4)
+        assert row[5] == str(15 * k // 30)  # tokens of k forked turns, by those of a turn in a row
+    row = rows["SpikeScore, max|Δ²|", "12"]
+    assert value_of(row[2]) < 0.6 < value_of(row[3])
+    six = replace(shared, turns={key: turns[:, :6] for key, turns in shared.turns.items()})
+    area = Comparison(six, draws=100).mean(variant_entries(six)[SPIKE], "macro").value
+    assert value_of(row[6]) == pytest.approx(area, abs=6e-4)
+    place = table.rows.index(row)
+    assert {(place, 4), (place, 7)} <= table.bold
+    # two turns in a row cost as much as five forked ones do not: too few for SpikeScore
+    assert rows["SpikeScore, max|Δ²|", "5"][5:] == ("2", "", "")
+    unknown = replace(books[1], items=[replace(item, turn_encoded=()) for item in books[1].items])
+    told = forked_table(unknown, books[0], draws=5)
+    assert all(row[5:] == ("", "", "") and row[3] for row in told.rows)
 
 
 def test_judges_are_told_by_their_agreement():

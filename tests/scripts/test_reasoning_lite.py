@@ -39,6 +39,7 @@ STEP_KEYS = {
     "turn", "prompt_type", "prompt", "response", "n_prompt_tokens", "n_response_tokens",
     "finish_reason", "perplexity", "mean_logprob", "mean_token_entropy", "max_token_entropy",
     "first_token_confidence", "n_kept", "prompt_ids", "response_ids", "metrics",
+    "seconds",
 }  # fmt: skip
 RECORD_KEYS = {
     "id", "domain", "question", "context", "choices", "history", "gold_answers", "answer_type",
@@ -76,6 +77,7 @@ def test_pairs_follow_the_format(finished_run):
             assert set(step) - {"high_perplexity"} == STEP_KEYS
             assert step["finish_reason"] in ("stop", "length")
             assert step["n_response_tokens"] == len(step["response_ids"])
+            assert step["seconds"] > 0
         with open(path.with_suffix(".pkl"), "rb") as file:
             content = pickle.load(file)
         assert content["n_layers"] == 3 and content["hidden_size"] == 64

@@ -119,6 +119,7 @@ def test_every_fit_scores_every_item(items):
     assert book.chosen["gap/beta/0"] == {"layer": LAYER}
     assert book.methods["gap"] == {
         "title": "Gap", "family": "trained", "needs": ["states"], "seeded": False, "learns": True,
+        "whole_dialogue": False, "measured": [],
     }  # fmt: skip
     assert set(book.about["seconds"]) == {"gap", "chance", "perplexity", "answer_length"}
     assert [item.turn_tokens for item in book.items[39:41]] == [(4,) * 5, (4,) * 3]

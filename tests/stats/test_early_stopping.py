@@ -5,7 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spikescore.stats.early_stopping import spike_by_k, stop_early, tokens_saved
+from spikescore.stats.early_stopping import (
+    spike_by_k,
+    stop_early,
+    tokens_saved,
+    truthful_bounds,
+)
 from spikescore.stats.operating_points import choose_threshold
 from spikescore.stats.trajectory import spike_score
 
@@ -79,3 +84,65 @@ def test_a_threshold_out_of_reach_changes_nothing_and_zero_stops_at_once():
     assert (stops == 8).all() and scores == pytest.approx([spike_score(row) for row in turns])
     scores, stops = stop_early(turns, 0.0)
     assert (stops == 3).all() and scores == pytest.approx([spike_score(row[:3]) for row in turns])
+
+
+# --- the other side ---------------------------------------------------------------------------
+
+# running SpikeScores, at turns 3 to 5, of dialogues with these bends
+BENDS = [[1 / 8, 1, 1], [1 / 4, 3 / 8, 1], [1 / 2, 1 / 2, 2], [3 / 16, 3 / 16, 3 / 16]]
+
+
+def with_bends(rows):
+    """Scores [n, 5] whose second differences are the given ones: sums of sums."""
+    return np.array([np.cumsum([0, 0, *np.cumsum(row)]) for row in rows], dtype=float)
+
+
+def test_bounds_by_hand():
+    turns = with_bends(BENDS)
+    np.testing.assert_allclose(spike_by_k(turns), BENDS)
+    # three are flagged at 1; no one is below the least, below the second least are two of them
+    # (the first at turn 3, the second at turn 4), and all three below the third
+    for lost, expected in ((0, [1 / 8, 3 / 8]), (0.6, [1 / 8, 3 / 8]), (0.7, [1 / 4, 1 / 2])):
+        bounds = truthful_bounds(turns, 1.0, lost)
+        np.testing.assert_allclose(bounds, [*expected, -np.inf])
+    scores, stops = stop_early(turns, 1.0, bounds)
+    assert stops.tolist() == [3, 4, 5, 3]
+    np.testing.assert_allclose(scores, [1 / 8, 3 / 8, 2, 3 / 16])
+
+
+def loop(row, threshold, bounds):
+    """The turn at which a dialogue stops, and whether it is flagged."""
+    for k in range(3, len(row) + 1):
+        score = spike_score(row[:k])
+        if score >= threshold or score < bounds[k - 3] or k == len(row):
+            return k, score >= threshold
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0, 0.9), st.floats(0.5, 4))
+def test_bounds_lose_no_more_than_they_may_and_are_the_highest_such(seed, lost, threshold):
+    turns = np.random.default_rng(seed).normal(size=(20, 6))
+    flagged = [row for row in turns if spike_score(row) >= threshold]
+    bounds = truthful_bounds(turns, threshold, lost)
+    if not flagged:
+        assert np.isneginf(bounds).all()
+        return
+    scores, stops = stop_early(turns, threshold, bounds)
+    for row, score, stop in zip(turns, scores, stops, strict=True):
+        assert (stop, score >= threshold) == loop(row, threshold, bounds)
+    ranked = np.sort([[spike_score(row[:k]) for k in range(3, 6)] for row in flagged], axis=0)
+    shares = [
+        np.mean([not loop(row, threshold, [*each, -np.inf])[1] for row in flagged])
+        for each in ranked
+    ]
+    rank = max(place for place, share in enumerate(shares) if share <= lost)
+    assert shares[0] == 0 and bounds[:-1].tolist() == ranked[rank].tolist()
+
+
+def test_bounds_of_nothing_and_of_nonsense():
+    turns = with_bends(BENDS)
+    assert np.isneginf(truthful_bounds(turns, 9.0, 0.1)).all()
+    assert np.isneginf(truthful_bounds(np.full((2, 5), np.nan), 1.0, 0.1)).all()
+    for bad in (-0.1, 1.0, np.nan):
+        with pytest.raises(ValueError, match="share"):
+            truthful_bounds(turns, 1.0, bad)

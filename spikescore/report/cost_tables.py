@@ -1,0 +1,148 @@
+"""Accuracy against cost: every method's macro AUROC beside what an item costs it, from the book.
+
+Costs are those of scoring one new item, its first answer included: training, and the work of other
+models (one that judges entailment), are not in them. A method that scores the first answer costs
+that answer and what measures it reads; SpikeScore over K turns costs turns 1 to K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from spikescore.detectors import REGISTRY
+from spikescore.detectors.base import MEASURED
+from spikescore.detectors.score_book import BookItem, ScoreBook
+from spikescore.report.comparison import SPIKE, Comparison, Entry, trajectories, turns_entry
+from spikescore.report.content import Table
+from spikescore.report.paper import BASE_SCORER
+from spikescore.report.text import MISSING, figure_cell, number
+from spikescore.stats.bootstrap import Area
+from spikescore.stats.pareto import pareto_front
+from spikescore.stats.trajectory import apply, truncate
+
+COSTS = {"generated": "tokens generated", "encoded": "tokens encoded", "seconds": "seconds"}
+SPIKE_TURNS = (3, 5, 10)
+"""Turns that SpikeScore is shown at, beside all of them."""
+
+
+@dataclass(frozen=True)
+class CostPoint:
+    """A method: macro AUROC, and its mean cost an item by the names of COSTS, None where unknown.
+
+    `k`: the turns that SpikeScore is of, else 0. `front`: the costs by which it is on the front.
+    """
+
+    title: str
+    family: str
+    area: Area
+    costs: dict[str, float | None]
+    k: int = 0
+    front: frozenset[str] = frozenset()
+
+    @property
+    def auroc(self) -> float | None:
+        """The macro AUROC; None where it is not computable."""
+        return self.area.value
+
+
+def item_cost(item: BookItem, turns: int | None, needs: Sequence[str]) -> list[float | None]:
+    """Return generated tokens, encoded tokens and seconds of an item's first `turns` (None: all)
+    and of what was measured for `needs`; None where a part is not known.
+    """
+    spent = [
+        float(sum(one[:turns])) if one else None
+        for one in (item.turn_tokens, item.turn_encoded, item.turn_seconds)
+    ]
+    for need in needs:
+        extra = [*item.measured.get(need, (None, None)), None]  # measures keep no time
+        spent = [None if None in pair else sum(pair) for pair in zip(spent, extra, strict=True)]
+    return spent
+
+
+def mean_cost(book: ScoreBook, turns: int | None, needs: Sequence[str]) -> dict[str, float | None]:
+    """Return the mean of each `item_cost` over the items of which it is known; None if of none."""
+    rows = [item_cost(item, turns, needs) for item in book.items]
+    known = [[one for one in column if one is not None] for column in zip(*rows, strict=True)]
+    return {
+        name: float(np.mean(column)) if column else None
+        for name, column in zip(COSTS, known, strict=True)
+    }
+
+
+def cost_points(comparison: Comparison, entries: Sequence[Entry]) -> list[CostPoint]:
+    """Return every method, SpikeScore at several K first, with the fronts marked.
+
+    Controls, which nobody would use, are shown and do not compete.
+    """
+    book = comparison.book
+    longest = max(
+        (turns.shape[1] for rows in trajectories(book, BASE_SCORER).values() for turns in rows),
+        default=0,
+    )
+    points = []
+    for k in dict.fromkeys([*(k for k in SPIKE_TURNS if k < longest), longest]):
+        if entry := turns_entry(
+            book, BASE_SCORER, f"{SPIKE}@{k}", f"SpikeScore, K = {k}", _over(k)
+        ):
+            area = comparison.mean(entry, "macro")
+            points.append(CostPoint(entry.title, entry.family, area, mean_cost(book, k, ()), k))
+    for entry in entries:
+        if entry.name == SPIKE:
+            continue
+        about = book.methods[entry.name]
+        usual = getattr(REGISTRY.get(entry.name), "whole_dialogue", False)
+        needs = about.get("measured", sorted(MEASURED.intersection(about["needs"])))
+        costs = mean_cost(book, None if about.get("whole_dialogue", usual) else 1, needs)
+        points.append(CostPoint(entry.title, entry.family, comparison.mean(entry, "macro"), costs))
+    return with_fronts(points)
+
+
+def _over(k: int) -> Callable[[np.ndarray, str], np.ndarray]:
+    return lambda turns, domain: apply("max_abs_d2", truncate(turns, k))
+
+
+def with_fronts(points: Sequence[CostPoint]) -> list[CostPoint]:
+    """Return the points with the Pareto front of each cost marked."""
+    values = [None if one.family == "control" else one.auroc for one in points]
+    fronts = {
+        name: pareto_front(
+            np.array([one.costs[name] for one in points], float), np.array(values, float)
+        )
+        for name in COSTS
+    }
+    return [
+        replace(one, front=frozenset(name for name in COSTS if fronts[name][place]))
+        for place, one in enumerate(points)
+    ]
+
+
+def cost_table(points: Sequence[CostPoint]) -> Table:
+    """Return the points as a table; bold are those on a front."""
+    unknown = {"generated": "not known", "encoded": "not known", "seconds": "not measured"}
+    forms = {"generated": ",.0f", "encoded": ",.0f", "seconds": ",.3f"}
+    rows = [
+        (
+            one.title,
+            figure_cell(one.area),
+            *(number(one.costs[name], forms[name]) or unknown[name] for name in COSTS),
+            ", ".join(COSTS[name] for name in COSTS if name in one.front),
+        )
+        for one in points
+    ]
+    return Table(
+        "Accuracy against cost",
+        ("method", "AUROC, macro", *(f"{label} an item" for label in COSTS.values()),
+         "on the Pareto front by"),
+        tuple(rows),
+        "Bold (* in Markdown): on the Pareto front by some cost, as nothing that costs no more has "
+        "an AUROC as high. The front is of point estimates: neighbours on it need not differ "
+        "significantly. Costs are of scoring one new item, its first answer included; training and "
+        "the work of other models, such as a judge of entailment, are not in them, nor are "
+        "controls on the front. Encoded: tokens of prompts that no earlier turn had encoded. "
+        "Seconds: the item's share of the passes that generated its turns; measures keep no time. "
+        f"{MISSING}",
+        frozenset((row, 0) for row, one in enumerate(points) if one.front),
+    )  # fmt: skip
