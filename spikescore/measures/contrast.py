@@ -5,7 +5,7 @@ before it. All is measured in teacher-forced passes; logarithms are natural.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -99,7 +99,9 @@ class ContrastReader:
                 kept.append(values)
         return [_joined(kept) for kept in found]
 
-    def _predicting(self, prompt: list[int], answer: list[int]):
+    def _predicting(
+        self, prompt: list[int], answer: list[int]
+    ) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
         """Yield, a few rows at a time, the L + 1 states `[rows, H]` that predict an answer's
         tokens, and these tokens. What the cache holds of the prompt is not encoded again.
         """
