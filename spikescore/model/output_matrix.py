@@ -95,9 +95,14 @@ def output_matrix(model_path: str, identity: Mapping[str, str] | None = None) ->
     if not model_path:
         raise UserError("the dialogues do not say which model made them")
     digests = tuple(sorted((identity or {}).items()))
-    return _read(
-        model_path, digests, *(file.stat().st_mtime_ns for file in weight_files(model_path))
-    )
+    try:
+        times = [file.stat().st_mtime_ns for file in weight_files(model_path)]
+    except (OSError, ValueError) as error:  # no folder, and no name that the hub could have
+        raise UserError(
+            f'there is no checkpoint "{model_path}", whose output matrix is needed; the dialogues '
+            "say that it lies there"
+        ) from error
+    return _read(model_path, digests, *times)
 
 
 @lru_cache(maxsize=1)

@@ -13,29 +13,10 @@ from spikescore.data.openhaldet import ROWS, STATES, read_folder
 from spikescore.errors import UserError
 from spikescore.pairs import TOKEN_KEYS, as_record
 from tests.helpers.native_rows import openhaldet as make_row
+from tests.helpers.openhaldet_states import Group, bfloat16, stored_states
 
 LAST, BEFORE_LAST, PROMPT = TOKEN_KEYS
 LAYERS, WIDTH = (10, 11, 12), 5
-OPAQUE = np.dtype("V2")
-
-
-class Group(dict):
-    """What a group of an HDF5 file is to a reader: its members by name, and its attributes."""
-
-    def __init__(self, *given, **attrs) -> None:
-        super().__init__(*given)
-        self.attrs = attrs
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-
-def bfloat16(values: np.ndarray) -> np.ndarray:
-    """The upper halves of float32 numbers, as HDF5 gives them back: two opaque bytes each."""
-    return (np.float32(values).view(np.uint32) >> 16).astype(np.uint16).view(OPAQUE)
 
 
 def value(sample: int, token: int, layer: int) -> np.ndarray:
@@ -44,12 +25,8 @@ def value(sample: int, token: int, layer: int) -> np.ndarray:
 
 
 def sample(number: int, tokens: list[int], ended: bool = True) -> Group:
-    groups = {}
-    for token in tokens:
-        text = "<|eot_id|>" if ended and token == tokens[-1] else "put"
-        layers = {f"layer_{one:02d}": bfloat16(value(number, token, one)) for one in LAYERS}
-        groups[f"token_{token:03d}"] = Group(layers, text=text, forward_idx=token)
-    return Group({"generated_tokens": Group(groups)})
+    made = {token: {one: value(number, token, one) for one in LAYERS} for token in tokens}
+    return stored_states(made, ended=ended)
 
 
 ROWS_MADE = [make_row(n) | {"model_output_text": "some output"} for n in range(5)]

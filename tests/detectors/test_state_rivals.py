@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -132,8 +133,9 @@ def test_a_checkpoint_that_does_not_fit_is_named(tmp_path):
     (tmp_path / "m" / "model.safetensors").rename(tmp_path / "m" / "pytorch_model.bin")
     with pytest.raises(UserError, match="no safetensors file"):
         output_matrix(path)
-    with pytest.raises(UserError, match="nowhere"):
-        output_matrix(str(tmp_path / "nowhere"))
+    for name in (str(tmp_path / "nowhere"), "Qwen/Qwen3-8B (layers 6-7)"):
+        with pytest.raises(UserError, match=re.escape(name)):
+            output_matrix(name)
 
 
 # --- NCI and fDBD ---------------------------------------------------------------------------------
