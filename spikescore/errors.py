@@ -92,13 +92,22 @@ def _parts(text: str) -> Iterator[str]:
 
 def redacted(text: str) -> str:
     """Return a text for people without keys, tokens and passwords: "http://***@host/v1"."""
+    return redactor()(text)
+
+
+def redactor() -> Callable[[str], str]:
+    """Return `redacted` for many texts: what is secret is asked once, now."""
     named = [value for name, value in os.environ.items() if _SECRET_NAME.search(name)]
     addresses = [value for value in os.environ.values() if "://" in value]
-    secrets = _told.union(*map(_parts, (*named, *addresses)))
-    text = _QUERY.sub(rf"\1{_HIDDEN}", _LOGIN.sub(f"{_HIDDEN}@", text))
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, _HIDDEN)
-    return _SHAPES.sub(_HIDDEN, text)
+    secrets = sorted(_told.union(*map(_parts, (*named, *addresses))), key=len, reverse=True)
+
+    def hide(text: str) -> str:
+        text = _QUERY.sub(rf"\1{_HIDDEN}", _LOGIN.sub(f"{_HIDDEN}@", text))
+        for secret in secrets:
+            text = text.replace(secret, _HIDDEN)
+        return _SHAPES.sub(_HIDDEN, text)
+
+    return hide
 
 
 STARTER = "SPIKESCORE_STARTED_BY"

@@ -373,8 +373,8 @@ RULES = (
 def ledger(reports: Sequence[ModelReport], command: str) -> str:
     """Return docs/evidence/claims.md: rules, the reports that were read, two tables."""
     rows = [_about(report) for report in reports]
-    read = Table("Reports that were read", ("experiment", "model", "dialogues", "note"),
-                 tuple(rows))  # fmt: skip
+    columns = ("experiment", "model", "dialogues", "methods left out, in part or whole", "note")
+    read = Table("Reports that were read", columns, tuple(rows))
     tables = [
         Table(title, HEADER, tuple(_row(claim, reports, tried) for claim in claims))
         for title, claims, tried in (
@@ -394,9 +394,13 @@ def ledger(reports: Sequence[ModelReport], command: str) -> str:
     ])  # fmt: skip
 
 
-def _about(report: ModelReport) -> tuple[str, str, str, str]:
+def _about(report: ModelReport) -> tuple[str, ...]:
     name = f"{report.experiment.name}{' (answers given)' if _given(report) else ''}"
-    return name, report.model.name, f"{len(report.book.items):,}", report.experiment.note
+    left_out = dict.fromkeys(
+        what.partition(" on ")[0] for what, _ in report.book.about.get("left_out", ())
+    )
+    size = f"{len(report.book.items):,}"
+    return name, report.model.name, size, ", ".join(left_out), report.experiment.note
 
 
 def _given(report: ModelReport) -> bool:

@@ -24,7 +24,7 @@ import numpy as np
 
 from spikescore.detectors.score_book import BookItem, ScoreBook, load_score_book
 from spikescore.dialogues.config import dialogue_keys
-from spikescore.errors import UserError, redacted
+from spikescore.errors import UserError, redactor
 from spikescore.files import make_folder, write_atomic, write_json
 from spikescore.packing import made_whole, part_of
 from spikescore.pairs import cut_off, for_all_eyes, iter_records, short_meta
@@ -144,6 +144,7 @@ class _Writer:
                  "truth": pa.bool_(), "texts": pa.list_(pa.string()),
                  "numbers": pa.list_(pa.float32())}  # fmt: skip
         self._found, self._name, self._work = found, name, work
+        self._hide = redactor()
         self._columns = tuple(one for one in TABLES[name] if found.texts or not one.private)
         self._schema = pa.schema([(one.name, kinds[one.kind]) for one in self._columns])
         self._table = pa.Table
@@ -168,7 +169,7 @@ class _Writer:
 
     def _text(self, value: Any) -> str:
         text = str(value).encode("utf-8", "replace").decode()
-        shown = redacted(text)
+        shown = self._hide(text)
         self._found.hidden += shown != text
         return shown
 
@@ -219,6 +220,10 @@ def _write_dialogues(
             _count(found, record, row)
     items.close()
     turns.close()
+    found.settings = {
+        key: {json.dumps(for_all_eyes(json.loads(value)), ensure_ascii=False) for value in values}
+        for key, values in found.settings.items()
+    }
     return labels
 
 
@@ -275,8 +280,7 @@ def _count(found: Published, record: Mapping[str, Any], row: Mapping[str, Any]) 
     config = record.get("config") or {}
     for key in dialogue_keys():
         if key in config:
-            value = json.dumps(for_all_eyes(config[key]), ensure_ascii=False)
-            found.settings.setdefault(key, set()).add(value)
+            found.settings.setdefault(key, set()).add(json.dumps(config[key]))
 
 
 # --- score books --------------------------------------------------------------------------------

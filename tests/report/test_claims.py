@@ -36,7 +36,7 @@ def make_report(folder, book, *, name="some", published=None) -> ModelReport:
 def rows_of(text: str) -> dict[str, list[str]]:
     """The ledger's rows by their claim."""
     cells = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    rows = [row for row in cells if len(row) == 5 and row[0] not in ("claim", "---")]
+    rows = [row for row in cells if len(row) == 5 and row[4].startswith((HOLDS, FAILS, UNTESTED))]
     return {row[0]: [cell.strip() for cell in row[1:]] for row in rows}
 
 
@@ -180,6 +180,8 @@ def test_every_claim_has_a_line_a_command_and_a_verdict(planted):
     assert all(row[0] and row[3].startswith((HOLDS, FAILS, UNTESTED)) for row in rows.values())
     verdicts = [row[3].startswith(one) for one in (HOLDS, FAILS, UNTESTED) for row in rows.values()]
     assert f"{sum(verdicts)} claims: " in text and COMMAND in text
+    planted[0].book.about["left_out"] = [["prism on a", "why"], ["prism on b", "why"], ["x", "?"]]
+    assert "| theirs | m | 240 | prism, x |" in ledger(list(planted), COMMAND)
     assert "tried on m" in rows["Performance saturates at 15 to 20 turns."][1]
 
 
