@@ -141,12 +141,16 @@ def _stopped_by_signals() -> Iterator[list[int]]:
     came: list[int] = []
     owner, last = os.getpid(), -ONE_REQUEST
 
-    def stop(number: int, _: FrameType | None) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         nonlocal last
         if os.getpid() != owner and number != signal.SIGINT:  # a worker, which has nothing to keep
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
+        if number != signal.SIGINT and _is_importing(frame):
+            print(f"ended by {signal.Signals(number).name} while starting", file=sys.stderr)
+            sys.stderr.flush()
+            os._exit(128 + signal.SIGTERM)
         came.append(number)
         before, last = last, time.monotonic()
         if last - before >= ONE_REQUEST or number == signal.SIGINT:
@@ -165,6 +169,15 @@ def _stopped_by_signals() -> Iterator[list[int]]:
         for number in ours:
             if signal.getsignal(number) is stop:
                 signal.signal(number, before[number])
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported: libraries swallow there whatever is raised."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def run_main(main: Callable[[], int | None]) -> None:

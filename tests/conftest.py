@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,10 @@ from tests.helpers.running import ended_after, make_tokenizer
 # the same examples in every run: a test that fails by chance stops others' work
 settings.register_profile("fixed", derandomize=True)
 settings.load_profile("fixed")
+
+# a shell that starts the tests in the background has them, and all they start, ignore Ctrl-C
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONGEST = ("test_reproduce.py", "test_reasoning_lite.py", "test_generate_answers.py")
 

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -127,6 +127,7 @@ class Runner:
         self._n_steps, self._n_told = n_steps, 0
         self._processes: set[subprocess.Popen] = set()
         self._lock = threading.Lock()
+        self._stopping = False
 
     def run(self, steps: Sequence[Step], jobs: int) -> bool:
         """Run the steps of one phase, `jobs` at a time; False when one failed.
@@ -144,7 +145,12 @@ class Runner:
         jobs = min(jobs, max(len(todo), 1))
         with ThreadPoolExecutor(jobs) as pool:
             try:
-                results = list(pool.map(lambda step: self._run(step, jobs), todo))
+                running = [pool.submit(self._run, step, jobs) for step in todo]
+                # a wait without an end can miss a signal that comes just as it begins
+                while (waited := wait(running, 1.0, FIRST_EXCEPTION)).not_done:
+                    if any(step.exception() for step in waited.done):
+                        break
+                results = [step.result() for step in running]
             except BaseException:  # Ctrl-C and SIGTERM too
                 self._stop()
                 raise
@@ -152,6 +158,8 @@ class Runner:
 
     def _run(self, step: Step, jobs: int) -> bool:
         place = self._place()
+        if self._stopping:
+            return False
         missing = [part for part in step.parts if not self.is_done(part)]
         if len(missing) == len(step.parts):
             return self._run_whole(step, jobs, place)
@@ -185,6 +193,8 @@ class Runner:
             )  # fmt: skip
             with self._lock:
                 self._processes.add(process)
+                if self._stopping:  # the request came while the step was being started
+                    _end(process)
             status = _wait(process, step.name, log)
         seconds = time.monotonic() - started
         text = log.read_text(encoding="utf-8", errors="replace")
@@ -251,14 +261,19 @@ class Runner:
         """End the steps that are running, and of a launcher all that it started; what they have
         finished is on disk.
         """
-        for process in self._processes:
-            if process.poll() is not None:
-                continue
-            process.terminate()
-            with suppress(OSError):
-                os.killpg(process.pid, signal.SIGTERM)  # a group where a launcher heads it
-        for process in self._processes:
+        with self._lock:
+            self._stopping, processes = True, list(self._processes)
+            for process in processes:
+                _end(process)
+        for process in processes:
             process.wait()
+
+
+def _end(process: subprocess.Popen) -> None:
+    if process.poll() is None:
+        process.terminate()
+        with suppress(OSError):
+            os.killpg(process.pid, signal.SIGTERM)  # a group where a launcher heads it
 
 
 def _wait(process: subprocess.Popen, name: str, log: Path) -> int:
