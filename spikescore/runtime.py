@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -167,6 +167,46 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+@contextmanager
+def worker_pool(
+    n_workers: int,
+    prepare: Callable[..., None] | None = None,
+    arguments: Sequence[Any] = (),
+    context: Any = None,
+) -> Iterator[ProcessPoolExecutor]:
+    """Provide worker processes, started at once, that leave Ctrl-C to this one and end with it.
+
+    `prepare(*arguments)` runs first in each. A request to stop ends them; after another error no
+    further task begins.
+    """
+    pool = ProcessPoolExecutor(n_workers, context, _prepare_worker, (prepare, arguments))
+    try:
+        # Python's own hooks around a fork swallow what a signal's handler raises
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+        try:
+            pool.submit(int)  # the first task starts them
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        yield pool
+    except KeyboardInterrupt:  # nobody waits for a task; a file is written whole or not at all
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _prepare_worker(prepare: Callable[..., None] | None, arguments: Sequence[Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
+    end_with_parent()
+    if prepare:
+        prepare(*arguments)
 
 
 @contextmanager

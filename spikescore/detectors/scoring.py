@@ -13,11 +13,9 @@ import difflib
 import json
 import logging
 import multiprocessing
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -52,7 +50,7 @@ from spikescore.pairs import (
 )
 from spikescore.plugins import fault_place, own_faults, plugin_digest, said
 from spikescore.probes.data import SPLITS, require_fractions, split_by_group
-from spikescore.runtime import end_with_parent, limited_threads, progress, usable_cores
+from spikescore.runtime import limited_threads, progress, usable_cores, worker_pool
 from spikescore.stats.trajectory import apply
 
 log = logging.getLogger("spikescore")
@@ -234,14 +232,11 @@ class _Scoring:
             yield from ((key, partial(_fit_one, self, key)) for key in keys)
             return
         fork = multiprocessing.get_context("fork")  # which shares all that was read
-        pool = ProcessPoolExecutor(n_workers, fork, _prepare_fits, (self,))
-        try:
+        with worker_pool(n_workers, _scoring.append, (self,), fork) as pool:
             started = {key: pool.submit(_fit_in_worker, key) for key in ours}
             for key in keys:
                 here = partial(_fit_one, self, key)
                 yield key, started[key].result if key in started else here
-        finally:
-            pool.shutdown(cancel_futures=True)
 
     def parts(self, domain: str) -> tuple[Answers, Answers]:
         """Return a domain's train and validation items; the last domain's stay in memory."""
@@ -396,13 +391,6 @@ def _fit_one(scoring: _Scoring, key: Key) -> Fitted:
 
 
 _scoring: list[_Scoring] = []  # in a worker process: what it works for
-
-
-def _prepare_fits(scoring: _Scoring) -> None:
-    """Leave Ctrl-C to the main process, and end with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
-    _scoring.append(scoring)
 
 
 def _fit_in_worker(key: Key) -> Fitted:

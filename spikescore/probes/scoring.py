@@ -9,8 +9,6 @@ result that cannot be written.
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -35,7 +33,7 @@ from spikescore.pairs import (
 )
 from spikescore.probes.layers import LayerRange
 from spikescore.probes.probe import Probe
-from spikescore.runtime import end_with_parent, progress, usable_cores
+from spikescore.runtime import progress, usable_cores, worker_pool
 from spikescore.shards import is_file, read_pair_json
 
 log = logging.getLogger("spikescore")
@@ -272,8 +270,6 @@ def write_scores(dialogue: Dialogue, scores: np.ndarray, probe: Probe, probe_nam
 
 # --- worker processes ---------------------------------------------------------------------------
 
-_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
 
 @contextmanager
 def worker_processes(n_dialogues: int) -> Iterator[ProcessPoolExecutor | None]:
@@ -287,28 +283,12 @@ def worker_processes(n_dialogues: int) -> Iterator[ProcessPoolExecutor | None]:
         yield None
         return
     keep_freed_memory()
-    pool = ProcessPoolExecutor(n_workers, initializer=prepare_worker)
-    try:
-        # Python's own hooks around a fork swallow what a signal's handler raises
-        held = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
-        try:
-            pool.submit(int)  # the first task starts them
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    with worker_pool(n_workers, prepare_worker) as pool:
         yield pool
-    except KeyboardInterrupt:  # nobody waits for a block; a file is written whole or not at all
-        for worker in multiprocessing.active_children():
-            worker.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)  # after an error no further block begins
 
 
 def prepare_worker() -> None:
-    """Leave Ctrl-C to the main process, end with it, and compute on one core."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
-    end_with_parent()
+    """Compute on one core."""
     threadpool_limits(1)
 
 
