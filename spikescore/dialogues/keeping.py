@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,8 @@ class KeptTurns:
         self._run = run
         self._journal = Journal(self._output, NAME, _key)
         self._left: dict[tuple[str, str], dict[int, Entry]] = {}
-        for entry in self._journal.entries():
-            if entry.get("run") == run and isinstance(entry.get("turn"), int):
-                self._left.setdefault(_key(entry), {})[entry["turn"]] = entry
+        for entry in self._entries():
+            self._left.setdefault(_key(entry), {})[entry["turn"]] = entry
 
     def take(self, folder: Path, item_id: str) -> list[Entry]:
         """Return what is left of an item's turns, in order, up to the first that is missing."""
@@ -46,9 +46,32 @@ class KeptTurns:
         where = dict(zip(("folder", "id"), self._name(folder, item_id), strict=True))
         self._journal.append({"run": self._run, **where, "turn": turn, "prompt": prompt, **answer})
 
+    def count(self, items: Iterable[tuple[Path, str]]) -> tuple[int, int]:
+        """How many turns lie on disk of those of these items (folder and id) that have no pair yet,
+        and of how many items they are.
+
+        Read from the files: a run may be interrupted after a turn was written and before it was
+        told so.
+        """
+        wanted = {self._name(*item) for item in items}
+        kept = {
+            (*_key(entry), entry["turn"])
+            for entry in self._entries()
+            if _key(entry) in wanted and not self._is_done(_key(entry))
+        }
+        return len(kept), len({turn[:2] for turn in kept})
+
     def close(self) -> None:
         """Remove the journals of which all pairs are written."""
-        self._journal.close(lambda key: (self._output / key[0] / f"{key[1]}.json").is_file())
+        self._journal.close(self._is_done)
+
+    def _entries(self) -> Iterator[Entry]:
+        for entry in self._journal.entries():
+            if entry.get("run") == self._run and isinstance(entry.get("turn"), int):
+                yield entry
+
+    def _is_done(self, key: tuple[str, str]) -> bool:
+        return (self._output / key[0] / f"{key[1]}.json").is_file()
 
     def _name(self, folder: Path, item_id: str) -> tuple[str, str]:
         return os.path.relpath(folder, self._output), item_id

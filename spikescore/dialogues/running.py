@@ -608,7 +608,6 @@ class Run:
     def write(self, job: Job, finished: Finished) -> None:
         """Write one finished dialogue as a pair, or the reason why there is none."""
         item, tally = job.item, self.tally
-        self._under_way.discard(job)
         try:
             if finished.error is not None:
                 raise UserError(finished.error)
@@ -623,6 +622,7 @@ class Run:
             write_error(item.folder, item.question.id, reason, config_hash=config_hash)
         else:
             tally.written += 1
+        self._under_way.discard(job)
 
     def _record(self, job: Job, finished: Finished) -> dict[str, Any]:
         record = dialogue_record(finished, job.dialogue, self.config, self.chat)
@@ -644,11 +644,11 @@ class Run:
 
     def what_is_kept(self) -> str:
         """Say, of a run that is interrupted, what is on disk, what is lost and how to go on."""
-        under_way = [job for job in self._under_way if job.dialogue.answers]
-        turns = sum(len(job.dialogue.answers) for job in under_way)
+        items = [(job.item.folder, job.item.question.id) for job in self._under_way]
+        turns, dialogues = self.kept.count(items)
         kept = f"{self.tally.written} pairs are written"
         if turns:
-            kept += f", and {turns} finished turns of {len(under_way)} other dialogues are kept"
+            kept += f", and {turns} finished turns of {dialogues} other dialogues are kept"
         lost = f"lost are the turns that were being answered, {len(self._under_way)} at most"
         if self.config.replay:
             lost = "lost is the dialogue that was being read"
