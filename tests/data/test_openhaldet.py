@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -121,7 +122,6 @@ def test_what_is_no_folder_of_it_and_what_lacks_states_is_said(tmp_path):
 
 
 def test_a_real_file_is_read_as_the_stand_in(tmp_path, states, monkeypatch):
-    h5py = pytest.importorskip("h5py")
     place = folder(tmp_path)
     expected = list(read_folder(place))
     with h5py.File(place / STATES, "w") as file:
