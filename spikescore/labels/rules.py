@@ -194,8 +194,10 @@ def _names(text: str, phrase: str) -> bool:
     return False
 
 
-def _negated(tokens: list[str], start: int, end: int) -> bool:
-    """True when the phrase is denied: "not Paris", "isn't in Paris", "Paris is incorrect"."""
+def _negated(tokens: list[str], start: int, end: int, *, negative: bool = False) -> bool:
+    """True when the phrase is denied: "not Paris", "isn't in Paris", "Paris is incorrect"; the last
+    is an answer where the question is `negative` (which of them is incorrect?).
+    """
     before: list[str] = []
     for token in reversed(tokens[:start]):
         if token in ",;.!?/():" or token in ("but", "because") or len(before) == 4:
@@ -210,8 +212,12 @@ def _negated(tokens: list[str], start: int, end: int) -> bool:
         or re.search(r"(?:rather than|instead of|other than|dont think|doubt)\b", text) is not None
         or text.endswith(("than", "不 是", "并 非", "並 非"))
         or (tokens[start].isdigit() and text.endswith(("after", "before")))
-        or _DENIED.match(after) is not None
-        or _NOT_IT.match(after) is not None
+        or (
+            _NOT_PICKED.match(after)
+            if negative
+            else _DENIED.match(after.removeprefix(", ")) or _NOT_IT.match(after)
+        )
+        is not None
         or re.match(r"\? (?:no|not|nope)\b", after) is not None
     )
 
@@ -229,10 +235,56 @@ def _hedged(tokens: list[str], start: int, end: int, needles: list[list[str]]) -
     return False
 
 
-def _states(text: str, phrases: Sequence[str], beside: Sequence[str] = ()) -> bool:
+_OFFERS = re.compile(r"\b(?:or|whether|between|following|(?:which|one) of)\b")
+_AUXILIARIES = frozenset(
+    "is was are were be has had have does did can could will would may might isnt wasnt".split()
+)
+
+
+def _repeats(asked: list[str], raw: list[str], tokens: list[str], start: int, end: int) -> bool:
+    """True where a phrase of the answer only repeats the question that holds it: with words that
+    stand beside it there, too ("the god of war is ...", asked for the god of war), or as what the
+    sentence is about ("Charles Springall was a comedian").
+
+    `asked` and `raw` are the question's words, folded and as written. A phrase that is but a part
+    of a name there is none of it: "Oklahoma City" does not name Oklahoma.
+    """
+    phrase = [one for one in tokens[start:end] if _is_word(one)]
+    before = [one for one in tokens[:start] if _is_word(one)]
+    after = [one for one in tokens[end:] if _is_word(one)]
+    for first, last in _find(phrase, asked):
+        if "and" in (asked[first - 1 : first] + asked[last : last + 1]):
+            continue  # "of Mars and Venus, which ...?"
+        left = 0
+        while left < min(first, len(before)) and before[-1 - left] == asked[first - 1 - left]:
+            left += 1
+        right = 0
+        while right < min(len(asked) - last, len(after)) and after[right] == asked[last + right]:
+            right += 1
+        shared = (*asked[first - left : first], *asked[last : last + right])
+        if any(one not in _FUNCTION_WORDS for one in shared):
+            return True
+        around = (*raw[max(0, first - 1) : first][first < 2 :], *raw[last : last + 1])
+        if raw[first].istitle() and any(one.istitle() for one in around):
+            continue
+        since = max((at + 1 for at in range(start) if tokens[at] in ".!?;:"), default=0)
+        verb = re.match(r"[^.!?;:]*", " ".join(tokens[end:]))[0].split()
+        at = next((at for at, one in enumerate(verb) if one in _AUXILIARIES), None)
+        if at is None or _AUXILIARIES & set(tokens[since:start]):
+            continue
+        rest = [one for one in verb[at + 1 :] if _is_word(one)]
+        if len(rest) > 1 and rest[0] not in ("correct", "right", "answer", "one"):
+            return True
+    return False
+
+
+def _states(
+    text: str, phrases: Sequence[str], beside: Sequence[str] = (), question: str = ""
+) -> bool:
     """True when the text states one of the phrases as whole words, neither denied nor hedged.
 
-    To stand in an "or" with one of the phrases, or with one of `beside`, is no hedge.
+    To stand in an "or" with one of the phrases, or with one of `beside`, is no hedge. What only
+    repeats the `question` states nothing, unless that offers answers or holds every phrase.
     """
     stated = False
     needles = [(phrase, *_needle(phrase)) for phrase in _spelled(phrases)]
@@ -240,6 +292,12 @@ def _states(text: str, phrases: Sequence[str], beside: Sequence[str] = ()) -> bo
     plain = [words for _, words, _ in needles]
     plain += filter(None, (_needle(one)[0] for one in beside))
     tokens = _words(text)
+    raw = [one for one in _raw_words(question) if _is_word(one) and one.casefold() not in _ARTICLES]
+    asked = [_SAME.get(one, one) for one in map(str.casefold, raw)]
+    if _OFFERS.search(question.casefold()) or all(
+        _find(words, asked) for _, words, full in needles if not full
+    ):
+        raw = asked = []
     for phrase, words, full in needles:
         if full:
             stated |= _names(text, phrase)
@@ -250,6 +308,8 @@ def _states(text: str, phrases: Sequence[str], beside: Sequence[str] = ()) -> bo
             if re.match(r"(?:(?:is|was|are|were) not|(?:is|was|are|were)nt) (?!only|just|far)",
                         " ".join(tokens[end : end + 3])):  # fmt: skip
                 continue  # "Lyon is not the capital"
+            if asked and _repeats(asked, raw, tokens, start, end):
+                continue
             stated |= not _hedged(tokens, start, end, plain)
     return stated
 
@@ -300,6 +360,8 @@ def _yes_or_no(text: str) -> str | None:
         yes = None
     if yes or no:
         return "yes" if yes and (not no or yes.start() < no.start()) else "no"
+    if words in ("y", "t", "n", "f"):
+        return "yes" if words in ("y", "t") else "no"
     if short := _SHORT.match(words):
         return "no" if short.group(2) or words.endswith("nt") else "yes"
     return None
@@ -362,7 +424,8 @@ def exact(question: Question, answer: str) -> Reading:
     if len(quantities) == len(golds) and (found := _quantity_label(text, quantities)) is not None:
         return found, text
     one = ("one", "1") if short & {"one", "1"} else ()
-    if _states(_without_asked_denial(question, text), (*golds, *one)) or (
+    answered = _without_asked_denial(question, text)
+    if _states(answered, (*golds, *one), question=question.question) or (
         one and _COUNTS_ONE.search(folded(text))
     ):
         return (None if _TAKEN_BACK.search(folded(statement.whole)) else 1), text
@@ -564,6 +627,16 @@ _WRONG = re.compile(
     r"|isn['’]t|(?:wrong|incorrect|false|no)\b)",
     re.IGNORECASE,
 )
+_NOT_PICKED = re.compile(  # all that denies an option where the question asks what is not so
+    r"\W{0,3}(?:(?:is|was)(?:\s+not|n['’]t)|(?:is|was) never)\s+(?:it\b|(?:an?\s+|the\s+)?"
+    r"(?:correct\s+|right\s+|best\s+)?(?:answer|option|choice)\b)"
+    r"|\W{0,3}(?:is|was) (?:the|a) (?:wrong|incorrect) (?:answer|option|choice)\b",
+    re.IGNORECASE,
+)
+_ASKS_WHAT_IS_NOT = re.compile(
+    r"n['’]t\b|\b(?:not|never|except|incorrect\w*|wrong|false\w*|untrue|inaccurate|least)\b",
+    re.IGNORECASE,
+)
 
 
 def choice(question: Question, answer: str) -> Reading:
@@ -572,7 +645,8 @@ def choice(question: Question, answer: str) -> Reading:
     Letters count where they cannot be words: "(B)", "B.", "option B", "B is correct", a bare "B"
     (but "A" only at the end or before a mark: "A cat" is no letter). Where letter and text
     contradict each other, the text decides if it names one option only; an answer that names
-    several is not consistent, one that lists them all is unread.
+    several is not consistent, one that lists them all is unread. "C is not mentioned" picks C where
+    the question asks what is not, and denies it elsewhere.
     """
     if not question.choices:
         raise NoReference("the item has no choices")
@@ -583,6 +657,8 @@ def choice(question: Question, answer: str) -> Reading:
     choices = question.choices
     same = [option.strip().casefold() for option in choices]
     first = [same.index(option) for option in same]
+    negative = _ASKS_WHAT_IS_NOT.search(question.question) is not None
+    wrong = _NOT_PICKED if negative else _WRONG
     statement = read_statement(answer, question.gold_answers)
     options = ((statement.text, bool(statement.mark)), (statement.whole, False))
     line, _, rest = statement.text.partition("\n")  # the letter first, then why
@@ -590,8 +666,8 @@ def choice(question: Question, answer: str) -> Reading:
         options = ((line, True), *options)
     for text, marked in options:
         letters = {first[index] if index < len(first) else index
-                   for index in _letters(text, len(choices), bare=marked)}  # fmt: skip
-        texts = {first[index] for index in _options_stated(text, choices)}
+                   for index in _letters(text, choices, wrong, bare=marked)}  # fmt: skip
+        texts = {first[index] for index in _options_stated(text, choices, negative=negative)}
         if letters or texts:
             if not marked and len(letters | texts) == len(set(first)) > 2:
                 return None, "all options"
@@ -605,7 +681,7 @@ def choice(question: Question, answer: str) -> Reading:
             break
     if abstains(statement.whole):
         return 0, "says that it does not know"
-    denied = _letters(statement.whole, len(choices), bare=True, denied=True)
+    denied = _letters(statement.whole, choices, wrong, bare=True, denied=True)
     if gold in denied or _find(_needle(choices[gold])[0], _words(statement.whole)):
         return 0, "not that option"
     return (0 if _names_another(statement) else None), "no option"
@@ -619,10 +695,19 @@ def _pick(letters: set[int], texts: set[int]) -> int | None:
     return None
 
 
-def _letters(statement: str, n: int, *, bare: bool, denied: bool = False) -> set[int]:
+def _letters(
+    statement: str,
+    choices: Sequence[str],
+    wrong: re.Pattern[str],
+    *,
+    bare: bool,
+    denied: bool = False,
+) -> set[int]:
     """Return the options named by letter; `bare` lets a lone letter count ("answer is B"). With
-    `denied` those that are ruled out instead. A letter behind the last option is one, too.
+    `denied` those that are ruled out instead: `wrong` follows the letter, or the option's text
+    behind it. A letter behind the last option is one, too.
     """
+    n = len(choices)
     text = unicodedata.normalize("NFKC", statement.translate(_LOOK_ALIKES))
     text = re.sub(
         r"\\(?:text|textbf|mathbf|mathrm|mbox|boxed|fbox)\s*\{\s*([^{}]*?)\s*\}", r"\1", text
@@ -632,7 +717,7 @@ def _letters(statement: str, n: int, *, bare: bool, denied: bool = False) -> set
     several = r"\b[A-H](?:\s*(?:,|\band\b|\bor\b|/)\s*(?:(?:and|or)\s+)?[A-H]\b)+"
     for listing in dict.fromkeys(re.findall(several, text)):
         rest = text[text.find(listing) + len(listing) :]
-        if len(set(re.findall(r"\b[A-H]\b", listing))) >= n > 2 or _WRONG.match(rest):
+        if len(set(re.findall(r"\b[A-H]\b", listing))) >= n > 2 or wrong.match(rest):
             text = text.replace(
                 listing, " "
             )  # "the options are A, B, C and D", "A and B are wrong"
@@ -684,16 +769,22 @@ def _letters(statement: str, n: int, *, bare: bool, denied: bool = False) -> set
             if match.group(1) in _NTH[:n]:
                 found[match.start(1)] = chr(ord("A") + _NTH.index(match.group(1)))
     no = re.compile(r"(?:\bnot|n['’]t|\bnor|\bneither)\s+(?:\w+\s+){0,2}\W*$", re.IGNORECASE)
-    ruled_out = {
-        place for place, letter in found.items()
-        if no.search(text[max(0, place - 60) : place]) or _WRONG.match(text[place + 1 : place + 60])
-    }  # fmt: skip
+
+    def is_wrong(place: int, letter: str) -> bool:
+        index, rest = ord(letter) - ord("A"), text[place + 1 :]
+        if index < n:  # "B. rush is not a correct option", "Option B, rush, is wrong"
+            rest = re.sub(
+                rf"^\W*{re.escape(choices[index].strip())}\b", "", rest, flags=re.IGNORECASE
+            )
+        return bool(no.search(text[max(0, place - 60) : place]) or wrong.match(rest))
+
+    ruled_out = {place for place, letter in found.items() if is_wrong(place, letter)}
     return {
         ord(letter) - ord("A") for place, letter in found.items() if (place in ruled_out) == denied
     }
 
 
-def _options_stated(statement: str, choices: Sequence[str]) -> set[int]:
+def _options_stated(statement: str, choices: Sequence[str], *, negative: bool) -> set[int]:
     """Return the options stated by text, not denied, and not as a part of a longer option."""
     spans: list[tuple[int, int, int]] = []
     stated: set[int] = set()
@@ -707,7 +798,7 @@ def _options_stated(statement: str, choices: Sequence[str]) -> set[int]:
         spans += [
             (start, end, index)
             for start, end in _find(words, whole)
-            if not _negated(whole, start, end)
+            if not _negated(whole, start, end, negative=negative)
         ]
     for start, end, index in spans:
         inside = any(a <= start and end <= b and (b - a) > (end - start) for a, b, _ in spans)
