@@ -21,6 +21,7 @@ from spikescore.errors import UserError
 from spikescore.measures.file import FIXED
 from spikescore.model.architecture import decoder_of, text_config
 from spikescore.model.attention import Part
+from spikescore.model.memory import CACHED_NUMBERS
 from spikescore.model.slots import SlotModel
 from spikescore.model.turns import common_prefix
 
@@ -36,8 +37,6 @@ SHARPNESS = {"sharpness": True, "sharpness_raw": False}
 """Its two ways: whether the layer's states get the final norm."""
 LENS_NUMBERS = {"cpu": 2**23, "cuda": 2**26}
 """Numbers of one matrix [rows, vocabulary] of a lens; bounds memory."""
-CACHED_NUMBERS = {"cpu": 2**20, "cuda": 2**26}
-"""Numbers of it that are worked on together; on a CPU they stay in its cache."""
 _FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm")
 _TINY = torch.finfo(torch.float32).tiny  # a probability below it adds nothing to an entropy
 

@@ -447,7 +447,10 @@ class Engine:
         chosen = torch.empty(len(uniforms), dtype=torch.long, device=logits.device)
         for sampling, places in by_sampling.values():
             index = torch.tensor(places, dtype=torch.long, device=logits.device)
-            adjusted = processed(logits[index], [contexts[at] for at in places], sampling)
+            # a processor may write into what it gets
+            whole = len(places) == len(logits) and not sampling.processors
+            rows = logits if whole else logits[index]
+            adjusted = processed(rows, [contexts[at] for at in places], sampling)
             chosen[index] = choose_tokens(adjusted, draws[index], sampling)
         for place, ids in given.items():
             chosen[place : place + len(ids)] = torch.tensor(ids, device=logits.device)

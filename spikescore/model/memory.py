@@ -22,6 +22,8 @@ GROWTH = 256  # tokens; the cache's capacity grows by whole blocks
 PASS_TOKENS = {"cpu": 2048, "cuda": 8192}  # prompt tokens of one pass; bounds its activations
 DRAFT_TOKENS = {"cpu": 4, "cuda": 0}  # most guesses a pass; what they save on a GPU is not known
 MOST_TOGETHER = {"cpu": 128, "cuda": 512}
+# numbers of logits that are worked on together; on a CPU they stay in its cache
+CACHED_NUMBERS = {"cpu": 2**18, "cuda": 2**26}
 USED = 0.8  # of the free memory; the rest is for what else runs, and for longer answers
 _CGROUPS = Path("/sys/fs/cgroup")
 

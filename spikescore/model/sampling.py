@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList
 
+from spikescore.model.memory import CACHED_NUMBERS
 from spikescore.runtime import derived_seed
 
 _FIRST_LOOK = 64  # tokens; the nucleus nearly always lies among the most probable few
@@ -59,6 +60,12 @@ def measure_tokens(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     Returns `[n, 3]`, natural logarithms: the token's log-probability, the entropy of the row, and
     the log-probability of its most probable token.
     """
+    few = max(1, CACHED_NUMBERS[logits.device.type] // logits.shape[-1])
+    pairs = zip(logits.split(few), tokens.split(few), strict=True)
+    return torch.cat([_measure(*pair) for pair in pairs])
+
+
+def _measure(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     logprobs = torch.log_softmax(logits, dim=-1)
     # softmax works row by row, exp over all numbers at once: so rows do not depend on each other
     entropies = -(torch.softmax(logits, dim=-1) * logprobs.clamp(min=-1e4)).sum(dim=-1)
