@@ -11,10 +11,12 @@ States are a dict `{turn: {token_key: array}}`, turn counted from 1, each array 
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import pickle
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
 from math import isfinite
@@ -23,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from spikescore.errors import UserError, redacted
+from spikescore.errors import UserError, redacted, refused
 from spikescore.files import JsonText, walk, write_atomic, write_json
 from spikescore.shards import (
     INDEX,
@@ -438,6 +440,49 @@ def stack_turns(
     stacked = np.stack(turn_states(states, record, token_key, path))
     require_finite(stacked, path)
     return stacked
+
+
+IN_MEMORY = 2**27
+"""Bytes of the states of many dialogues that are kept in memory; more go to a file."""
+
+
+def gathered(arrays: Iterable[np.ndarray]) -> np.ndarray:
+    """Return arrays of one shape and dtype as one: [n, ...]; an empty one where there are none.
+
+    Beyond IN_MEMORY bytes they lie, read-only, in a nameless temporary file (in TMPDIR), whose
+    pages the system keeps in memory or not as there is room, and which forked processes share.
+    UserError where shapes differ, or the file cannot be had.
+    """
+    arrays = iter(arrays)
+    first = next(arrays, None)
+    if first is None:
+        return np.empty(0)
+
+    def alike() -> Iterator[np.ndarray]:
+        for one in itertools.chain([first], arrays):
+            if one.shape != first.shape:
+                raise UserError(
+                    "the hidden states of these dialogues differ in shape: "
+                    f"{list(first.shape)} and {list(one.shape)}; give those of one model"
+                )
+            yield one
+
+    rest = alike()
+    held = list(itertools.islice(rest, max(1, IN_MEMORY // max(1, first.nbytes))))
+    following = next(rest, None)
+    if following is None:
+        return np.stack(held)
+    held.append(following)
+    n = 0
+    try:
+        with tempfile.TemporaryFile(prefix="states_") as file:
+            while (one := held.pop(0) if held else next(rest, None)) is not None:
+                file.write(np.ascontiguousarray(one).data)
+                n += 1
+            file.flush()
+            return np.memmap(file, first.dtype, "r", shape=(n, *first.shape))
+    except OSError as error:
+        raise refused(error, tempfile.gettempdir(), "cannot hold the hidden states") from error
 
 
 def require_finite(values: np.ndarray, path: str | Path) -> None:

@@ -5,10 +5,8 @@ Entry i of everything is the same item. What is large stays on disk until a dete
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from spikescore.errors import UserError, refused
+from spikescore.errors import UserError
 from spikescore.measures.file import measures_path, read_measures, texts_digest
 from spikescore.pairs import (
     as_record,
     find_records,
+    gathered,
     read_states,
     require_finite,
     require_one_run,
@@ -34,8 +33,8 @@ from spikescore.shards import is_file, read_pair_json
 
 log = logging.getLogger("spikescore")
 
-IN_MEMORY = 2**27
-"""Bytes of first states that are kept in memory; more go to a file."""
+BLOCK_BYTES = 2**26
+"""States of answers that are at work at a time: bounds memory whatever the model and the data."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,11 @@ class Answers:
         return len(self.paths)
 
     def select(self, items: np.ndarray) -> Answers:
-        """Return the items that a mask [n] or an array of places picks, states read so far too."""
+        """Return the items that a mask [n] or an array of places picks.
+
+        What was read of them is shared: measures, and first states, of which nothing is copied
+        before it is asked for.
+        """
         places = np.arange(len(self))[items]
         part = replace(
             self,
@@ -74,38 +77,49 @@ class Answers:
             domains=self.domains[places],
             groups=self.groups[places],
         )
-        for name in ("first_states", "measures"):
-            if name in self.__dict__:  # the cached properties that were asked for already
-                whole = self.__dict__[name]
-                is_array = isinstance(whole, np.ndarray)
-                part.__dict__[name] = whole[places] if is_array else [whole[p] for p in places]
+        if "measures" in self.__dict__:  # they were asked for already
+            part.__dict__["measures"] = [self.measures[place] for place in places]
+        part.__dict__["_of"] = self, places
         return part
 
     @cached_property
     def first_states(self) -> np.ndarray:
         """States of the first answers at the token key: float16 [n, L+1, H], all finite.
 
-        Beyond IN_MEMORY bytes they lie in a nameless temporary file (in TMPDIR), whose pages the
-        system keeps in memory or not as there is room, and which forked processes share.
+        Many of them lie in a file (`pairs.gathered`). Whoever needs one layer, or one block of
+        items at a time, takes it from `first_layer` or `first_blocks`.
         """
-        states = (turns[0] for turns in self.turn_states(first_only=True))
-        first = next(states)
-        shape = (len(self), *first.shape)
-        if first.nbytes * len(self) <= IN_MEMORY:
-            return np.stack([first, *states])
-        try:
-            with tempfile.TemporaryFile(prefix="first_states_") as file:
-                for one in itertools.chain([first], states):
-                    if one.shape != first.shape:
-                        raise UserError(
-                            f"the hidden states of {len(self)} dialogues differ in shape: "
-                            f"{list(first.shape)} and {list(one.shape)}; give those of one model"
-                        )
-                    file.write(one.data)
-                file.flush()
-                return np.memmap(file, np.float16, "r", shape=shape)
-        except OSError as error:
-            raise refused(error, tempfile.gettempdir(), "cannot hold the first states") from error
+        if found := self._read_states():
+            whole, places = found
+            return gathered(whole[place] for place in places)
+        return gathered(turns[0] for turns in self.turn_states(first_only=True))
+
+    def first_layer(self, layer: int) -> np.ndarray:
+        """Return the states of the first answers at one layer: float16 [n, H], all finite."""
+        whole, places = self._first_states()
+        return whole[places, layer]
+
+    def first_blocks(self) -> Iterator[np.ndarray]:
+        """Yield `first_states` in blocks [m, L+1, H] of BLOCK_BYTES at most, or of one item."""
+        whole, places = self._first_states()
+        n = max(1, BLOCK_BYTES // whole[0].nbytes)
+        for start in range(0, len(self), n):
+            here = slice(start, start + n)  # which copies nothing
+            yield whole[here] if "first_states" in self.__dict__ else whole[places[here]]
+
+    def _first_states(self) -> tuple[np.ndarray, np.ndarray]:
+        """States that hold those of the first answers, read now if need be, and where they do."""
+        return self._read_states() or (self.first_states, np.arange(len(self)))
+
+    def _read_states(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """States that were read already, of these items or of what they were selected from, and
+        the places [n] of these items among them.
+        """
+        if "first_states" in self.__dict__:
+            return self.first_states, np.arange(len(self))
+        whole, places = self.__dict__.get("_of", (None, None))
+        found = whole._read_states() if whole else None
+        return found and (found[0], found[1][places])
 
     def turn_states(
         self, layers: Sequence[int] | None = None, *, first_only: bool = False

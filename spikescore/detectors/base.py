@@ -76,7 +76,10 @@ class StateDetector(Detector):
         """Return the scores of states [m, L+1, H] at the token it was fitted on: float64 [m]."""
 
     def score(self, items: Answers) -> np.ndarray:
-        return self.score_states(items.first_states)
+        found = [(self.score_states(states), len(states)) for states in items.first_blocks()]
+        if len(found) == 1:
+            return found[0][0]
+        return np.concatenate([checked(self.name, "score_states", one, (n,)) for one, n in found])
 
 
 class TurnDetector(Detector):
@@ -88,6 +91,32 @@ class TurnDetector(Detector):
 
     def score(self, items: Answers) -> np.ndarray:
         return self.score_turns(items)[:, 0]
+
+
+class Misbehaved(UserError):
+    """A detector returned what it must not: its author's mistake, not that of who runs it."""
+
+
+def checked(
+    name: str, method: str, found: object, shape: tuple[int, ...], dtype: type = np.float64
+) -> np.ndarray:
+    """Return what a detector's method returned as numbers of a dtype.
+
+    Raises Misbehaved, naming the detector and both shapes, unless it is an array, or a list, of
+    real numbers of the shape [n] or [n, K] that it must have. NaN stands for a missing score.
+    """
+    try:
+        array = np.asarray(found)
+        what = "None" if found is None else f"{array.dtype} {list(array.shape)}"
+    except Exception as error:  # rows of different lengths, a tensor that keeps its gradient ...
+        array, what = np.empty(0, dtype=object), f"{type(found).__name__} ({error})"
+    if array.shape != shape or array.dtype.kind not in "biuf":
+        items = "states" if method == "score_states" else "items"
+        raise Misbehaved(
+            f'detector "{name}": {method} returned {what} for {shape[0]} {items}, where real '
+            f"numbers of shape {list(shape)} are due"
+        )
+    return array.astype(dtype)
 
 
 def load_detector(spec: str) -> type[Detector]:

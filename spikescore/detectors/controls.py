@@ -12,7 +12,7 @@ import numpy as np
 
 from spikescore.detectors.answers import Answers
 from spikescore.detectors.base import Detector
-from spikescore.detectors.lesson import LayerReader, lesson
+from spikescore.detectors.lesson import LayerReader, first_answers
 from spikescore.detectors.networks import fit_saplma
 from spikescore.errors import UserError
 from spikescore.probes.fit import normaliser
@@ -173,7 +173,7 @@ class LabelShuffle(LayerReader):
     def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
         rng = np.random.default_rng(derived_seed(seed, "label_shuffle"))
         y_train, y_val = rng.permutation(train.y), rng.permutation(val.y)
-        self.keep(fit_saplma(lesson(train.first_states, val.first_states, y_train, y_val), seed))
+        self.keep(fit_saplma(first_answers(train, val, (y_train, y_val)), seed))
 
 
 class RandomProjection(LayerReader):
@@ -190,8 +190,8 @@ class RandomProjection(LayerReader):
     seeded = True
 
     def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
-        self._layer = max(1, (train.first_states.shape[1] - 1) // 2)
-        states = train.first_states[:, self._layer]
+        self._layer = max(1, (next(train.first_blocks()).shape[1] - 1) // 2)
+        states = train.first_layer(self._layer)
         mean, scale = normaliser(states)
         rng = np.random.default_rng(derived_seed(seed, "random_projection"))
         weight = rng.standard_normal(states.shape[1]) / np.sqrt(states.shape[1])

@@ -23,6 +23,7 @@ DISCARDED = 0.1
 """The share of points, those with the largest ratios, that TwoNN leaves out of its line."""
 TEMPERATURES = (1.0, 3.0, 10.0, 30.0)
 ROWS_AT_ONCE = 256
+BYTES_AT_ONCE = 2**25
 
 
 # --- intrinsic dimension ------------------------------------------------------------------------
@@ -127,7 +128,9 @@ class LayerDivergence(StateDetector):
         best = (-1.0, 0.0, 0)
         areas = {}
         for temperature in TEMPERATURES:
-            maps = divergence_maps(material.features, temperature)
+            maps = np.concatenate(
+                [divergence_maps(states, temperature) for states in material.blocks()]
+            )
             trees = HistGradientBoostingClassifier(
                 early_stopping=False,
                 min_samples_leaf=min(20, max(1, material.n_train // 30)),
@@ -163,7 +166,9 @@ def divergence_maps(states: np.ndarray, temperature: float) -> np.ndarray:
     n_layers = states.shape[1] - 1
     apart = ~np.eye(n_layers, dtype=bool)
     found = []
-    for few in np.array_split(states[:, 1:], max(1, len(states) // ROWS_AT_ONCE)):
+    at_once = max(1, BYTES_AT_ONCE // (8 * states[0].size))
+    for first in range(0, len(states), at_once):
+        few = states[first : first + at_once, 1:]
         z = few.astype(np.float64) / temperature
         z -= z.max(axis=2, keepdims=True)
         log_p = z - np.log(np.exp(z).sum(axis=2, keepdims=True))

@@ -209,17 +209,17 @@ class Harp(LayerReader):
     def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
         self._basis = quiet_basis(matrix_of(train))
         material = first_answers(train, val)
-        self._layer = material.features.shape[1] - 1
-        rows = self._project(material.features)
+        self._layer = material.n_states - 1
+        rows = self._project(material.layer(self._layer))
         fit = train_network([rows], [()], material.examples(), self.recipe, seed)
         self._network = as_network(fit)
         self.chosen |= {"dimensions": rows.shape[1], **told(fit)}
 
-    def score_states(self, states: np.ndarray) -> np.ndarray:
-        return self._network.score(self._project(states)).astype(np.float64)
+    def score_layer(self, rows: np.ndarray) -> np.ndarray:
+        return super().score_layer(self._project(rows))
 
-    def _project(self, states: np.ndarray) -> np.ndarray:
-        return states[:, self._layer].astype(np.float32) @ self._basis
+    def _project(self, rows: np.ndarray) -> np.ndarray:
+        return rows.astype(np.float32) @ self._basis
 
 
 def quiet_basis(matrix: OutputMatrix) -> np.ndarray:

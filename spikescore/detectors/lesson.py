@@ -8,7 +8,7 @@ validation items AUROCs are coarse, and the loss does decide.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,10 +28,12 @@ CLASSES = "hallucinated / consistent"
 class Lesson:
     """Rows to learn from: those of the train split, then those of the validation split.
 
-    `features` is [n, L+1, H], or [n, d] where there are no layers; labels [n] are 0 and 1.
+    `features` is [n, L+1, H], or [n, d] where there are no layers; of first answers' states it is
+    the items, whose states stay where they are until a layer or a block of them is asked for.
+    Labels [n] are 0 and 1.
     """
 
-    features: np.ndarray
+    features: np.ndarray | tuple[Answers, Answers]
     labels: np.ndarray
     n_train: int
 
@@ -48,12 +50,31 @@ class Lesson:
     @property
     def layers(self) -> list[Layers]:
         """The candidates (1,) to (L,)."""
-        return [(layer,) for layer in range(1, self.features.shape[1])]
+        return [(layer,) for layer in range(1, self.n_states)]
 
     @property
-    def by_layer(self) -> list[np.ndarray]:
-        """The candidates' rows [n, H], as views: no state is copied."""
-        return [self.features[:, layer] for (layer,) in self.layers]
+    def n_states(self) -> int:
+        """L+1."""
+        return next(self.blocks()).shape[1]
+
+    @property
+    def by_layer(self) -> Iterator[np.ndarray]:
+        """The candidates' rows [n, H], one candidate's at a time."""
+        return (self.layer(layer) for (layer,) in self.layers)
+
+    def layer(self, layer: int) -> np.ndarray:
+        """Return the rows [n, H] of a layer, 0 to L."""
+        if isinstance(self.features, np.ndarray):
+            return self.features[:, layer]
+        return np.concatenate([part.first_layer(layer) for part in self.features])
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yield the rows of all layers [m, L+1, H], some of them at a time."""
+        if isinstance(self.features, np.ndarray):
+            yield self.features
+        else:
+            for part in self.features:
+                yield from part.first_blocks()
 
     def examples(self, target: np.ndarray | None = None) -> Examples:
         """Return the rows' numbers and labels as the trainers take them; target: else the labels.
@@ -64,15 +85,14 @@ class Lesson:
         return Examples(self.train, self.val, self.labels, target)
 
 
-def lesson(
-    train: np.ndarray,
-    val: np.ndarray,
-    y_train: np.ndarray,
-    y_val: np.ndarray,
-    *,
-    classes: str = CLASSES,
-) -> Lesson:
+def lesson(train: np.ndarray, val: np.ndarray, y_train: np.ndarray, y_val: np.ndarray) -> Lesson:
     """Join the splits' rows and labels; UserError, with the counts, if a split lacks a class."""
+    labels = _labels(y_train, y_val)
+    return Lesson(np.concatenate([train, val]), labels, len(y_train))
+
+
+def _labels(y_train: np.ndarray, y_val: np.ndarray, classes: str = CLASSES) -> np.ndarray:
+    """Join the splits' labels; UserError, with the counts, if one lacks a class."""
     for split, y in (("train", y_train), ("validation", y_val)):
         ones, zeros = int((y == 1).sum()), int((y == 0).sum())
         if not (ones and zeros):
@@ -80,13 +100,19 @@ def lesson(
                 f"the {split} split needs both classes, it has {classes}: {ones} / {zeros}; "
                 "use more questions"
             )
-    labels = np.concatenate([y_train, y_val]).astype(np.int64)
-    return Lesson(np.concatenate([train, val]), labels, len(y_train))
+    return np.concatenate([y_train, y_val]).astype(np.int64)
 
 
-def first_answers(train: Answers, val: Answers) -> Lesson:
-    """Return the lesson of the first answers' states [n, L+1, H] and labels."""
-    return lesson(train.first_states, val.first_states, train.y, val.y)
+def first_answers(
+    train: Answers,
+    val: Answers,
+    labels: tuple[np.ndarray, np.ndarray] | None = None,
+    *,
+    classes: str = CLASSES,
+) -> Lesson:
+    """Return the lesson of the first answers' states [n, L+1, H] and their labels, or others."""
+    y_train, y_val = labels or (train.y, val.y)
+    return Lesson((train, val), _labels(y_train, y_val, classes), len(train))
 
 
 def measured_lesson(train: Answers, val: Answers, *names: str) -> Lesson:
@@ -144,8 +170,17 @@ class LayerReader(StateDetector):
         self._network = as_network(fit)
         self.chosen |= told(fit)
 
+    @property
+    def read_layer(self) -> int:
+        """The one layer that is read."""
+        return self._layer
+
+    def score_layer(self, rows: np.ndarray) -> np.ndarray:
+        """Return the scores of states [m, H] of that layer: float64 [m]."""
+        return self._network.score(rows).astype(np.float64)
+
     def score_states(self, states: np.ndarray) -> np.ndarray:
-        return self._network.score(states[:, self._layer]).astype(np.float64)
+        return self.score_layer(states[:, self._layer])
 
 
 def as_network(fit: Fit) -> Probe:

@@ -6,6 +6,7 @@ import numpy as np
 
 from spikescore.detectors.answers import Answers
 from spikescore.detectors.lesson import LayerReader, Lesson, first_answers
+from spikescore.pairs import gathered
 from spikescore.probes.fit import Fit, best_of
 from spikescore.probes.linear import fit_logistic
 from spikescore.probes.probe import Probe
@@ -90,7 +91,7 @@ class AllTurnProbe(LayerReader):
         turns = all_turns(train, val, layer)
         fit = fit_logistic([turns.features], [(layer,)], turns.examples())
         self.keep(fit)
-        scores = self.score_states(first.features[first.val])
+        scores = self.score(val)
         self.chosen |= {
             "val_auroc": auroc(first.labels[first.val], scores),
             "val_auroc_all_turns": fit.score[0],
@@ -100,11 +101,10 @@ class AllTurnProbe(LayerReader):
 
 def all_turns(train: Answers, val: Answers, layer: int) -> Lesson:
     """Return the lesson of all turns' states [m, H] at a layer, with their dialogues' labels."""
-    blocks = [[turns[:, 0] for turns in part.turn_states(layers=[layer])] for part in (train, val)]
-    lengths = [[len(turns) for turns in part] for part in blocks]
-    labels = [np.repeat(part.y, length) for part, length in zip((train, val), lengths, strict=True)]
-    return Lesson(
-        np.concatenate(blocks[0] + blocks[1]),
-        np.concatenate(labels).astype(np.int64),
-        sum(lengths[0]),
+    parts = (train, val)
+    lengths = [[len(record["cot_steps"]) for record in part.records] for part in parts]
+    labels = [np.repeat(part.y, length) for part, length in zip(parts, lengths, strict=True)]
+    states = gathered(
+        row for part in parts for turns in part.turn_states(layers=[layer]) for row in turns[:, 0]
     )
+    return Lesson(states, np.concatenate(labels).astype(np.int64), sum(lengths[0]))

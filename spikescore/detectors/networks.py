@@ -8,7 +8,7 @@ best epoch is chosen on the validation split in any case.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -22,7 +22,6 @@ from spikescore.detectors.lesson import (
     Lesson,
     as_network,
     first_answers,
-    lesson,
     measured,
     measured_lesson,
     score_known,
@@ -37,7 +36,7 @@ LEAST_STEPS = 95
 
 
 def train_network(
-    rows: Sequence[np.ndarray],
+    rows: Iterable[np.ndarray],
     candidates: Sequence[Layers],
     examples: Examples,
     recipe: Recipe,
@@ -61,7 +60,7 @@ def fit_saplma(material: Lesson, seed: int, *, layer: int | None = None) -> Fit:
     """
     layers, rows = material.layers, material.by_layer
     if layer is not None:
-        layers, rows = [(layer,)], [material.features[:, layer]]
+        layers, rows = [(layer,)], [material.layer(layer)]
     return train_network(rows, layers, material.examples(), SAPLMA, seed)
 
 
@@ -110,11 +109,10 @@ class SemanticEntropyProbe(LayerReader):
         known = [np.isfinite(entropy) for entropy in entropies]
         entropy, val_entropy = (row[there] for row, there in zip(entropies, known, strict=True))
         gamma = best_split(entropy)
-        material = lesson(
-            train.first_states[known[0]],
-            val.first_states[known[1]],
-            entropy > gamma,
-            val_entropy > gamma,
+        material = first_answers(
+            train.select(known[0]),
+            val.select(known[1]),
+            (entropy > gamma, val_entropy > gamma),
             classes="high / low semantic entropy",
         )
         self.keep(fit_logistic(material.by_layer, material.layers, material.examples()))

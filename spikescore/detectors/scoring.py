@@ -26,16 +26,18 @@ from typing import Any
 import numpy as np
 
 from spikescore.detectors import REGISTRY
-from spikescore.detectors.answers import Answers, read_answers
+from spikescore.detectors.answers import BLOCK_BYTES, Answers, read_answers
 from spikescore.detectors.base import (
     MEASURED,
     Detector,
+    Misbehaved,
     StateDetector,
     TurnDetector,
+    checked,
     load_detector,
 )
 from spikescore.detectors.costs import measured_costs, turn_costs
-from spikescore.detectors.lesson import first_answers
+from spikescore.detectors.lesson import LayerReader, first_answers
 from spikescore.detectors.networks import Saplma
 from spikescore.detectors.score_book import BookItem, Key, ScoreBook
 from spikescore.errors import Refused, UserError
@@ -69,8 +71,6 @@ TURN_SCORERS = (
 """The per-turn scorers whose trajectories the tables compare."""
 LEAST = {"train": 3, "val": 1}
 """Items of each class below which a split has nothing to teach, or to choose by."""
-BLOCK_BYTES = 2**26
-"""FP16 states of dialogues scored at a time: bounds memory whatever the model and the data."""
 
 
 @dataclass(frozen=True)
@@ -312,19 +312,21 @@ class _Scoring:
         """Score once with a user's own detector, before the many fits of the others."""
         if key[0] in self.settings.own and key[2] == 0:
             with self._leaving_out(*key[:2]):
-                checked(key, "score", detector.score(self.items), (len(self.items),))
+                checked(key[0], "score", detector.score(self.items), (len(self.items),))
                 plain(key, detector.chosen)
 
     def _score(self, book: ScoreBook, target: Answers, key: Key, detector: Detector) -> None:
         """Keep the scores of all items, and of computed turns; UserError when no item has one."""
-        scores = checked(key, "score", detector.score(target), (len(target),))
+        scores = checked(key[0], "score", detector.score(target), (len(target),))
         if not np.isfinite(scores).any():
             raise UserError(f"no item has a score; {_remedy(type(detector))}")
         chosen = plain(key, detector.chosen)
         if key[0] in self.turn_scorers and isinstance(detector, TurnDetector):
             longest = max(len(record["cot_steps"]) for record in target.records)
             turns = detector.score_turns(target)
-            book.turns[key] = checked(key, "score_turns", turns, (len(target), longest), np.float32)
+            book.turns[key] = checked(
+                key[0], "score_turns", turns, (len(target), longest), np.float32
+            )
         book.scores[key] = scores
         if learns(type(detector)):
             book.chosen["/".join(map(str, key))] = chosen
@@ -466,53 +468,36 @@ def score_turns(
 ) -> dict[Key, np.ndarray]:
     """Return every turn's score by each fitted reader of states: float32 [n, K], NaN after the end.
 
-    One pass over the PKL files serves all readers; a block of dialogues is in memory at a time.
-    `seconds` grows by what each method took.
+    One pass over the PKL files serves all readers; a block of dialogues is in memory at a time, and
+    where each reader knows its layer, of these layers alone. `seconds` grows by what each method
+    took.
     """
     if not readers:
         return {}
     n_turns = np.array([len(record["cot_steps"]) for record in items.records])
+    known = [LayerReader.score_states is type(one).score_states for one in readers.values()]
+    layers = sorted({one.read_layer for one in readers.values()}) if all(known) else None
+    n_states, width = next(items.first_blocks()).shape[1:]
+    # as it is read, and what scoring at one layer makes of it in float32
+    sizes = n_turns * width * (2 * (n_states if layers is None else len(layers)) + 12)
     tables = {
         key: np.full((len(items), n_turns.max()), np.nan, dtype=np.float32) for key in readers
     }
     with progress(desc="turns", total=len(items), unit="dialogue") as bar:
-        for places in _blocks(n_turns * items.first_states[0].nbytes):
-            states = np.concatenate(list(items.select(places).turn_states()))
+        for places in _blocks(sizes):
+            states = np.concatenate(list(items.select(places).turn_states(layers)))
             filled = np.arange(n_turns.max()) < n_turns[places, None]
             for key, detector in readers.items():
                 with timed(seconds, key[0]):
-                    found = detector.score_states(states)
+                    if layers is None:
+                        found = detector.score_states(states)
+                    else:
+                        found = detector.score_layer(states[:, layers.index(detector.read_layer)])
                     block = np.full(filled.shape, np.nan, dtype=np.float32)
-                    block[filled] = checked(key, "score_states", found, (len(states),))
+                    block[filled] = checked(key[0], "score_states", found, (len(states),))
                     tables[key][places] = block
             bar.update(len(places))
     return tables
-
-
-class Misbehaved(UserError):
-    """A detector returned what it must not: its author's mistake, not that of who runs it."""
-
-
-def checked(
-    key: Key, method: str, found: object, shape: tuple[int, ...], dtype: type = np.float64
-) -> np.ndarray:
-    """Return what a detector's method returned as numbers of a dtype.
-
-    Raises Misbehaved, naming the detector and both shapes, unless it is an array, or a list, of
-    real numbers of the shape [n] or [n, K] that it must have. NaN stands for a missing score.
-    """
-    try:
-        array = np.asarray(found)
-        what = "None" if found is None else f"{array.dtype} {list(array.shape)}"
-    except Exception as error:  # rows of different lengths, a tensor that keeps its gradient ...
-        array, what = np.empty(0, dtype=object), f"{type(found).__name__} ({error})"
-    if array.shape != shape or array.dtype.kind not in "biuf":
-        items = "states" if method == "score_states" else "items"
-        raise Misbehaved(
-            f'detector "{key[0]}": {method} returned {what} for {shape[0]} {items}, where real '
-            f"numbers of shape {list(shape)} are due"
-        )
-    return array.astype(dtype)
 
 
 def plain(key: Key, chosen: object) -> dict[str, Any]:
@@ -696,7 +681,7 @@ def _fit(items: Answers, splits: dict[str, np.ndarray]) -> Iterator[tuple[Key, S
     bar = progress(desc=f"fitting at {items.token_key}", unit="fit", leave=False)
     for domain, split in splits.items():
         material = first_answers(*(items.select(split == part) for part in ("train", "val")))
-        for layer in range(material.features.shape[1]):
+        for layer in range(material.n_states):
             detector = Saplma()
             detector.fit_layer(material, layer, seed=0)
             bar.update()

@@ -230,7 +230,7 @@ class HaloScope(LayerReader):
     def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
         material = first_answers(train, val)
         layer, k, sign, area = best_subspace(material)
-        rows = material.by_layer[layer - 1]
+        rows = material.layer(layer)
         zeta = sign * Subspace.of(rows[material.train]).zeta(rows)[:, k - 1]
         # ties may leave a threshold with nothing above it
         cuts = np.unique(np.quantile(zeta[material.train], QUANTILES))
@@ -298,5 +298,5 @@ def best_subspace(material: Lesson) -> tuple[int, int, int, float]:
 def _fit_pseudo(material: Lesson, layer: int, called: np.ndarray, seed: int) -> Fit:
     """Train on pseudo-labels; the labels themselves only choose the epoch on validation."""
     target = np.where(np.arange(len(called)) < material.n_train, called, material.labels)
-    rows, recipe = material.by_layer[layer - 1], Recipe("haloscope", (1024,), epochs=5)
+    rows, recipe = material.layer(layer), Recipe("haloscope", (1024,), epochs=5)
     return train_network([rows], [()], material.examples(target), recipe, seed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from spikescore.measures.run_folder import RunFolder, accuracy_of, is_run_folder
 from spikescore.pairs import (
     MODEL_PARTS,
     find_records,
+    gathered,
     iter_records,
     model_difference,
     question_digests,
@@ -120,22 +121,28 @@ def load_training_data(
             f"{len(folders)} directories but {len(dataset_names)} dataset_names; give one name each"
         )
     items: list[_Item] = []
-    states, datasets, left_out = [], [], Counter()
+    datasets: list[str] = []
+    left_out: Counter[str] = Counter()
     kept: Layers = ()
-    for place, folder in enumerate(folders):
-        for item in _read_folder(folder, token_key, needs_entropy, swapped_positions, left_out):
-            if not items:
-                n_layers, hidden_size = item.state.shape[0] - 1, item.state.shape[1]
-                candidates = candidate_layers(layers, layer_range, n_layers)
-                kept = tuple(sorted({layer for chosen in candidates for layer in chosen}))
-                first = item
-            _require_same_model(item, first, (n_layers + 1, hidden_size))
-            first = first if first.made_by["identity"] else item
-            states.append(item.state[list(kept)])
-            item.state = states[-1]
-            items.append(item)
-            name = dataset_names[place] if dataset_names else item.record.get("domain")
-            datasets.append(str(name))
+
+    def read() -> Iterator[np.ndarray]:
+        """Yield the states of the layers kept of each item, which is noted with all but these."""
+        nonlocal kept, first, shape
+        for place, folder in enumerate(folders):
+            for item in _read_folder(folder, token_key, needs_entropy, swapped_positions, left_out):
+                if not items:
+                    first, shape = item, item.state.shape
+                    candidates = candidate_layers(layers, layer_range, shape[0] - 1)
+                    kept = tuple(sorted({layer for chosen in candidates for layer in chosen}))
+                _require_same_model(item, first, shape)
+                first = first if first.made_by["identity"] else item
+                items.append(replace(item, state=np.empty(0)))
+                name = dataset_names[place] if dataset_names else item.record.get("domain")
+                datasets.append(str(name))
+                yield item.state[list(kept)]
+
+    first, shape = None, (0, 0)
+    states = gathered(read())
     if not items:
         counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "none"
         raise UserError(
@@ -147,14 +154,14 @@ def load_training_data(
         records=[item.record for item in items],
         pkl_paths=[item.path if item.has_dialogue else None for item in items],
         datasets=datasets,
-        states=np.stack(states),
+        states=states,
         kept=kept,
         y=np.array([item.y for item in items]),
         entropy=np.array([item.entropy for item in items]),
         model=next((item.made_by["model"] for item in items if item.made_by["model"]), None),
         identity=first.made_by["identity"],
-        n_layers=n_layers,
-        hidden_size=hidden_size,
+        n_layers=shape[0] - 1,
+        hidden_size=shape[1],
         left_out=dict(left_out),
     )
 

@@ -7,7 +7,7 @@ depend on which others were tried; the validation split chooses among them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -93,12 +93,20 @@ class Fit:
     tried: Sequence[Fit] = ()
 
 
-def best_of(fits: Sequence[Fit]) -> Fit:
+def best_of(fits: Iterable[Fit]) -> Fit:
     """Return the candidate of the highest validation AUROC; of equal ones the lowest loss wins,
-    then the first.
+    then the first. Of the others only AUROCs are kept, where the fits come one by one.
     """
-    chosen = max(fits, key=lambda fit: fit.score)
-    chosen.val_auroc = {layers_text(fit.layers): fit.aurocs for fit in fits if fit.layers}
+    areas: dict[str, list[float]] = {}
+
+    def noted() -> Iterator[Fit]:
+        for fit in fits:
+            if fit.layers:
+                areas[layers_text(fit.layers)] = fit.aurocs
+            yield fit
+
+    chosen = max(noted(), key=lambda fit: fit.score)
+    chosen.val_auroc = areas
     return chosen
 
 

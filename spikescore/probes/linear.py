@@ -8,7 +8,7 @@ split.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -46,7 +46,7 @@ def best_split(entropies: Sequence[float]) -> float:
 
 
 def fit_logistic(
-    features: Sequence[np.ndarray],
+    features: Iterable[np.ndarray],
     candidates: Sequence[Layers],
     examples: Examples,
     *,
@@ -60,8 +60,9 @@ def fit_logistic(
     """
     fits = []
     labels, train, val = examples.labels, examples.train, examples.val
-    pairs = list(zip(features, candidates, strict=True))
-    for rows, layers in progress(pairs, "logistic", unit="fit", leave=False):
+    pairs = zip(features, candidates, strict=True)
+    bar = progress(pairs, "logistic", total=len(candidates), unit="fit", leave=False)
+    for rows, layers in bar:
         mean, scale = normaliser(rows[train]) if standardise else (np.float32(0), np.float32(1))
         learned, held_out = ((rows[at].astype(np.float32) - mean) / scale for at in (train, val))
         w, b = solve(learned, labels[train])

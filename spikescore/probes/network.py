@@ -5,7 +5,7 @@ Training runs on the CPU: the networks are small, and a GPU would not be faster.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -23,7 +23,7 @@ NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 
 
 def fit_network(
-    features: Sequence[np.ndarray],
+    features: Iterable[np.ndarray],
     candidates: Sequence[Layers],
     examples: Examples,
     recipe: Recipe,
@@ -33,13 +33,14 @@ def fit_network(
 ) -> Fit:
     """Train a network per candidate and return the one that is best on the validation split.
 
-    `features[c]` is [n, d] for candidate c; where they come from no layers, the candidate is ().
+    `features` gives [n, d] for each candidate in turn; where they come from no layers, the
+    candidate is (). One candidate's features, and two candidates' networks, are held at a time.
     Best is the highest validation AUROC over candidates and epochs, of equal ones the lowest loss.
     All follows from the seed alone, and the caller's random state is left as it is.
     """
-    pairs = list(zip(features, candidates, strict=True))
-    bar = progress(pairs, recipe.name, unit="fit", leave=False)
-    return best_of([_fit(rows, own, examples, recipe, seed, standardise) for rows, own in bar])
+    pairs = zip(features, candidates, strict=True)
+    bar = progress(pairs, recipe.name, total=len(candidates), unit="fit", leave=False)
+    return best_of(_fit(rows, own, examples, recipe, seed, standardise) for rows, own in bar)
 
 
 def _fit(

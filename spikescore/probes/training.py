@@ -203,7 +203,7 @@ def search_layers(
     examples = Examples(train, val, task.labels, task.target)
 
     def fit(candidates: Sequence[Layers]) -> Fit:
-        features = [data.features(layers) for layers in candidates]
+        features = map(data.features, candidates)
         standardise = settings.standardise
         if settings.probe == "sep-logistic":
             return fit_logistic(features, candidates, examples, standardise=standardise)

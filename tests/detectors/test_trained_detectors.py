@@ -17,6 +17,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from spikescore import pairs as pairs_module
 from spikescore.detectors import (
     REGISTRY,
     components,
@@ -920,17 +921,20 @@ def test_measured_leaves_out_absent_and_unfinite_arrays():
 def test_fits_in_processes_are_those_of_one_and_large_states_lie_in_a_file(tmp_path, monkeypatch):
     for domain in ("a", "b"):
         make_pairs(tmp_path / domain, n=40, domain=domain)
-    settings = Settings(methods=("mass_mean", "saplma", "label_shuffle", "sep"), probe_seeds=2)
+    names = ("mass_mean", "saplma", "label_shuffle", "sep", "all_turn_probe", "layer_divergence")
+    settings = Settings(methods=names, probe_seeds=2)
     books = []
-    for cores, in_memory in ((1, 2**27), (3, 0)):
+    for cores, in_memory, block in ((1, 2**27, 2**26), (3, 0, 1500)):
         monkeypatch.setattr(scoring, "usable_cores", lambda cores=cores: cores)
-        monkeypatch.setattr(answers_module, "IN_MEMORY", in_memory)
+        monkeypatch.setattr(pairs_module, "IN_MEMORY", in_memory)
+        monkeypatch.setattr(answers_module, "BLOCK_BYTES", block)
+        monkeypatch.setattr(scoring, "BLOCK_BYTES", block)
         items = read_answers(tmp_path, token_key=KEY)
         (book,) = score_methods(items, settings)
         assert isinstance(items.first_states, np.memmap) == (not in_memory)
         books.append(book)
     one, other = books
-    assert len(one.scores) == 2 * (1 + 2 + 2) and one.about["left_out"]
+    assert len(one.scores) == 2 * (1 + 2 + 2 + 1 + 1) and one.about["left_out"]
     assert (
         one.about["left_out"] == other.about["left_out"]
         and one.chosen.keys() == other.chosen.keys()
