@@ -18,10 +18,12 @@ both sides profit alike). Cold: the kernel was asked to drop each PKL and JSON f
 each pass (posix_fadvise, Linux only); a cache below this machine's own, as virtual disks have, is
 not reached. At last eval_probe.py evaluates what stage 2 wrote.
 
---methods times score_methods.py instead, at the width of an 8B model: 33 x 4096 states, six domains
-in equal parts, 20 turns. The PKLs are links to 24 files, 16 MB each, so that 0.4 GB of disk stand
-for 39 GB: what is timed is the work on them, not the disk. Memory is what belongs to the processes
-alone (RssAnon, all of them together, ten times a second), without the files that are mapped.
+--methods times score_methods.py and make_tables.py instead, at the width of an 8B model: 33 x 4096
+states, six domains in equal parts, 20 turns, some methods of each kind, fitted on --trained_on of
+the domains with one probe seed. The PKLs are links to 24 files, 16 MB each, so that 0.4 GB of disk
+stand for 39 GB: what is timed is the work on them, not the disk. Memory is what belongs to the
+processes alone (Pss_Anon, all of them together, ten times a second), without the files that are
+mapped, which the system drops as it needs room. CPU time is that of all processes too.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,8 @@ from spikescore.errors import UserError, run_main  # noqa: E402
 from spikescore.files import write_json  # noqa: E402
 from spikescore.pairs import TOKEN_KEYS, write_pair  # noqa: E402
 from spikescore.probes.probe import Probe  # noqa: E402
+from spikescore.report.experiment import load_experiment  # noqa: E402
+from spikescore.runtime import usable_cores  # noqa: E402
 
 MODEL = "Llama-3.2-3B-shaped"
 N_STATES, HIDDEN_SIZE, TURNS = 29, 3072, 20
@@ -58,15 +63,24 @@ LAYER = 14
 PROMPT_TOKENS, ANSWER_TOKENS = 40, 200  # of one turn; they make the size of the JSON
 BYTES_PER_PAIR = 2 * N_STATES * HIDDEN_SIZE * len(TOKEN_KEYS) * TURNS + 200_000
 ASKED = 0.6
-WIDE, N_DOMAINS = (33, 4096), 6
+N_DOMAINS = 6
 METHODS = (
     "saplma",
     "mass_mean",
     "linear_probe",
+    "all_turn_probe",
     "random_projection",
     "perplexity",
+    "tfidf_dialogue",
     "answer_length",
 )
+EXPERIMENT = {
+    "models": [{"name": "wide", "model_path": MODEL}],
+    "dialogues": {"dataset_path": ["made-up.json"]},
+    "measures": None,
+    "methods": ",".join(METHODS),
+    "probe_seeds": 1,
+}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -80,10 +94,14 @@ def parse_arguments() -> argparse.Namespace:
     add("--folder", default=tempfile.gettempdir(), help="where the pairs go (%(default)s)")
     add("--methods", action="store_true", help="time score_methods.py on --sizes dialogues")
     add("--sizes", default="600,1200,2400", help="dialogues for --methods (%(default)s)")
+    add("--shape", default="33x4096", help="of the states there, layers x width (%(default)s)")
+    add("--trained_on", type=int, default=2, help="domains to fit on there (%(default)s)")
     add("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.pairs < 10 or args.repeats < 1:
         parser.error("--pairs must be at least 10, --repeats at least 1")
+    if not 1 <= args.trained_on <= N_DOMAINS:
+        parser.error(f"--trained_on must be 1 to {N_DOMAINS}")
     return args
 
 
@@ -91,10 +109,10 @@ def main() -> None:
     """Make up the pairs, time both sides warm and cold, then stage 3; print plain lines."""
     args = parse_arguments()
     if args.side:
-        print(json.dumps(measured(SIDES[args.side], Path(args.folder))))
+        print(json.dumps(measured(SIDES[args.side], Path(args.folder), args.trained_on)))
         return
     if args.methods:
-        compare_sizes(Path(args.folder), [int(size) for size in args.sizes.split(",")])
+        compare_sizes(Path(args.folder), args)
         return
     need, free = int(1.1 * args.pairs * BYTES_PER_PAIR), shutil.disk_usage(args.folder).free
     if free < need:
@@ -140,23 +158,35 @@ def compare(folder: Path, state: str, args: argparse.Namespace, pkl_bytes: int) 
     print(f"{state}: stage 2 runs at {ratio:.0%} of plain reading (asked: {ASKED:.0%} or more)")
 
 
-def compare_sizes(folder: Path, sizes: list[int]) -> None:
-    """Time score_methods.py on more and more dialogues, and print a line for each size."""
-    print(f"{','.join(METHODS)}, one probe seed; {os.cpu_count()} CPU cores")
-    before: dict[str, float] = {}
-    for n in sizes:
+def compare_sizes(folder: Path, args: argparse.Namespace) -> None:
+    """Time score_methods.py, and make_tables.py on its book, on more and more dialogues; print a
+    line for each of the two and each size.
+    """
+    print(
+        f"{','.join(METHODS)}; fitted on {args.trained_on} of {N_DOMAINS} domains, one probe seed; "
+        f"{TURNS} turns, states {args.shape}; {usable_cores()} CPU cores"
+    )
+    n_states, width = map(int, args.shape.split("x"))
+    before: dict[str, tuple[int, dict[str, Any]]] = {}
+    for n in map(int, args.sizes.split(",")):
         with tempfile.TemporaryDirectory(dir=folder, prefix="score_speed_") as place:
-            make_up_domains(Path(place), n)
-            done = child("methods", place)
-        told = ", ".join(f"{part} {seconds:.1f}" for part, seconds in done["parts"].items())
-        line = f"{n:6d} dialogues: {done['seconds']:6.1f} s ({told}), memory {megabytes(done)}"
-        if before:
-            times, memory = (done[key] / before[key] for key in ("seconds", "peak"))
-            line += (
-                f"; x {n / before['n']:.2f} dialogues: x {times:.2f} time, x {memory:.2f} memory"
-            )
-        print(line, flush=True)
-        before = {"n": n, **done}
+            make_up_domains(Path(place), n, n_states, width)
+            for side in ("methods", "tables"):
+                done = child(side, place, "--trained_on", args.trained_on)
+                line = (
+                    f"{n:6d} dialogues, {side:7s} {done['seconds']:6.1f} s, CPU "
+                    f"{done['cpu']:6.1f} s, memory {megabytes(done)}"
+                )
+                if side in before:
+                    n_before, other = before[side]
+                    times, cpu, memory = (done[k] / other[k] for k in ("seconds", "cpu", "peak"))
+                    line += (
+                        f"; x {n / n_before:.2f} dialogues: x {times:.2f} time, x {cpu:.2f} CPU, "
+                        f"x {memory:.2f} memory"
+                    )
+                told = ", ".join(f"{what} {spent:.1f}" for what, spent in done["parts"].items())
+                print(line + (f"\n        seconds: {told}" if told else ""), flush=True)
+                before[side] = n, done
 
 
 # --- the data ---------------------------------------------------------------------------------
@@ -195,15 +225,17 @@ def make_up_pairs(folder: Path, n: int) -> None:
     ).save(folder / "probe" / "probe.pkl")
 
 
-def make_up_domains(folder: Path, n: int) -> None:
-    """Write n dialogues of an 8B model's size, every other one hallucinated, a folder a domain."""
+def make_up_domains(folder: Path, n: int, n_states: int, width: int) -> None:
+    """Write n dialogues with states [n_states, width], every other one hallucinated, a folder a
+    domain.
+    """
     rng = np.random.default_rng(0)
-    size = WIDE[0] * WIDE[1]
+    size = n_states * width
     pool = rng.standard_normal(3 * size * TURNS + 24_000, dtype=np.float32).astype(np.float16)
     for place in range(24):
         states = pool[1000 * place :][: 3 * size * TURNS].copy()
-        by_turn = states.reshape(TURNS, len(TOKEN_KEYS), *WIDE)
-        by_turn[:, :, WIDE[0] // 2, :16] += place % 2  # a sign of the label, at one layer
+        by_turn = states.reshape(TURNS, len(TOKEN_KEYS), n_states, width)
+        by_turn[:, :, n_states // 2, :16] += place % 2  # a sign of the label, at one layer
         turns = {
             turn + 1: dict(zip(TOKEN_KEYS, by_turn[turn], strict=True)) for turn in range(TURNS)
         }
@@ -213,9 +245,10 @@ def make_up_domains(folder: Path, n: int) -> None:
     for item in range(n):
         domain, y = f"domain-{item % N_DOMAINS}", item // N_DOMAINS % 2
         record = make_up_record(f"item-{item:05d}", nil_label=1 - y, rng=rng)
-        write_json(folder / domain / f"{record['id']}.json", record | {"domain": domain})
+        place = folder / "pairs" / domain / f"{record['id']}.json"
+        write_json(place, record | {"domain": domain})
         source = folder / "sources" / f"source-{2 * int(rng.integers(12)) + y}.pkl"
-        os.link(source, folder / domain / f"{record['id']}.pkl")
+        os.link(source, place.with_suffix(".pkl"))
 
 
 def make_up_record(item_id: str, *, nil_label: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -251,10 +284,10 @@ def make_up_record(item_id: str, *, nil_label: int, rng: np.random.Generator) ->
 # --- one pass, in a process of its own ----------------------------------------------------------
 
 
-def child(side: str, folder: str | Path) -> dict[str, float]:
+def child(side: str, folder: str | Path, *options: object) -> dict[str, Any]:
     """Run one pass in a process of its own; return what `measured` does."""
     done = subprocess.run(
-        [sys.executable, __file__, "--side", side, "--folder", folder],
+        [sys.executable, __file__, "--side", side, "--folder", folder, *map(str, options)],
         capture_output=True,
         text=True,
         check=False,
@@ -264,12 +297,14 @@ def child(side: str, folder: str | Path) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measured(pass_over: Any, folder: Path) -> dict[str, float]:
-    """Run a pass and return its wall-clock seconds and the peak memory of a process in bytes."""
-    started = time.perf_counter()
-    found = pass_over(folder)
-    seconds = time.perf_counter() - started
-    return {"seconds": seconds, "peak": peak_memory(), **(found or {})}
+def measured(pass_over: Any, folder: Path, trained_on: int) -> dict[str, Any]:
+    """Run a pass and return its wall-clock seconds, the CPU seconds of its processes and the peak
+    memory of one of them in bytes.
+    """
+    started, cpu = time.perf_counter(), sum(os.times()[:4])
+    found = pass_over(folder, trained_on)
+    seconds, cpu = time.perf_counter() - started, sum(os.times()[:4]) - cpu
+    return {"seconds": seconds, "cpu": cpu, "peak": peak_memory(), **(found or {})}
 
 
 def peak_memory() -> int:
@@ -284,37 +319,61 @@ def peak_memory() -> int:
     return max(own, started)
 
 
-def read_plainly(folder: Path) -> None:
+def read_plainly(folder: Path, *_: object) -> None:
     """Read every PKL once, one after another."""
     for path in sorted(folder.glob("*.pkl")):
         path.read_bytes()
 
 
-def score(folder: Path) -> None:
+def score(folder: Path, *_: object) -> None:
     """Run stage 2 on the folder."""
     probe = folder / "probe" / "probe.pkl"
     run_script("metrics_probe.py", "--json_dir", folder, "--pkl_dir", folder, "--probe_path", probe)
 
 
-def evaluate(folder: Path) -> None:
+def evaluate(folder: Path, *_: object) -> None:
     """Run stage 3 on what stage 2 wrote."""
     run_script("eval_probe.py", "--data_dir", folder, "--report_dir", folder / "report")
 
 
-def score_by_methods(folder: Path) -> dict[str, Any]:
+def score_by_methods(folder: Path, trained_on: int) -> dict[str, Any]:
     """Run score_methods.py; return the seconds of its slowest parts, and the peak of all
     processes' own memory in bytes.
     """
-    book, peaks, ended = folder / "scores.pkl", [0], threading.Event()
-    watch = threading.Thread(target=watch_memory, args=(peaks, ended), daemon=True)
-    watch.start()
-    run_script("scripts/score_methods.py", "--data_dir", folder, "--save_path", book,
-               "--methods", ",".join(METHODS), "--probe_seeds", 1)  # fmt: skip
-    ended.set()
-    watch.join()
+    book, taught = book_of(folder), [f"domain-{place}" for place in range(trained_on)]
+    with watched() as peaks:
+        run_script("scripts/score_methods.py", "--data_dir", folder / "pairs", "--save_path", book,
+                   "--methods", ",".join(METHODS), "--probe_seeds", 1,
+                   "--train_domains", ",".join(taught))  # fmt: skip
     spent = json.loads(book.with_suffix(".json").read_text())["about"]["seconds"]
     slowest = sorted(spent.items(), key=lambda part: -part[1])[:4]
     return {"parts": dict(slowest), "peak": max(peaks)}
+
+
+def make_tables(folder: Path, *_: object) -> dict[str, Any]:
+    """Run make_tables.py on that book; return the peak memory in bytes."""
+    with watched() as peaks:
+        run_script("scripts/make_tables.py", "--config", folder / "wide.json")
+    return {"parts": {}, "peak": max(peaks)}
+
+
+def book_of(folder: Path) -> Path:
+    """Write the experiment that the book belongs to, and return where the book goes."""
+    places = {"outputs_dir": str(folder / "outputs"), "reports_dir": str(folder / "reports")}
+    write_json(folder / "wide.json", EXPERIMENT | places)
+    experiment = load_experiment(folder / "wide.json")
+    return experiment.book(experiment.models[0])
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[list[int]]:
+    """Yield what the processes' own memory in bytes was, ten times a second, as it is noted."""
+    peaks, ended = [0], threading.Event()
+    watch = threading.Thread(target=watch_memory, args=(peaks, ended), daemon=True)
+    watch.start()
+    yield peaks
+    ended.set()
+    watch.join()
 
 
 def watch_memory(peaks: list[int], ended: threading.Event) -> None:
@@ -325,8 +384,9 @@ def watch_memory(peaks: list[int], ended: threading.Event) -> None:
         held = 0
         for process in (own, *children):
             with contextlib.suppress(OSError, IndexError):
-                status = Path(f"/proc/{process}/status").read_text()
-                held += int(status.split("RssAnon:")[1].split()[0]) * 1024
+                # pages that a fork shares are shared out, and so count once
+                status = Path(f"/proc/{process}/smaps_rollup").read_text()
+                held += int(status.split("Pss_Anon:")[1].split()[0]) * 1024
         peaks.append(held)
 
 
@@ -340,7 +400,13 @@ def run_script(name: str, *arguments: object) -> None:
             raise
 
 
-SIDES = {"read": read_plainly, "score": score, "evaluate": evaluate, "methods": score_by_methods}
+SIDES = {
+    "read": read_plainly,
+    "score": score,
+    "evaluate": evaluate,
+    "methods": score_by_methods,
+    "tables": make_tables,
+}
 
 
 def drop_from_cache(folder: Path) -> None:

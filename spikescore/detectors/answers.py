@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from spikescore.errors import UserError
+from spikescore.errors import UserError, refused
 from spikescore.measures.file import measures_path, read_measures, texts_digest
 from spikescore.pairs import (
     as_record,
@@ -35,6 +36,8 @@ log = logging.getLogger("spikescore")
 
 BLOCK_BYTES = 2**26
 """States of answers that are at work at a time: bounds memory whatever the model and the data."""
+LARGE = 2**14
+"""Bytes of an array of measures from which on it is kept in a file."""
 
 
 @dataclass(frozen=True)
@@ -87,17 +90,16 @@ class Answers:
         """States of the first answers at the token key: float16 [n, L+1, H], all finite.
 
         Many of them lie in a file (`pairs.gathered`). Whoever needs one layer, or one block of
-        items at a time, takes it from `first_layer` or `first_blocks`.
+        items at a time, takes it from `first_rows` or `first_blocks`.
         """
-        if found := self._read_states():
-            whole, places = found
-            return gathered(whole[place] for place in places)
+        if self._read_states():
+            return gathered(self.first_rows())
         return gathered(turns[0] for turns in self.turn_states(first_only=True))
 
-    def first_layer(self, layer: int) -> np.ndarray:
-        """Return the states of the first answers at one layer: float16 [n, H], all finite."""
+    def first_rows(self) -> list[np.ndarray]:
+        """Return `first_states` item by item, [L+1, H] each, where they lie: nothing is copied."""
         whole, places = self._first_states()
-        return whole[places, layer]
+        return [whole[place] for place in places.tolist()]
 
     def first_blocks(self) -> Iterator[np.ndarray]:
         """Yield `first_states` in blocks [m, L+1, H] of BLOCK_BYTES at most, or of one item."""
@@ -147,16 +149,38 @@ class Answers:
     def measures(self) -> list[dict[str, Any]]:
         """What measure_answers.py found for each item; {} where it was not run, and where its file
         is damaged or of another dialogue, which is told and kept in `unread`.
+
+        Arrays of LARGE bytes or more lie, read-only, in a nameless temporary file (in TMPDIR), as
+        many first states do.
         """
-        found = []
-        for path, record in zip(self.paths, self.records, strict=True):
-            try:
-                found.append(measures_of(path, record))
-            except UserError as error:
-                log.error("error: %s", error)
-                self.unread.append(str(error))
-                found.append({})
+        found: list[dict[str, Any]] = []
+        moved: list[tuple[dict[str, Any], str, np.dtype, tuple[int, ...], int]] = []
+        try:
+            with tempfile.TemporaryFile(prefix="measures_") as file:
+                for path, record in zip(self.paths, self.records, strict=True):
+                    found.append(self._measures_of(path, record))
+                    for section in filter(lambda one: isinstance(one, dict), found[-1].values()):
+                        for name, value in section.items():
+                            if isinstance(value, np.ndarray) and value.nbytes >= LARGE:
+                                file.write(bytes(-file.tell() % 8))
+                                moved.append((section, name, value.dtype, value.shape, file.tell()))
+                                file.write(np.ascontiguousarray(value).data)
+                                section[name] = None
+                file.flush()
+                held = np.memmap(file, np.uint8, "r") if moved else None
+        except OSError as error:
+            raise refused(error, tempfile.gettempdir(), "cannot hold the measures") from error
+        for section, name, dtype, shape, start in moved:
+            section[name] = np.ndarray(shape, dtype, held, start)
         return found
+
+    def _measures_of(self, path: Path, record: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return measures_of(path, record)
+        except UserError as error:
+            log.error("error: %s", error)
+            self.unread.append(str(error))
+            return {}
 
     def per_turn(self, name: str) -> np.ndarray:
         """Return a number that every step of the JSON has: float64 [n, K], NaN where it lacks it.

@@ -93,12 +93,13 @@ class ItiHeads(ComponentDetector):
 
     def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
         material = measured_lesson(train, val, "heads")  # [n, L, A, D]
-        features, labels = material.features, material.labels
+        labels = material.labels
         y = labels[material.val]
         probes = []
-        for layer in range(features.shape[1]):
-            for head in range(features.shape[2]):
-                rows = features[:, layer, head].astype(np.float64)
+        for layer in range(material.n_states):
+            of_layer = material.layer(layer)  # [n, A, D]
+            for head in range(of_layer.shape[1]):
+                rows = of_layer[:, head].astype(np.float64)
                 weights, bias = solve(rows[material.train], labels[material.train])
                 logits = rows[material.val] @ weights + bias
                 loss = float((np.logaddexp(0, logits) - y * logits).mean())
@@ -140,8 +141,10 @@ class NeuronProbe(ComponentDetector):
         material = measured_lesson(train, val, "neurons")  # [n, L, M]
         features, labels = material.features, material.labels
         layers = [
-            layer_t(features[material.train, layer].astype(np.float64), labels[material.train])
-            for layer in range(features.shape[1])
+            layer_t(
+                material.layer(layer)[material.train].astype(np.float64), labels[material.train]
+            )
+            for layer in range(material.n_states)
         ]
         t = np.stack([one for one, _, _ in layers])
         order = np.argsort(-np.abs(t), axis=None, kind="stable")[:MOST_NEURONS]
@@ -154,7 +157,7 @@ class NeuronProbe(ComponentDetector):
             for place in (1, 2)
         )
         self._signs = np.sign(t[self._layers, self._neurons])
-        held_out = np.stack([self._columns(array) for array in features[material.val]])
+        held_out = np.stack([self._columns(features[place]) for place in material.val])
         number, area = best_number(held_out, labels[material.val])
         for name in ("_layers", "_neurons", "_mean", "_scale", "_signs"):
             setattr(self, name, getattr(self, name)[:number])

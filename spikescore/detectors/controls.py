@@ -190,8 +190,9 @@ class RandomProjection(LayerReader):
     seeded = True
 
     def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
-        self._layer = max(1, (next(train.first_blocks()).shape[1] - 1) // 2)
-        states = train.first_layer(self._layer)
+        rows = train.first_rows()
+        self._layer = max(1, (len(rows[0]) - 1) // 2)
+        states = np.stack([row[self._layer] for row in rows])
         mean, scale = normaliser(states)
         rng = np.random.default_rng(derived_seed(seed, "random_projection"))
         weight = rng.standard_normal(states.shape[1]) / np.sqrt(states.shape[1])

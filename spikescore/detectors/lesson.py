@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from spikescore.probes.fit import Examples, Fit
 from spikescore.probes.layers import Layers
 from spikescore.probes.probe import Probe
 
+AT_ONCE = 64
+"""Items whose arrays of all layers are together in memory."""
 CLASSES = "hallucinated / consistent"
 
 
@@ -28,12 +31,12 @@ CLASSES = "hallucinated / consistent"
 class Lesson:
     """Rows to learn from: those of the train split, then those of the validation split.
 
-    `features` is [n, L+1, H], or [n, d] where there are no layers; of first answers' states it is
-    the items, whose states stay where they are until a layer or a block of them is asked for.
+    `features` is [n, d], or where there are layers [n, L+1, H], or a list of n arrays [L+1, H] (or
+    of several such), which stay where they are until a layer or a block of them is asked for.
     Labels [n] are 0 and 1.
     """
 
-    features: np.ndarray | tuple[Answers, Answers]
+    features: np.ndarray | list[Any]
     labels: np.ndarray
     n_train: int
 
@@ -55,7 +58,7 @@ class Lesson:
     @property
     def n_states(self) -> int:
         """L+1."""
-        return next(self.blocks()).shape[1]
+        return len(self.features[0])
 
     @property
     def by_layer(self) -> Iterator[np.ndarray]:
@@ -66,15 +69,12 @@ class Lesson:
         """Return the rows [n, H] of a layer, 0 to L."""
         if isinstance(self.features, np.ndarray):
             return self.features[:, layer]
-        return np.concatenate([part.first_layer(layer) for part in self.features])
+        return np.stack([one[layer] for one in self.features])
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield the rows of all layers [m, L+1, H], some of them at a time."""
-        if isinstance(self.features, np.ndarray):
-            yield self.features
-        else:
-            for part in self.features:
-                yield from part.first_blocks()
+        for start in range(0, len(self.features), AT_ONCE):
+            yield np.stack(self.features[start : start + AT_ONCE])
 
     def examples(self, target: np.ndarray | None = None) -> Examples:
         """Return the rows' numbers and labels as the trainers take them; target: else the labels.
@@ -112,14 +112,15 @@ def first_answers(
 ) -> Lesson:
     """Return the lesson of the first answers' states [n, L+1, H] and their labels, or others."""
     y_train, y_val = labels or (train.y, val.y)
-    return Lesson((train, val), _labels(y_train, y_val, classes), len(train))
+    rows = [*train.first_rows(), *val.first_rows()]
+    return Lesson(rows, _labels(y_train, y_val, classes), len(train))
 
 
 def measured_lesson(train: Answers, val: Answers, *names: str) -> Lesson:
     """Return the lesson of what was measured of first answers (`measured`); items without it are
     left out. UserError when a split has none, or lacks a class.
     """
-    (known, rows), (val_known, val_rows) = (measured(part, *names) for part in (train, val))
+    (known, rows), (val_known, val_rows) = (measured_rows(part, *names) for part in (train, val))
     if not (known.any() and val_known.any()):
         told = " and ".join(f'"{name}"' for name in names)
         groups = [group for group, held in HOLDS.items() if names[0] in held.get("first", ())]
@@ -127,30 +128,48 @@ def measured_lesson(train: Answers, val: Answers, *names: str) -> Lesson:
             f"no {told} measured of these answers; run scripts/measure_answers.py --groups "
             f"{','.join(groups)}"
         )
-    return lesson(rows, val_rows, train.y[known], val.y[val_known])
+    return Lesson([*rows, *val_rows], _labels(train.y[known], val.y[val_known]), len(rows))
 
 
-def measured(items: Answers, *names: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return which items [n] have an array measured under each name, finite throughout, and those
-    arrays: [m, ...], or for several names [m, names, ...]. Without any it is of shape [0].
+def measured_rows(items: Answers, *names: str) -> tuple[np.ndarray, list[Any]]:
+    """Return which items [n] have an array measured under each name, finite throughout, and of
+    these items the array, or for several names the tuple of them, where it lies.
     """
-    found = zip(*(items.measured_arrays(name) for name in names), strict=True)
     known, kept = [], []
-    for arrays in found:
+    for arrays in zip(*(items.measured_arrays(name) for name in names), strict=True):
         there = all(array is not None and np.isfinite(array).all() for array in arrays)
         known.append(there)
         if there:
-            kept.append(np.stack(arrays) if len(names) > 1 else np.asarray(arrays[0]))
-    return np.array(known, bool), np.stack(kept) if kept else np.empty(0)
+            kept.append(arrays if len(names) > 1 else np.asarray(arrays[0]))
+    return np.array(known, bool), kept
 
 
-def score_known(
-    known: np.ndarray, rows: np.ndarray, score: Callable[[np.ndarray], np.ndarray]
+def measured(items: Answers, *names: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `measured_rows` does, as one array: [m, ...], or for several names [m, names,
+    ...]. Without any it is of shape [0].
+    """
+    known, rows = measured_rows(items, *names)
+    return known, np.stack([np.stack(row) for row in rows]) if rows else np.empty(0)
+
+
+def some_at_a_time(items: Answers) -> Iterator[tuple[np.ndarray, Answers]]:
+    """Yield the items in parts of AT_ONCE, each with its places."""
+    for start in range(0, len(items), AT_ONCE):
+        places = np.arange(start, min(start + AT_ONCE, len(items)))
+        yield places, items.select(places)
+
+
+def score_measured(
+    items: Answers, name: str, score: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """Return the scores of the m known items' rows [m, ...], NaN for the others: float64 [n]."""
-    scores = np.full(len(known), np.nan)
-    if known.any():
-        scores[known] = score(rows)
+    """Return the scores of the arrays [m, ...] measured under a name, NaN where there are none:
+    float64 [n].
+    """
+    scores = np.full(len(items), np.nan)
+    for places, part in some_at_a_time(items):
+        known, rows = measured(part, name)
+        if known.any():
+            scores[places[known]] = score(rows)
     return scores
 
 

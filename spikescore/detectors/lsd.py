@@ -8,7 +8,14 @@ import numpy as np
 
 from spikescore.detectors.answers import Answers
 from spikescore.detectors.base import Detector
-from spikescore.detectors.lesson import Lesson, lesson, measured, score_known
+from spikescore.detectors.lesson import (
+    AT_ONCE,
+    Lesson,
+    lesson,
+    measured,
+    measured_rows,
+    some_at_a_time,
+)
 from spikescore.errors import UserError
 from spikescore.probes.linear import fit_logistic
 from spikescore.runtime import derived_seed
@@ -74,19 +81,19 @@ class Lsd(Detector):
         self.chosen |= {"val_auroc": fit.score[0], "step": self._alignment.step}
 
     def score(self, items: Answers) -> np.ndarray:
-        known, states, embeddings = _both(items)
-
-        def score(rows: np.ndarray) -> np.ndarray:
-            features = self._alignment.features(rows, embeddings)
-            logits = (features - self._mean) / self._scale @ self._weights + self._bias
-            return 0.5 * (1 + np.tanh(0.5 * logits))
-
-        return score_known(known, states, score)
+        scores = np.full(len(items), np.nan)
+        for places, part in some_at_a_time(items):
+            known, states, embeddings = _both(part)
+            if known.any():
+                features = self._alignment.features(states, embeddings)
+                logits = (features - self._mean) / self._scale @ self._weights + self._bias
+                scores[places[known]] = 0.5 * (1 + np.tanh(0.5 * logits))
+        return scores
 
 
 def _both(items: Answers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Which items [n] have both arrays, finite throughout, and these items' arrays."""
-    known = np.logical_and(*(measured(items, name)[0] for name in ARRAYS))
+    known = np.logical_and(*(measured_rows(items, name)[0] for name in ARRAYS))
     chosen = items.select(known)
     return known, *(measured(chosen, name)[1] for name in ARRAYS)
 
@@ -154,13 +161,15 @@ class Alignment:
         """The nine features of states [n, L+1, H] with embeddings [n, E]: float64 [n, 9]."""
         import torch
 
-        with torch.no_grad():
-            h, t = (
-                net(_tensor(x)) for net, x in zip(self._networks, (states, embeddings), strict=True)
-            )
-        projected = torch.nn.functional.normalize(h, dim=-1).double().numpy()
-        meant = torch.nn.functional.normalize(t, dim=-1).double().numpy()
-        return trajectory_features(projected, meant)
+        found = []
+        for first in range(0, len(states), AT_ONCE):
+            some = (rows[first : first + AT_ONCE] for rows in (states, embeddings))
+            with torch.no_grad():
+                h, t = (net(_tensor(x)) for net, x in zip(self._networks, some, strict=True))
+            projected = torch.nn.functional.normalize(h, dim=-1).double().numpy()
+            meant = torch.nn.functional.normalize(t, dim=-1).double().numpy()
+            found.append(trajectory_features(projected, meant))
+        return np.concatenate(found)
 
 
 def _tensor(rows: np.ndarray) -> torch.Tensor:

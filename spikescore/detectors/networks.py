@@ -22,9 +22,8 @@ from spikescore.detectors.lesson import (
     Lesson,
     as_network,
     first_answers,
-    measured,
     measured_lesson,
-    score_known,
+    score_measured,
     told,
 )
 from spikescore.probes.fit import SAPLMA, Examples, Fit, Recipe
@@ -146,8 +145,9 @@ class Prism(Detector):
         self.chosen |= told(fit)
 
     def score(self, items: Answers) -> np.ndarray:
-        known, states = measured(items, "truth_state")
-        return score_known(known, states, lambda x: self._network.score(x[:, self._layer]))
+        return score_measured(
+            items, "truth_state", lambda x: self._network.score(x[:, self._layer])
+        )
 
 
 # --- networks on measured vectors ---------------------------------------------------------------
@@ -168,12 +168,13 @@ class VectorNetwork(Detector):
 
     def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
         material = measured_lesson(train, val, self.vector)
-        fit = train_network([material.features], [()], material.examples(), self.recipe, seed)
+        rows = np.stack(material.features)
+        fit = train_network([rows], [()], material.examples(), self.recipe, seed)
         self._network = as_network(fit)
         self.chosen |= told(fit)
 
     def score(self, items: Answers) -> np.ndarray:
-        return score_known(*measured(items, self.vector), self._network.score)
+        return score_measured(items, self.vector, self._network.score)
 
 
 class IcrProbe(VectorNetwork):

@@ -6,6 +6,7 @@ each says in its docstring what it takes from them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,8 @@ from spikescore.detectors.lesson import (
     Lesson,
     as_network,
     first_answers,
-    measured,
     measured_lesson,
+    measured_rows,
 )
 from spikescore.detectors.networks import train_network
 from spikescore.errors import UserError
@@ -68,14 +69,18 @@ class Ccs(Detector):
 
     def fit(self, train: Answers, val: Answers, *, seed: int) -> None:
         material = measured_lesson(train, val, *PAIR)
-        pairs, val_pairs = (material.features[at] for at in (material.train, material.val))
         y, y_val = (material.labels[at] for at in (material.train, material.val))
-        probes = search(pairs[:, :, 1:], seed=seed)
+        learned, held_out = (
+            [material.features[place] for place in at] for at in (material.train, material.val)
+        )
+        n_layers = len(learned[0][0]) - 1
+        probes = search(lambda k: at_layer(learned, k + 1), n_layers, seed=seed)
         ranks = []
         for layer, probe in enumerate(probes, start=1):
-            if auroc(y, probe.score(pairs[:, :, layer])) < 0.5:
+            if auroc(y, probe.score(at_layer(learned, layer))) < 0.5:
                 probes[layer - 1] = probe = replace(probe, sign=-1)
-            scores = self.normalised(probe, val_pairs[:, :, layer]).score(val_pairs[:, :, layer])
+            own = at_layer(held_out, layer)
+            scores = self.normalised(probe, own).score(own)
             ranks.append((auroc(y_val, scores), -float(np.square(scores - y_val).mean())))
         place = ranks.index(max(ranks))
         self._layer, self._probe = place + 1, probes[place]
@@ -88,11 +93,13 @@ class Ccs(Detector):
         }
 
     def score(self, items: Answers) -> np.ndarray:
-        known, pairs = measured(items, *PAIR)
+        known, pairs = measured_rows(items, *PAIR)
         scores = np.full(len(items), np.nan)
         domains = items.domains[known]
         for domain in dict.fromkeys(domains.tolist()):
-            own = pairs[domains == domain][:, :, self._layer]
+            own = at_layer(
+                [pairs[place] for place in np.flatnonzero(domains == domain)], self._layer
+            )
             places = np.flatnonzero(known)[domains == domain]
             scores[places] = self.normalised(self._probe, own).score(own)
         return scores
@@ -138,17 +145,23 @@ class CcsProbe:
         return 1 - true if self.sign == 1 else true
 
 
-def search(pairs: np.ndarray, *, seed: int) -> list[CcsProbe]:
-    """Return each layer's best CCS probe for pairs [n, 2, layers, H], by the loss alone.
+def at_layer(pairs: Sequence[Sequence[np.ndarray]], layer: int) -> np.ndarray:
+    """Return the states [n, 2, H] at one layer of n pairs of arrays [L+1, H]."""
+    return np.stack([[one[layer] for one in pair] for pair in pairs])
+
+
+def search(pairs_at: Callable[[int], np.ndarray], n_layers: int, *, seed: int) -> list[CcsProbe]:
+    """Return each layer's best CCS probe for its pairs [n, 2, H], by the loss alone; `pairs_at`
+    gives them, from 0 on.
 
     All starts of several layers take their steps together; a layer's result depends on no other.
     """
-    n, _, n_layers, width = pairs.shape
+    n, _, width = pairs_at(0).shape
     at_once = max(1, CELLS_AT_ONCE // (n * width))
     probes: list[CcsProbe] = []
     for first in range(0, n_layers, at_once):
         layers = range(first, min(first + at_once, n_layers))
-        states = pairs[:, :, first : layers.stop]
+        states = np.stack([pairs_at(layer) for layer in layers], axis=2)
         mean, scale = normaliser(states)
         yes, no = ((states - mean) / scale).transpose(1, 2, 0, 3)
         w, b, losses = minimise(yes, no, *starts(layers, width, seed))

@@ -110,8 +110,28 @@ def best_of(fits: Iterable[Fit]) -> Fit:
     return chosen
 
 
-def normaliser(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and standard deviation [...] of rows [n, ...]: float32, a constant keeps 1."""
-    rows = rows.astype(np.float32)
-    deviation = rows.std(axis=0)
-    return rows.mean(axis=0), np.where(deviation > 1e-6, deviation, np.float32(1))
+BLOCK_BYTES = 2**28
+"""Rows of examples, in float64, that are in memory at a time."""
+
+
+def in_blocks(items: np.ndarray, width: int) -> Iterator[np.ndarray]:
+    """Cut item numbers [n], of rows of a width, into blocks of BLOCK_BYTES; one block at least."""
+    at_once = max(1, BLOCK_BYTES // (8 * width))
+    for start in range(0, max(1, len(items)), at_once):
+        yield items[start : start + at_once]
+
+
+def normaliser(rows: np.ndarray, items: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation [...] of rows [n, ...], or of the items named of them:
+    float32, a constant keeps 1.
+    """
+    items = np.arange(len(rows)) if items is None else items
+    blocks = list(in_blocks(items, max(1, rows[0].size)))
+    if len(blocks) == 1:
+        only = rows[items].astype(np.float32)
+        mean, deviation = only.mean(axis=0), only.std(axis=0)
+    else:
+        mean = sum(rows[some].sum(axis=0, dtype=np.float64) for some in blocks) / len(items)
+        squares = sum(np.square(rows[some] - mean).sum(axis=0) for some in blocks)
+        mean, deviation = mean.astype(np.float32), np.sqrt(squares / len(items)).astype(np.float32)
+    return mean, np.where(deviation > 1e-6, deviation, np.float32(1))

@@ -8,12 +8,13 @@ split.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
 from spikescore.errors import UserError
-from spikescore.probes.fit import Examples, Fit, best_of, normaliser
+from spikescore.probes.fit import Examples, Fit, best_of, in_blocks, normaliser
 from spikescore.probes.layers import Layers
 from spikescore.runtime import progress
 from spikescore.stats.roc import auroc
@@ -56,17 +57,26 @@ def fit_logistic(
 
     The labels are learned; targets are not looked at. Best is the highest validation AUROC, of
     equal ones the lowest validation cross-entropy. There are no epochs: `best` and `last` are the
-    same probe.
+    same probe. Many rows are read block by block (`fit.BLOCK_BYTES`).
     """
     fits = []
     labels, train, val = examples.labels, examples.train, examples.val
     pairs = zip(features, candidates, strict=True)
     bar = progress(pairs, "logistic", total=len(candidates), unit="fit", leave=False)
     for rows, layers in bar:
-        mean, scale = normaliser(rows[train]) if standardise else (np.float32(0), np.float32(1))
-        learned, held_out = ((rows[at].astype(np.float32) - mean) / scale for at in (train, val))
-        w, b = solve(learned, labels[train])
-        logits = held_out.astype(np.float64) @ w + b
+        mean, scale = normaliser(rows, train) if standardise else (np.float32(0), np.float32(1))
+
+        def blocks(
+            items: np.ndarray,
+            rows: np.ndarray = rows,
+            mean: np.ndarray = mean,
+            scale: np.ndarray = scale,
+        ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for some in in_blocks(items, rows.shape[1]):
+                yield (rows[some].astype(np.float32) - mean) / scale, labels[some]
+
+        w, b = solve_in_blocks(partial(blocks, train))
+        logits = np.concatenate([one.astype(np.float64) @ w for one, _ in blocks(val)]) + b
         loss = np.logaddexp(0, logits) - labels[val] * logits
         area = auroc(labels[val], logits)
         weights = [("linear", w[None].astype(np.float32), np.array([b], np.float32)), ("sigmoid",)]
@@ -75,6 +85,40 @@ def fit_logistic(
     best = best_of(fits)
     best.tried = fits
     return best
+
+
+def solve_in_blocks(
+    blocks: Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]],
+) -> tuple[np.ndarray, float]:
+    """Return what `solve` does of rows and labels that come in blocks, and may come several times.
+
+    A single block is given to `solve`; of several one is in memory at a time, and the same minimum
+    is looked for by the same method (L-BFGS).
+    """
+    passing = blocks()
+    (rows, labels), second = next(passing), next(passing, None)
+    if second is None:
+        return solve(rows, labels)
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
+    n = sum(len(labels) for _, labels in blocks())
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        w, b = weights[:-1], weights[-1]
+        value, gradient = w @ w / 2, np.append(w, 0.0)
+        for rows, labels in blocks():
+            x = rows.astype(np.float64)
+            logits = x @ w + b
+            value += float((np.logaddexp(0, logits) - labels * logits).sum())
+            residuals = expit(logits) - labels
+            gradient += np.append(residuals @ x, residuals.sum())
+        return value / n, gradient / n
+
+    options = {"maxiter": 10_000, "gtol": 1e-8, "ftol": 64 * np.finfo(float).eps, "maxls": 50}
+    start = np.zeros(rows.shape[1] + 1)
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x
+    return found[:-1], float(found[-1])
 
 
 def solve(rows: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:

@@ -52,7 +52,7 @@ def _fit(
     standardise: bool,
 ) -> Fit:
     train, val = examples.train, examples.val
-    mean, scale = normaliser(rows[train]) if standardise else (None, None)
+    mean, scale = normaliser(rows, train) if standardise else (None, None)
     target = torch.from_numpy(examples.target.astype(np.float32))
     loss_of = LOSSES[recipe.loss]
 

@@ -592,9 +592,13 @@ def test_ccs_keeps_the_start_of_lowest_loss_and_scores_by_hand(monkeypatch):
     monkeypatch.setattr(unsupervised, "EPOCHS", 40)
     items = planted("a", signal=1.0)
     _, pairs = measured(items, *unsupervised.PAIR)
-    together = unsupervised.search(pairs[:, :, 1:], seed=2)
+
+    def layers(k: int) -> np.ndarray:
+        return pairs[:, :, k + 1]
+
+    together = unsupervised.search(layers, N_LAYERS, seed=2)
     monkeypatch.setattr(unsupervised, "CELLS_AT_ONCE", 1)
-    alone = unsupervised.search(pairs[:, :, 1:], seed=2)
+    alone = unsupervised.search(layers, N_LAYERS, seed=2)
     scaled = [StandardScaler().fit_transform(pairs[:, side, 2].astype(float)) for side in (0, 1)]
     y_logit, n_logit = (rows @ together[1].weight + together[1].bias for rows in scaled)
     p_yes, p_no = 1 / (1 + np.exp(-y_logit)), 1 / (1 + np.exp(-n_logit))

@@ -19,8 +19,10 @@ from spikescore.errors import UserError
 from spikescore.files import read_json
 from spikescore.measures.run_folder import read_run, write_generations, write_measures
 from spikescore.measures.run_measures import p_ik
+from spikescore.probes import fit
+from spikescore.probes.fit import Examples
 from spikescore.probes.layers import best_window, candidate_layers, layers_text
-from spikescore.probes.linear import best_split, solve
+from spikescore.probes.linear import best_split, fit_logistic, solve
 from spikescore.probes.losses import LOSSES, _doubly_stochastic, correlation, neural_ndcg
 from spikescore.probes.probe import load_probe
 from spikescore.probes.training import LOSS_NAMES, Settings, choose_probe, train_probe
@@ -160,6 +162,30 @@ def test_every_loss_has_gradients_that_better_the_order(name: str) -> None:
 
 
 # --- logistic regression ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("standardise", [True, False])
+def test_rows_that_come_in_blocks_give_the_same_fit(
+    standardise: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(3)
+    labels = np.arange(90) % 3 == 0
+    rows = (rng.standard_normal((90, 7)) * np.arange(1, 8) + 5).astype(np.float16)
+    rows[:, 3] = 2  # a constant
+    rows[:, 1] += labels
+    examples = Examples(np.arange(0, 90, 2), np.arange(1, 90, 2), labels.astype(int), labels)
+    whole, split = [], []
+    for found, block in ((whole, 2**28), (split, 8 * 7 * 10)):
+        monkeypatch.setattr(fit, "BLOCK_BYTES", block)
+        found.append(fit_logistic([rows], [()], examples, standardise=standardise))
+    (one,), (other,) = whole, split
+    for (_, *arrays), (_, *others) in zip(one.best, other.best, strict=True):
+        for array, again in zip(arrays, others, strict=True):
+            np.testing.assert_allclose(array, again, atol=1e-5)
+    if standardise:
+        np.testing.assert_allclose(one.mean, other.mean, rtol=1e-5)
+        np.testing.assert_allclose(one.scale, other.scale, rtol=1e-5)
+    np.testing.assert_allclose(one.score, other.score, atol=1e-6)
 
 
 @pytest.mark.parametrize(("n", "d"), [(80, 6), (40, 150), (60, 60)])

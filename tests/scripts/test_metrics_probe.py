@@ -496,3 +496,16 @@ def test_speed_benchmark_runs_and_refuses_a_full_disk(tmp_path: Path) -> None:
     done = run_script(script, "--pairs", 10**9, "--folder", tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and "fewer --pairs" in done.stderr
+
+
+def test_speed_benchmark_compares_sizes_of_score_methods(tmp_path: Path) -> None:
+    done = run_script(
+        "benchmarks/score_speed.py", "--methods", "--sizes", "120,144", "--shape", "3x32",
+        "--trained_on", 1, "--folder", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    head, *lines = done.stdout.splitlines()
+    assert "saplma" in head and "fitted on 1 of 6 domains" in head and "states 3x32" in head
+    assert [line.split()[0] for line in lines if "dialogues, " in line] == ["120"] * 2 + ["144"] * 2
+    assert done.stdout.count("x 1.20 dialogues: ") == 2
+    assert list(tmp_path.iterdir()) == []
