@@ -23,6 +23,7 @@ from spikescore.measures.file import measures_path, texts_digest
 from spikescore.pairs import gathered
 from spikescore.probes.data import load_training_data
 from spikescore.probes.fit import Fit, best_of
+from spikescore.probes.linear import fit_logistic
 from tests.helpers.factories import make_pairs
 
 KEY = "last_token_embedding"
@@ -120,10 +121,11 @@ def test_scores_in_blocks_are_those_of_all_states_at_once(folder, monkeypatch):
 
 def test_of_later_turns_only_the_layers_that_are_scored_are_read(folder, monkeypatch):
     items = read_answers(folder, token_key=KEY)
-    readers = {}
+    _ = items.first_states
+    readers, material = {}, first_answers(*halves(items))
     for layer in (1, 3):
-        readers["saplma", "toy", layer] = detector = Saplma()
-        detector.fit_layer(first_answers(*halves(items)), layer, seed=0)
+        readers["linear_probe", "toy", layer] = detector = LinearProbe()
+        detector.keep(fit_logistic([material.layer(layer)], [(layer,)], material.examples()))
     asked, read = [], Answers.turn_states
 
     def spy(self, layers=None, **options):
