@@ -50,8 +50,14 @@ def relabel(folder: Path, judge_name: str, *, everything: bool = False) -> int:
     todo, alone = to_label(found, everything=everything)
     judge = the_judge(judge_name, folder, todo)
     print(f"{len(found)} pairs, {len(todo)} to label with {judge_name}{alone}")
-    judgements = list(label_pairs(judge, todo))
-    print(coverage_line(judgements))
+    labelled = list(label_pairs(judge, todo))
+    judgements = [judgement for _, judgement in labelled]
+    kept = sum(
+        answer.label is not None and judgement.label is None and not judgement.unread
+        for answer, judgement in labelled
+    )
+    earlier = f"; {kept} that failed keep the label they had" if kept else ""
+    print(coverage_line(judgements) + earlier)
     return sum(judgement.label is None for judgement in judgements)
 
 

@@ -78,19 +78,22 @@ def to_label(answers: Sequence[FirstAnswer], *, everything: bool) -> tuple[list[
     return [one for one in unknown if not one.legacy], alone
 
 
-def label_pairs(judge: Judge, answers: Sequence[FirstAnswer]) -> Iterator[Judgement]:
-    """Judge first answers; write each label into its pair when it is there, and yield it.
+def label_pairs(
+    judge: Judge, answers: Sequence[FirstAnswer]
+) -> Iterator[tuple[FirstAnswer, Judgement]]:
+    """Judge first answers; write each label into its pair when it is there, and yield both.
 
-    A judge that failed does not take away the label that is there.
+    A judge that failed does not take away the label that is there; one that finds the answer
+    unread does, as that label may be of rules that read it wrongly.
     """
     items = [(one.question, one.answer) for one in answers]
     for place, judgement in judge_each(judge, items, desc="labels"):
         answer = answers[place]
-        if judgement.label is not None or answer.label is None:
+        if judgement.label is not None or judgement.unread or answer.label is None:
             record = read_record(answer.path)  # again: another stage may have written to it
             label = {"nil_label": judgement.label, "nil_judge": judgement.as_dict()}
             write_json(answer.path, {**record, **label})
-        yield judgement
+        yield answer, judgement
 
 
 def copy_unlabelled(source: Path, target: Path) -> None:

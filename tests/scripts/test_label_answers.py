@@ -103,8 +103,17 @@ def test_failures_are_counted_and_take_no_label_away(tmp_path):
     open_one = _pair(tmp_path, "open", "17")
     failed = run_script(SCRIPT, "--relabel", tmp_path, "--judge", "numeric", "--all")
     assert failed.returncode == 1 and "labels: 0 of 2, 2 failed" in failed.stdout
+    assert "; 1 that failed keep the label they had" in failed.stdout
     assert label_of(kept) == 1 and label_of(open_one) is None
     assert "not a number" in json.loads(open_one.read_text())["nil_judge"]["error"]
+
+
+def test_an_answer_that_is_unread_now_has_no_label_of_before(tmp_path):
+    unread = _pair(tmp_path, "unread", "Here is the answer:", label=1)
+    again = run_script(SCRIPT, "--relabel", tmp_path, "--judge", "exact", "--all")
+    assert "labels: 0 of 1, 1 unread" in again.stdout and "keep the label" not in again.stdout
+    record = json.loads(unread.read_text())
+    assert record["nil_label"] is None and record["nil_judge"]["error"].startswith("unread")
 
 
 def test_killed_it_has_kept_each_reply_and_asks_only_for_the_rest(tmp_path):
@@ -156,7 +165,7 @@ def test_the_guides_snippet_in_utils_is_what_judges(tmp_path):
                 "from spikescore.labels.relabelling import *; "
                 "judge = make_judge('openai', client_factory=utils.make_client); "
                 f"answers = first_answers(Path({str(folder)!r})); "
-                "print([one.label for one in label_pairs(judge, answers)])"
+                "print([one.label for _, one in label_pairs(judge, answers)])"
             )
             environment = {"OPENAI_API_KEY": "", "OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}
             done = run_script("-c", code, env={**os.environ, **environment})
