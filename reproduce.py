@@ -89,6 +89,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     args = parser.parse_args(arguments)
     if args.jobs is not None and args.jobs < 1:
         parser.error(f"--jobs must be at least 1, not {args.jobs}")
+    if "" in (args.only, args.redo, args.part):  # as of a variable that is not set
+        parser.error("--only, --redo and --part need a name, not an empty text")
+    if args.part and (args.only or args.redo):
+        parser.error("--part makes a part whole; leave out --only and --redo")
+    if args.tokens_per_second is not None and not 0 < args.tokens_per_second < float("inf"):
+        parser.error(f"--tokens_per_second must be above 0, not {args.tokens_per_second:g}")
     if args.slurm is not None and (args.only or args.redo or args.part):
         parser.error("--slurm submits all that is missing; leave out --only, --redo and --part")
     return args
@@ -99,7 +105,7 @@ def main() -> int:
     if this_process().world_size > 1:
         raise UserError("start reproduce.py once; --launch starts the processes of each step")
     experiment = load_experiment(args.config)
-    experiment.check_plugins()
+    experiment.check_names()
     steps = list(experiment.steps(Path(args.config)))
     chosen = chosen_steps(steps, args)
     if args.dry_run:

@@ -41,7 +41,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main() -> int:
     args = parse_arguments()
     found = []
-    for config in filter(None, args.configs.split(",")):
+    configs = [one.strip() for one in args.configs.split(",") if one.strip()]
+    if len({Path(one).resolve() for one in configs}) < len(configs):
+        raise UserError("--configs names an experiment twice; name it once")
+    for config in configs:
         experiment = load_experiment(config)
         models = [model for model in experiment.models if experiment.book(model).exists()]
         if not models:

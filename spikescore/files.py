@@ -19,7 +19,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -222,9 +222,11 @@ def _key(key: Any) -> str:
 # --- reading ----------------------------------------------------------------------------------
 
 
-def read_json(path: Path, *, ids_as_text: bool = False, text: str | None = None) -> Any:
+def read_json(
+    path: Path, *, ids_as_text: bool = False, text: str | None = None, by_hand: bool = False
+) -> Any:
     """Read a JSON file; UserError with file, line and column when it is missing or broken. What it
-    holds may be given as `text`.
+    holds may be given as `text`. In one that is written `by_hand`, no key may stand twice.
 
     With ids_as_text, a dialogue's lists of token ids stay text, unchecked (`JsonText`), where they
     have the form that `write_json` gives them: to decode and encode them takes longer than all else
@@ -234,7 +236,9 @@ def read_json(path: Path, *, ids_as_text: bool = False, text: str | None = None)
         if text is None:
             text = path.read_text(encoding="utf-8")
         text = text.removeprefix("\ufeff")  # editors of some systems begin with a mark
-        return _decode_sparing_ids(text) if ids_as_text else json.loads(text)
+        if ids_as_text:
+            return _decode_sparing_ids(text)
+        return json.loads(text, object_pairs_hook=partial(_each_once, path) if by_hand else None)
     except FileNotFoundError as error:
         raise UserError(f'"{path}" does not exist') from error
     except OSError as error:
@@ -250,6 +254,15 @@ def read_json(path: Path, *, ids_as_text: bool = False, text: str | None = None)
         raise UserError(f'"{path}" is no JSON of ours: its values are nested too deeply') from error
     except ValueError as error:  # a whole number of thousands of digits
         raise UserError(f'"{path}" cannot be read as JSON: {error}') from error
+
+
+def _each_once(path: Path, entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in entries:
+        if key in found:
+            raise UserError(f'"{path}": "{key}" stands twice; keep one of them')
+        found[key] = value
+    return found
 
 
 def _place_of(error: json.JSONDecodeError) -> str:

@@ -361,7 +361,10 @@ def unreachable(url: str, seconds: float = 1.5) -> str:
     """Say why nobody listens at a server's address; "" when somebody does, or it cannot be told at
     once (a proxy stands between, or the host is slow to answer).
     """
-    address = urlsplit(url)
+    try:
+        address = urlsplit(url)
+    except ValueError as error:  # a bracket without its end
+        return brief(error)
     host = address.hostname or ""
     if getproxies().get(address.scheme) and not proxy_bypass(host):
         return ""

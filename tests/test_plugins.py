@@ -115,7 +115,7 @@ def test_a_step_knows_the_content_of_what_it_runs(write, tmp_path):
     }
     path.write_text(json.dumps(told))
     experiment = load_experiment(path)
-    experiment.check_plugins()
+    experiment.check_names()
     steps = {step.name.partition(".")[2]: step for step in experiment.steps(path)}
     scores = steps["scores"]
     assert scores.command[scores.command.index("--detector") + 1] == detector
@@ -132,7 +132,7 @@ def test_a_step_knows_the_content_of_what_it_runs(write, tmp_path):
     told["detectors"] = [write("1 / 0", "Along", "broken.py")]
     path.write_text(json.dumps(told))
     with pytest.raises(UserError, match='broken.py", line 1: ZeroDivisionError'):
-        load_experiment(path).check_plugins()
+        load_experiment(path).check_names()
 
 
 JUDGE = """\

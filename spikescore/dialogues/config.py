@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from spikescore.data.selection import STRATEGIES as SAMPLING_STRATEGIES
 from spikescore.dialogues.prompts import DEFAULT_SYSTEM_PROMPT, SCHEDULES, STRATEGIES
@@ -222,7 +224,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     Raises UserError for a missing or broken file, an unknown key (naming the nearest known one), a
     value of the wrong type or outside its range.
     """
-    raw = read_json(Path(path))
+    raw = read_json(Path(path), by_hand=True)
     if not isinstance(raw, dict):
         raise UserError(f'"{path}" must hold a JSON object of settings')
     for override in overrides or []:
@@ -232,6 +234,9 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 def parse_config(raw: dict[str, Any], *, source: str) -> Config:
     """Build a checked Config from plain data; `source` is named in errors."""
+    written = json.dumps(raw, ensure_ascii=False)
+    if "\\u0000" in written or re.search(r"[\ud800-\udfff]", written):
+        raise UserError(f"{source}: a text holds a character that no file or prompt may hold")
     sampling = raw.get("sampling", {})
     if not isinstance(sampling, dict):
         raise UserError(f'{source}: "sampling" must be an object such as {{"n": 100, "seed": 42}}')
@@ -245,7 +250,9 @@ def parse_config(raw: dict[str, Any], *, source: str) -> Config:
             _check_value(f"{prefix}{key.name}", getattr(holder, key.name), key.metadata, source)
     if isinstance(config.batch_size, str) and config.batch_size != "auto":
         raise UserError(f'{source}: "batch_size" is "{config.batch_size}"; use a number or "auto"')
-    if config.server_url and not config.server_url.startswith(("http://", "https://")):
+    if config.fields and not all(isinstance(name, str) for name in config.fields.values()):
+        raise UserError(f'{source}: "fields" must map our names to texts, the file\'s own names')
+    if config.server_url and not _is_address(config.server_url):
         raise UserError(
             f'{source}: "server_url" is "{redacted(config.server_url)}"; '
             "write it as http://HOST:PORT/v1"
@@ -267,10 +274,21 @@ def parse_config(raw: dict[str, Any], *, source: str) -> Config:
             f'{source}: "states": "server" is for dialogues that a server holds; set "backend": '
             '"openai" and "server_url", or "states": "local"'
         )
+    for name, kind in (("model_path", "a model"), ("output_dir", "a folder")):
+        if not getattr(config, name).strip():
+            raise UserError(f'{source}: "{name}" is empty; name {kind}')
     _check_context(config.context, source)
     if config.prompts_file and not Path(config.prompts_file).is_file():
         raise UserError(f'{source}: prompts_file "{config.prompts_file}" does not exist')
     return config
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets without an end, a port that is no number
+        return False
 
 
 def _check_context(context: dict[str, Any] | None, source: str) -> None:
@@ -278,7 +296,7 @@ def _check_context(context: dict[str, Any] | None, source: str) -> None:
         return
     where = f'{source}: "context"'
     unknown = sorted(set(context) - {"from", "top_k"})
-    if unknown or not isinstance(context.get("from"), str):
+    if unknown or not isinstance(context.get("from"), str) or not context["from"].strip():
         what = f'unknown key "{unknown[0]}"' if unknown else '"from" is no path'
         raise UserError(f'{where}: {what}; write it as {{"from": "docs/", "top_k": 3}}')
     top_k = context.get("top_k", 3)

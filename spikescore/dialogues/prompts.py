@@ -8,12 +8,12 @@ own).
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
 
 from spikescore.errors import UserError
+from spikescore.files import read_json
 from spikescore.runtime import derived_seed
 
 DEFAULT_SYSTEM_PROMPT = "Answer the question. Be brief and state your final answer."
@@ -214,11 +214,9 @@ def load_prompts(path: str | Path) -> dict[str, tuple[Prompt, ...]]:
     """
     path = Path(path)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f'prompts_file "{path}" cannot be read: {error.strerror}') from error
-    except ValueError as error:
-        raise UserError(f'prompts_file "{path}" is not valid JSON: {error}') from error
+        raw = read_json(path, by_hand=True)
+    except UserError as error:
+        raise UserError(f"prompts_file {error}") from error
     form = '{"family": ["text", ...]} or {"family": [{"intensity": 1, "text": "..."}]}'
     if not isinstance(raw, dict) or not raw:
         raise UserError(f'prompts_file "{path}" must hold a JSON object of families: {form}')
@@ -232,7 +230,8 @@ def load_prompts(path: str | Path) -> dict[str, tuple[Prompt, ...]]:
         for place, entry in enumerate(entries, start=1):
             given = entry if isinstance(entry, dict) else {"text": entry}
             text, intensity = given.get("text"), given.get("intensity", min(place, 5))
-            if not isinstance(text, str) or not text.strip() or not isinstance(intensity, int):
+            plain = isinstance(text, str) and text.strip() and type(intensity) is int
+            if not plain or given.keys() - {"text", "intensity"}:
                 raise UserError(
                     f'prompts_file "{path}": family "{family}", entry {place}: expected {form}'
                 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -208,15 +209,24 @@ class Experiment:
             rows.append(Variant(f"judge_{folder}", name, "judges", judge=name))
         return rows
 
-    def check_plugins(self) -> None:
-        """Import the detectors and judges that are a user's own; UserError for one that is none."""
+    def check_names(self) -> None:
+        """Look up the methods, scorers of turns, and a user's own detectors and judges; UserError
+        for one that is none.
+        """
         for judge in (self.dialogues.get("judge", ()), *self.ablations.judges):
             for name in own_judges(judge):
                 load_plugin(name)
-        if self.detectors:
-            from spikescore.detectors.scoring import Settings
+        usual = {key.name: key.default for key in fields(self)}
+        if any(
+            getattr(self, key) != usual[key] for key in ("methods", "turn_scorers", "detectors")
+        ):
+            from spikescore.detectors.scoring import Settings  # seconds, for torch
 
-            _ = Settings(detectors=self.detectors).own
+            methods, scorers = (
+                None if one == "all" else [name.strip() for name in one.split(",")]
+                for one in (self.methods, self.turn_scorers)
+            )
+            _ = Settings(methods, turn_scorers=scorers, detectors=self.detectors).names
 
     def require_data(self) -> None:
         """Raise UserError naming the data sets that are not there, before anything is run."""
@@ -376,7 +386,7 @@ def load_experiment(path: str | Path) -> Experiment:
 
     The stage-1 settings of every run are checked too, so that no run fails hours later.
     """
-    raw = read_json(Path(path))
+    raw = read_json(Path(path), by_hand=True)
     if not isinstance(raw, dict):
         raise UserError(f'"{path}" must hold a JSON object')
     if "\\u0000" in json.dumps(raw):
@@ -437,10 +447,25 @@ def _check(experiment: Experiment, where: str) -> None:
     for key in ("probe_seeds", "draws", "jobs"):
         if getattr(experiment, key) < 1:
             raise UserError(f'{where}: "{key}" must be a whole number of at least 1')
+    held_out = (experiment.val_fraction, experiment.test_fraction)
+    if not (all(0 < share < 1 for share in held_out) and sum(held_out) < 1):
+        raise UserError(
+            f'{where}: "val_fraction" and "test_fraction" must be above 0, and below 1 together'
+        )
+    wanted = experiment.ablations
+    if wanted.shuffled < 0:
+        raise UserError(f'{where}: "ablations": "shuffled" must be a number of orders, 0 or more')
+    for key, values, kinds in (
+        ("detectors", experiment.detectors, str), ("schedules", wanted.schedules, str),
+        ("judges", wanted.judges, str), ("temperatures", wanted.temperatures, int | float),
+    ):  # fmt: skip
+        if not all(isinstance(one, kinds) and not isinstance(one, bool) for one in values):
+            told = "texts" if kinds is str else "numbers"
+            raise UserError(f'{where}: "{key}" must be a list of {told}')
     slurm = experiment.slurm
     for key, options in (("options", slurm.options), ("scoring", slurm.scoring)):
         values = options.values() if isinstance(options, dict) else [options]
-        if not all(isinstance(value, str | int | None) for value in values):
+        if not all(isinstance(one, str | int | None) and str(one).isprintable() for one in values):
             raise UserError(
                 f'{where}: "slurm": "{key}" must hold options of sbatch by name, each a text, a '
                 'number, true or null, such as {"partition": "gpu", "time": "24:00:00"}'
@@ -450,15 +475,21 @@ def _check(experiment: Experiment, where: str) -> None:
     names = [model.name for model in experiment.models]
     if len(set(names)) < len(names):
         raise UserError(f'{where}: two of the "models" have one name')
-    if any("/" in name or not name.strip(". ") for name in names):
-        raise UserError(f'{where}: a name of "models" must be fit for a folder, without "/"')
+    for key, named in (("name", [experiment.name]), ("models", names)):
+        if any("/" in one or not one.strip(". ") or not one.isprintable() for one in named):
+            raise UserError(f'{where}: a name ("{key}") must be fit for a folder, without "/"')
     for model in experiment.models:
         if model.published not in (None, *MODELS):
             raise UserError(
                 f'{where}: "published" is "{model.published}"; use one of {", ".join(MODELS)}, '
                 "or null"
             )
-        for variant in (None, *experiment.variants()):
+        parse_config(experiment.stage_config(model), source=f"{where} ({MAIN})")
+        variants = experiment.variants()
+        twice = [name for name, n in Counter(one.name for one in variants).items() if n > 1]
+        if twice:
+            raise UserError(f'{where}: "ablations" asks for "{twice[0]}" twice; name it once')
+        for variant in (None, *variants):
             config = experiment.stage_config(model, variant)
             source = f"{where} ({variant.name if variant else MAIN})"
             if not isinstance(parse_config(config, source=source).dataset_path, list):

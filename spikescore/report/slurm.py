@@ -60,6 +60,8 @@ def parse_options(text: str) -> dict[str, Any]:
         name, _, value = word.removeprefix("--").partition("=")
         if not name or name.startswith("-"):
             raise UserError(f'--slurm: "{word}" is no option of sbatch; use name=value')
+        if not value.isprintable():
+            raise UserError(f"--slurm: {word!r} holds a line's end or the like")
         options[name] = value or True
     return options
 
@@ -133,7 +135,7 @@ class Jobs:
         return _SCRIPT.format(
             what=what,
             options="\n".join(
-                f"#SBATCH --{option}" + ("" if value is True else f"={value}")
+                f"#SBATCH --{option}" + ("" if value is True else f"={shlex.quote(str(value))}")
                 for option, value in options.items()
                 if value is not None and value is not False
             ),

@@ -56,12 +56,21 @@ def test_the_guides_example_is_accepted_and_is_the_default():
         ({"dtype": "fp16"}, ["dtype", "float16"]),
         ({"backend": "vllm"}, ["backend", "transformers", "openai"]),
         ({"server_url": "localhost:8000"}, ["server_url", "http://"]),
+        ({"server_url": "http://[::1/v1"}, ["server_url", "http://"]),
+        ({"server_url": "http://h:abc/v1"}, ["server_url", "http://"]),
+        ({"server_url": "http:///v1"}, ["server_url", "http://"]),
+        ({"fields": {"question": 1}}, ["fields", "own names"]),
         ({"max_in_flight": 0}, ["max_in_flight", "dialogues"]),
         ({"max_in_flight": "many"}, ["max_in_flight", "int"]),
         ({"judge": "atuo"}, ['judge "atuo"', "auto"]),
         ({"judge": ["auto", "opnai"]}, ['judge "opnai"', "openai"]),
         ({"judge": ["auto", "none"]}, ["judge", "none"]),
         ({"server_modle": "x"}, ["server_modle", "server_model"]),
+        ({"output_dir": " "}, ["output_dir", "empty"]),
+        ({"model_path": ""}, ["model_path", "empty"]),
+        ({"output_dir": "a\0b"}, ["a character"]),
+        ({"system_prompt": "\ud800"}, ["a character"]),
+        ({"context": {"from": ""}}, ["context", '"from" is no path']),
     ],
 )
 def test_a_mistake_is_named(change, words):
@@ -81,6 +90,16 @@ def test_overrides_reach_inside(tmp_path):
     for bad in ["max_steps", "=3", "model_path.x=1"]:
         with pytest.raises(UserError, match="--set"):
             load_config(path, [bad])
+
+
+@pytest.mark.parametrize(
+    "content", ['{"max_steps": 5, "top_p": 1, "max_steps": 7}', '{"sampling": {"n": 1, "n": 2}}']
+)
+def test_a_key_that_stands_twice_is_named(tmp_path, content):
+    path = tmp_path / "c.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match='c.json": "(max_steps|n)" stands twice'):
+        load_config(path)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "null"])

@@ -151,7 +151,7 @@ def test_prompts_file_replaces_the_families(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot be read"),
+        (None, "does not exist"),
         ("{", "not valid JSON"),
         ("[]", "JSON object"),
         ("{}", "JSON object"),
@@ -160,6 +160,8 @@ def test_prompts_file_replaces_the_families(tmp_path: Path) -> None:
         ('{"a": ["ok", " "]}', "entry 2"),
         ('{"a": [{"intensity": "high", "text": "x"}]}', "entry 1"),
         ('{"a": [7]}', "entry 1"),
+        ('{"a": ["x"], "b": ["y"], "a": ["z"]}', '"a" stands twice'),
+        ('{"a": [{"intensty": 3, "text": "x"}]}', "entry 1"),
     ],
 )
 def test_a_bad_prompts_file_is_a_user_error(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from scripts import claims_ledger
+from spikescore.errors import UserError
 from spikescore.report import claims
 from spikescore.report.claims import FAILS, HOLDS, UNTESTED, figures, ledger, statements
 from spikescore.report.experiment import load_experiment
@@ -185,7 +188,7 @@ def test_every_claim_has_a_line_a_command_and_a_verdict(planted):
     assert "tried on m" in rows["Performance saturates at 15 to 20 turns."][1]
 
 
-def test_an_experiment_without_a_report_is_named(tmp_path):
+def test_an_experiment_without_a_report_is_named(tmp_path, monkeypatch):
     done = run_script("scripts/claims_ledger.py", "--configs", "configs/none.json")
     assert done.returncode == 2 and "configs/none.json" in done.stderr
     text = json.loads(open("configs/tiny.json").read()) | {"reports_dir": str(tmp_path)}
@@ -194,3 +197,6 @@ def test_an_experiment_without_a_report_is_named(tmp_path):
     done = run_script("scripts/claims_ledger.py", "--configs", config)
     assert done.returncode == 2 and "reproduce.py --config" in done.stderr
     assert "has no score book" in done.stderr
+    monkeypatch.setattr(sys, "argv", ["", "--configs", f"{config},{tmp_path}/./mine.json"])
+    with pytest.raises(UserError, match="twice"):
+        claims_ledger.main()

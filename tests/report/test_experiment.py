@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import reproduce
 from spikescore.dialogues.config import load_config, parse_config
 from spikescore.errors import UserError
 from spikescore.report.experiment import load_experiment
@@ -104,12 +105,48 @@ def test_the_tiny_main_run_is_the_demos_where_nothing_can_be_fetched():
         ({"slurm": {"scoring": {"mem": [1]}}}, ['"scoring" must hold options']),
         ({"slurm": {"lines": "module load"}}, ['"lines" must be a list']),
         ({"slurm": {"lines": [1]}}, ['"lines" must hold lines of text']),
+        ({"slurm": {"options": {"comment": "a\nexit"}}}, ['"options" must hold options']),
+        ({"val_fraction": 0.9, "test_fraction": 0.2}, ["val_fraction", "below 1"]),
+        ({"test_fraction": float("nan")}, ["test_fraction"]),
+        ({"name": ""}, ['"name"', "fit for a folder"]),
+        ({"name": "../mine"}, ['"name"', "fit for a folder"]),
+        ({"models": [{"name": "a\nb", "model_path": "m"}]}, ["fit for a folder"]),
+        ({"detectors": [1]}, ['"detectors" must be a list of texts']),
+        ({"ablations": {"temperatures": ["a"]}}, ['"temperatures" must be a list of numbers']),
+        ({"ablations": {"temperatures": [1, 1.0]}}, ['"temperature_1" twice']),
+        ({"ablations": {"schedules": ["mixed", "mixed"]}}, ['"schedule_mixed" twice']),
+        ({"ablations": {"shuffled": -1}}, ["shuffled", "0 or more"]),
+        ({"dialogues": {"max_steps": "5"}, "ablations": {"release": True}}, ['"max_steps" must']),
     ],
 )
 def test_a_mistake_is_named(tmp_path, change, words):
     with pytest.raises(UserError) as caught:
         load_experiment(write(tmp_path, **change))
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"methods": "saplma,sapmla"}, "sapmla"),
+        ({"turn_scorers": "saplma,nothing"}, "nothing"),
+        ({"turn_scorers": "saplma,answer_length"}, "first answers only"),
+    ],
+)
+def test_a_method_that_there_is_not_is_named_before_anything_is_run(tmp_path, change, words):
+    with pytest.raises(UserError, match=words):
+        load_experiment(write(tmp_path, **change)).check_names()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [("--part", ""), ("--only", ""), ("--redo", ""), ("--part", "tables", "--only", "main"),
+     ("--tokens_per_second", "nan"), ("--tokens_per_second", "-5")],
+)  # fmt: skip
+def test_an_option_that_says_nothing_runs_nothing(given, capsys):
+    with pytest.raises(SystemExit) as ended:
+        reproduce.parse_arguments(["--config", "configs/tiny.json", *given])
+    assert ended.value.code == 2 and given[0] in capsys.readouterr().err
 
 
 def test_a_missing_or_broken_file_ends_with_status_2(tmp_path):
@@ -703,6 +740,13 @@ def test_where_there_is_no_slurm_the_scripts_are_written(tmp_path, monkeypatch, 
         and f"there is no sbatch here; on a machine that has it: bash {script}"
         in (capsys.readouterr().out)
     )
+
+
+def test_a_value_of_several_words_stays_one_option(tmp_path):
+    files = jobs_of(write(tmp_path), "comment='two words'").files().values()
+    assert all("--comment='two words'" in text for text in files if "#SBATCH" in text)
+    with pytest.raises(UserError, match="line's end"):
+        parse_options("comment='a\nexit'")
 
 
 @pytest.mark.parametrize("text", ["-p gpu", "---x=1", "=3"])
