@@ -88,7 +88,7 @@ def from_package(folder: Path) -> dict[str, str]:
 def from_hub(name: str, revision: str | None, folder: Path) -> dict[str, str]:
     """Bring the files of a hub's model into `folder`; return what SOURCE.json says."""
     from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
     try:
         info = HfApi().model_info(name, revision=revision, timeout=SECONDS)
@@ -97,6 +97,8 @@ def from_hub(name: str, revision: str | None, folder: Path) -> dict[str, str]:
         weights = ".safetensors" if any(one.endswith(".safetensors") for one in names) else ".bin"
         names = [one for one in names if one.endswith((*KEPT, weights))]
         snapshot_download(name, revision=info.sha, local_dir=folder, allow_patterns=names)
+    except HFValidationError as error:
+        raise UserError(f'"{name}" is no hub id ({error})') from error
     except (HTTPError, OSError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         status = getattr(getattr(error, "response", None), "status_code", None)
@@ -126,10 +128,27 @@ def fetch(model: str, revision: str | None, folder: Path) -> int:
         shutil.rmtree(arriving, ignore_errors=True)
         raise
     now = datetime.now(UTC).isoformat(timespec="seconds")
+    if revision is not None:
+        note["asked"] = revision  # a branch or tag, where it is no commit
     write_json(arriving / RECORD, {"model": model, **note, "fetched_at": now})
     os.replace(arriving, folder)
     print(f"{folder}: {note['what']}, from {note['source']}")
     return 0
+
+
+def source_of(folder: Path, model: str, revision: str | None) -> str:
+    """Say where the model of a folder came from; UserError where that is another than is asked."""
+    note = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    if not isinstance(note, dict):
+        raise UserError(f'"{folder / RECORD}" holds no note of this script; move the folder away')
+    held = str(note.get("revision", ""))
+    if note and note.get("model") != model:
+        what = f'the model "{note.get("model")}"'
+    elif revision is None or held.startswith(revision) or revision == note.get("asked"):
+        return note.get("source", "put there by hand")
+    else:
+        what = f'revision "{held or "unknown"}"'
+    raise UserError(f'"{folder}" holds {what}; move it away, or choose another folder with --to')
 
 
 def main() -> int:
@@ -145,10 +164,11 @@ def main() -> int:
     org, _, name = args.model.rpartition("/")
     if bool(org) == (args.model == PACKAGED) or "/" in org or name in ("", ".", ".."):
         raise UserError(f'"{args.model}" is neither {PACKAGED} nor a hub id ORG/NAME')
+    if args.revision is not None and not org:
+        raise UserError(f"{PACKAGED} has one revision, fixed by its hash; leave out --revision")
     folder = args.to / name
     if (folder / "config.json").is_file():
-        note = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
-        print(f"{folder} is there: {note.get('source', 'put there by hand')}")
+        print(f"{folder} is there: {source_of(folder, args.model, args.revision)}")
         return 0
     if folder.exists():
         raise UserError(f'"{folder}" is there, but is no model (no config.json); move it away')

@@ -223,6 +223,33 @@ def test_a_name_that_is_neither_is_refused(model, call):
         call(model)
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (("other/x",), 'holds the model "org/x"'),
+        (("org/x", "--revision", "v2"), 'holds revision "c0ffee"'),
+        ((fetch.PACKAGED, "--revision", "v2"), "one revision"),
+        (("org/y",), "no note"),
+    ],
+)
+def test_what_is_there_counts_only_where_it_is_what_was_asked_for(asked, words, call, tmp_path):
+    for name, note in (("x", {"model": "org/x", "revision": "c0ffee", "asked": "v1"}), ("y", [])):
+        folder = tmp_path / "models" / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        (folder / fetch.RECORD).write_text(json.dumps(note))
+    for same in ((), ("--revision", "c0ff"), ("--revision", "v1")):
+        assert call("org/x", *same) == 0
+    with pytest.raises(UserError, match=words):
+        call(*asked)
+
+
+@pytest.mark.parametrize("model", ["a b/c", "a--b/c", "org/x.git", "org/name..x"])
+def test_an_id_that_no_hub_knows_is_refused(model, call):
+    with pytest.raises(UserError, match="is no hub id"):
+        call(model)
+
+
 class Hub:
     """What huggingface_hub does, without a network."""
 
