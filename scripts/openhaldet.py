@@ -25,6 +25,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 # The script lies one folder below the project root, where the spikescore package is.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -32,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from spikescore.data.openhaldet import read_folder  # noqa: E402
 from spikescore.errors import UserError, run_main  # noqa: E402
 from spikescore.files import make_folder, write_atomic, write_json  # noqa: E402
-from spikescore.pairs import write_pair  # noqa: E402
+from spikescore.pairs import find_records, read_record, write_pair  # noqa: E402
 from spikescore.runtime import progress  # noqa: E402
 
 
@@ -56,26 +57,58 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def import_folder(folder: str, output_dir: str) -> int:
-    """Write the pairs of a folder and say what became of its rows."""
+    """Write the pairs of a folder and say what became of its rows.
+
+    A pair that is there already stays as it is, with what stages wrote into it. UserError for one
+    of another model or answer, and for two rows of one id.
+    """
     counts: Counter[str] = Counter()
+    written: set[Path] = set()
     for record, states in progress(read_folder(folder), "rows", unit="row"):
+        path = Path(output_dir) / record["domain"] / f"{record['id']}.json"
         if record["nil_label"] is None:
             counts["without a verdict of right or wrong"] += 1
         elif isinstance(states, str):
             counts[states] += 1
+        elif path in written:
+            raise UserError(f'"{folder}" holds two rows of the id "{record["id"]}"; keep one')
+        elif is_there(path, record, first=not written):
+            counts["there already"] += 1
         else:
-            place = make_folder(Path(output_dir) / record["domain"])
-            write_pair(place, record, {1: states}, model=record["model"])
+            make_folder(path.parent)
+            write_pair(path.parent, record, {1: states}, model=record["model"])
             counts["written"] += 1
-    if not counts["written"]:
+            written.add(path)
+    if not counts["written"] and not counts["there already"]:
         told = ", ".join(f"{n} {why}" for why, n in counts.items() if n) or "no rows"
         raise UserError(f'no answer of "{folder}" can be scored ({told})')
     print(", ".join(f"{n} {why}" for why, n in counts.items()), f"in {output_dir}")
     return 0
 
 
+def is_there(path: Path, record: dict[str, Any], *, first: bool) -> bool:
+    """Whether a row's pair is there; UserError where that holds another answer or model. Before the
+    first is written, pairs beside it are looked at too: one folder, one model.
+    """
+    beside = path
+    if first and not path.exists() and path.parent.is_dir():
+        beside = next(iter(find_records(path.parent)), path)
+    held = read_record(beside) if beside.exists() else None
+    if held is None:
+        return False
+    said = [one["cot_steps"][0].get("response") for one in (held, record)]
+    differs = "model" if held.get("model") != record["model"] else ""
+    if not differs and beside == path and said[0] != said[1]:
+        differs = "answer"
+    if differs:
+        raise UserError(f'"{beside}" is of another {differs}; choose another --output_dir')
+    return beside == path
+
+
 def submit(args: argparse.Namespace) -> int:
     """Write one method's submission."""
+    if Path(args.save_path).suffix == ".json":
+        raise UserError(f'--save_path "{args.save_path}" is where the data go; name the text .md')
     from spikescore.detectors.score_book import load_score_book
     from spikescore.report.comparison import Comparison
     from spikescore.report.main_tables import main_entries

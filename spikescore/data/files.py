@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from spikescore.data.fields import BadRow, shown, text
-from spikescore.data.json_rows import BrokenJson, json_rows
+from spikescore.data.json_rows import BrokenJson, decoder, json_rows
 from spikescore.data.question import Row
 from spikescore.errors import UserError
 
@@ -192,7 +192,7 @@ def _plain_rows(path: Path, file: BinaryIO, first: bytes, more: bytes) -> Rows:
     what = next((what for mark, what in _NOT_READ.items() if head.startswith(mark)), "")
     if what or head[257:262] == b"ustar":
         raise UserError(f'dataset "{path}" is {what or "a tar archive; unpack it"}')
-    if not head.strip() and not more.strip() and not file.read(4096).strip():
+    if not head.strip() and not more.strip() and not file.peek(4096).strip():
         raise UserError(f'dataset "{path}" is empty')
     if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head + more[:4096]:
         raise UserError(
@@ -224,12 +224,23 @@ def _holds_lines(first: bytes, more: bytes) -> bool:
         return False
 
 
+def _unless_twice(row: Any, twice: list[str]) -> Any:
+    """Return a row, or what is wrong with it: keys of it that stand `twice`."""
+    if not twice:
+        return row
+    bad = BadRow(twice[0], "stands twice in the row, with different values")
+    twice.clear()
+    return bad
+
+
 def _jsonl_rows(file: BinaryIO) -> Rows:
+    twice: list[str] = []
+    decode = decoder(twice).decode
     for number, line in enumerate(file, start=1):
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         try:
-            row = json.loads(line.decode("utf-8", "surrogateescape"))
+            row = _unless_twice(decode(line.decode("utf-8", "surrogateescape")), twice)
         except (ValueError, RecursionError) as error:
             if not line.strip():
                 continue
@@ -239,10 +250,10 @@ def _jsonl_rows(file: BinaryIO) -> Rows:
 
 
 def _json_rows(file: BinaryIO) -> Rows:
-    number = 0
+    number, twice = 0, []
     try:
-        for number, row in enumerate(json_rows(_text(file)), start=1):
-            yield f"row {number}", row
+        for number, row in enumerate(json_rows(_text(file), decoder(twice)), start=1):
+            yield f"row {number}", _unless_twice(row, twice)
     except BrokenJson as error:
         what = f"not valid JSON ({error}); the file may be cut short, fetch or write it again"
         yield f"row {number + 1}", BadRow(None, what)

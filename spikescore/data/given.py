@@ -51,13 +51,20 @@ def sampled_twins(
 ) -> list[Question]:
     """Return the twins of the questions that `sample` chooses, so that none is without the others.
 
-    Questions without a given answer are left out, and counted in a warning. Raises UserError when
-    all are such.
+    Questions without a given answer are left out, and those of which one text is said to be right
+    and to be wrong; a warning counts them. Raises UserError when all are such.
     """
     by_pair: dict[str, list[Question]] = {}
-    bare = 0
+    bare = torn = 0
     for question in questions:
         bare += not question.given
+        right, wrong = (
+            {one.text.strip().casefold() for one in question.given if one.hallucinated is verdict}
+            for verdict in (False, True)
+        )
+        if right & wrong:
+            torn += 1
+            continue
         for twin in twins(question):
             by_pair.setdefault(str(twin.pair_id), []).append(twin)
     if not by_pair:
@@ -65,6 +72,12 @@ def sampled_twins(
             f'dataset "{path}" ships no answers known to be right or wrong, which "first_answers": '
             f'"shipped" needs; {SETS} do, and rows of your own in the fields "right_answer" and '
             '"wrong_answer" (or what "fields" names so)'
+            + f"; of {torn} questions one text is given as both"
+            * bool(torn)
+        )
+    if torn:
+        log.warning(
+            "%s: %d questions left out: one text is given as right and as wrong", path, torn
         )
     if bare:
         log.warning("%s: %d questions without a given answer left out", path, bare)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 _WINDOW = 1 << 16
@@ -20,7 +20,19 @@ _TAIL = 16
 """A value cut off at the window's end fails within so many characters of it (a \\uXXXX pair)."""
 _LISTS = ("data", "Data")
 
-_decode = json.JSONDecoder().raw_decode
+
+def decoder(twice: list[str]) -> json.JSONDecoder:
+    """Return a decoder that puts each key which an object holds twice, with values that differ,
+    into a list: which of them is meant, only who wrote the file knows.
+    """
+
+    def read(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(entries)
+        if len(found) < len(entries):
+            twice.extend(key for key, value in entries if value != found[key])
+        return found
+
+    return json.JSONDecoder(object_pairs_hook=read)
 
 
 class BrokenJson(ValueError):
@@ -30,7 +42,8 @@ class BrokenJson(ValueError):
 class _Reader:
     """Reads one token or value after the other and forgets what it has read."""
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, file: TextIO, decode: Callable[[str, int], tuple[Any, int]]) -> None:
+        self._decode = decode
         self._file, self._text, self._at = file, "", 0
         self._line = self._column = 1  # where the window begins
 
@@ -58,7 +71,7 @@ class _Reader:
         self.peek()
         while True:
             try:
-                value, end = _decode(self._text, self._at)
+                value, end = self._decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 cut = error.pos >= len(self._text) - _TAIL or error.msg.startswith("Unterminated")
                 if not (cut and self._more()):
@@ -102,14 +115,14 @@ class _Reader:
         return BrokenJson(f"{what}: line {line} column {column}")
 
 
-def json_rows(file: TextIO) -> Iterator[Any]:
+def json_rows(file: TextIO, decoder: json.JSONDecoder | None = None) -> Iterator[Any]:
     """Yield the entries of a JSON list, of the list under "data", or else the whole object.
 
     An object {"questions": [...]} that is no story of CoQA is BioASQ's way to hold a list, and is
     held in memory. Raises BrokenJson where the text stops being JSON, after the rows before it, and
     yields any other value (a text, a number) as it stands.
     """
-    reader = _Reader(file)
+    reader = _Reader(file, (decoder or json.JSONDecoder()).raw_decode)
     opening = reader.peek()
     if opening == "[":
         yield from reader.entries()

@@ -87,13 +87,13 @@ def _step(row: Mapping[str, Any], answer: str) -> dict[str, Any]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except ValueError as error:
+                row = json.loads(line.decode())
+            except (ValueError, RecursionError) as error:  # a byte that is not UTF-8, too
                 raise UserError(f'"{path}", row {number}: no JSON ({error})') from error
             if not isinstance(row, dict):
                 raise UserError(f'"{path}", row {number}: expected an object')
@@ -121,6 +121,7 @@ def _model(states: Any, folder: Path) -> str:
     named = states.attrs.get("llm_model")
     parts = folder.resolve().parts
     own = parts[parts.index("experiments") + 1 : -1] if "experiments" in parts else parts[-2:-1]
+    named = named.decode("utf-8", "replace") if isinstance(named, bytes) else named
     return str(named) if named else "/".join(own)
 
 
@@ -147,6 +148,7 @@ def _turn(states: Any, sample: str, answer: str, where: str) -> tuple[Turn | str
             raise ValueError("its tokens have different layers")
         end = int(tokens[-1][1].attrs["forward_idx"])
         stopped = not _is_said(str(tokens[-1][1].attrs.get("text", "")), answer)
+        named = _named(next(iter(layers)), states)
     except (KeyError, ValueError, TypeError, IndexError, OSError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(
@@ -159,7 +161,7 @@ def _turn(states: Any, sample: str, answer: str, where: str) -> tuple[Turn | str
     if last < 0 or last not in found or keys[BEFORE_LAST] not in found:
         return "without its last two states", ""
     turn = {key: found[place] for key, place in keys.items() if place in found}
-    return turn, _named(next(iter(layers)), states)
+    return turn, named
 
 
 def _is_said(text: str, answer: str) -> bool:

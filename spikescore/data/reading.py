@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from spikescore.data.fields import BadRow, described, is_withheld, kind, plain, shown
@@ -207,6 +208,8 @@ class QuestionStream:
 
     def _finished(self, question: Question, row: Any, file: Path) -> Question:
         """Add what all adapters leave to us: domain, split, short columns; marks are no answers."""
+        if len(question.choices or ()) > len(ascii_uppercase):
+            raise BadRow(None, f"{len(question.choices)} options are more than there are letters")
         known, split = self._format, split_of(file, self._path)
         said = described(row, _content(question)) if known.is_publishers else {}
         if not question.domain and not self._domain:

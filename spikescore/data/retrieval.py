@@ -12,6 +12,8 @@ hit. Equal scores are in the order of the documents.
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,6 +26,8 @@ from spikescore.data.files import is_data, read_rows
 from spikescore.data.question import Question
 from spikescore.errors import UserError
 from spikescore.files import walk
+
+log = logging.getLogger("spikescore")
 
 PASSAGE_WORDS = 100
 """Words of a passage, as Karpukhin et al. (2020) cut Wikipedia."""
@@ -103,22 +107,29 @@ def _shown(question: Question, hits: Sequence[tuple[Passage, float]]) -> Questio
 def passages(source: Path) -> Iterator[Passage]:
     """Yield the passages of all documents of a file or folder, in a fixed order.
 
-    UserError for one that is missing, holds no document, or has a row without a text.
+    UserError for one that is missing, holds no document, or has a row without a text. Files of
+    other kinds are told of; hidden ones are not looked at.
     """
     if not source.exists():
         raise UserError(f'documents "{source}" do not exist; check "context": {{"from": ...}}')
-    none = True
+    none, left = True, Counter()
     for file in walk(source) if source.is_dir() else [source]:
-        if file.suffix in _TEXTS:
+        if any(part.startswith(".") for part in file.relative_to(source).parts):
+            continue
+        if file.suffix.lower() in _TEXTS:
             documents = [_text(file, source)]
         elif is_data(file) or file == source:
             documents = _rows(file, source)
         else:
+            left[file.suffix or file.name] += 1
             continue
         for document in documents:
             for one in _cut(*document):
                 none = False
                 yield one
+    if left:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in left.most_common(8))
+        log.warning('documents "%s": files that are no texts or tables left out: %s', source, kinds)
     if none:
         raise UserError(
             f'documents "{source}" hold no text; give a folder of .txt files, or JSONL rows with '
@@ -128,11 +139,14 @@ def passages(source: Path) -> Iterator[Passage]:
 
 def _text(file: Path, source: Path) -> tuple[str, str, str]:
     try:
-        return _name(file, source), "", file.read_text(encoding="utf-8-sig")
+        content = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f'document "{file}" is not UTF-8 text; convert it first') from error
     except OSError as error:
         raise UserError(f'document "{file}" cannot be read: {error.strerror}') from error
+    if "\0" in content:  # UTF-16 without a mark
+        raise UserError(f'document "{file}" is not UTF-8 text; convert it first')
+    return _name(file, source), "", content
 
 
 def _rows(file: Path, source: Path) -> Iterator[tuple[str, str, str]]:

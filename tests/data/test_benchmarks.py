@@ -48,6 +48,20 @@ def right(question: Question) -> str:
 # --- questions with options -------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("choices", "what"),
+    [
+        ({"text": ["tin", "lead", "gold"], "label": ["A", "A", "C"]}, "two options have one label"),
+        ({"text": ["tin"], "label": ["A"]}, "two options or more"),
+        ({"text": [f"o{n}" for n in range(27)], "label": [f"{n}" for n in range(27)]}, "letters"),
+    ],
+)
+def test_options_that_cannot_be_told_apart_are_named(tmp_path: Path, choices, what: str) -> None:
+    row = {**arc_hub(1), "choices": choices, "answerKey": choices["label"][0]}
+    with pytest.raises(UserError, match=what):
+        load_questions(write(tmp_path / "rows.jsonl", row))
+
+
 def test_arc_is_no_commonsenseqa_and_its_levels_are_told_by_the_path(tmp_path: Path) -> None:
     for row in (arc(7), arc_hub(7)):
         (question,) = load_questions(write(tmp_path / "rows.jsonl", row)).questions

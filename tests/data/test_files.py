@@ -333,6 +333,27 @@ def test_values_that_python_writes_are_read_as_json_loads_reads_them() -> None:
     assert repr(list(json_rows(io.StringIO(text)))) == repr(json.loads(text))
 
 
+@pytest.mark.parametrize("form", ["{}\n{}\n", "[{}, {}]"])
+def test_a_key_that_stands_twice_with_different_values_is_named(tmp_path: Path, form: str) -> None:
+    same = '{"question": "Who?", "gold_answers": "Ann", "gold_answers": "Ann"}'
+    torn = '{"question": "When?", "gold_answers": "1900", "gold_answers": "1901"}'
+    path = tmp_path / "set.json"
+    path.write_text(form.format(same, torn))
+    with pytest.raises(UserError, match=r'(line|row) 2, field "gold_answers": stands twice'):
+        load_questions(path)
+    kept = load_questions(path, on_bad_row="skip")
+    assert [one.question for one in kept.questions] == ["Who?"] and len(kept.skipped) == 1
+
+
+@pytest.mark.parametrize("name", ["set.jsonl", "set.jsonl.gz", "set.json"])
+def test_blank_lines_before_the_first_row_lose_nothing(tmp_path: Path, name: str) -> None:
+    rows = [{"question": f"Q{n}?", "gold_answers": "x" * 100} for n in range(100)]
+    text = "\n".join(map(json.dumps, rows)) if "jsonl" in name else json.dumps(rows)
+    data = f"\n \n{text}\n".encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert len(load_questions(tmp_path / name).questions) == 100
+
+
 class Counting(io.StringIO):
     """Text that counts the characters read."""
 

@@ -114,6 +114,16 @@ def test_damaged_states_are_named_with_their_row(tmp_path, states, damage):
         list(read_folder(folder(tmp_path)))
 
 
+def test_a_byte_that_is_no_text_and_settings_that_are_no_json_are_named(tmp_path, states):
+    place = folder(tmp_path)
+    states.attrs["layer_config"] = "{"
+    with pytest.raises(UserError, match="row 1: the states of .* are damaged"):
+        list(read_folder(place))
+    (place / ROWS).write_bytes(b'{"sample_id": "caf\xe9"}\n')
+    with pytest.raises(UserError, match="row 1: no JSON"):
+        list(read_folder(place))
+
+
 def test_what_is_no_folder_of_it_and_what_lacks_states_is_said(tmp_path):
     with pytest.raises(UserError, match=f"has no {ROWS}"):
         next(read_folder(tmp_path))

@@ -69,7 +69,7 @@ def test_equal_scores_are_in_the_order_of_the_documents() -> None:
     assert [passage.id for passage, _ in index.search("river", 3)] == ["1", "3", "5"]
 
 
-def test_a_folder_of_texts_and_tables(tmp_path: Path) -> None:
+def test_a_folder_of_texts_and_tables(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path / "b/two.txt", " ".join(f"w{n}" for n in range(2 * PASSAGE_WORDS + 1)))
     rows = [
         {"id": 7, "title": "Seine", "contents": "A river."},
@@ -79,10 +79,15 @@ def test_a_folder_of_texts_and_tables(tmp_path: Path) -> None:
     write(tmp_path / "c.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "d.csv.gz").write_bytes(gzip.compress(b"id,text\nr1,A sea.\n"))
     write(tmp_path / "notes.pdf", "left alone")
+    write(tmp_path / ".checkpoints/b.txt", "hidden")
+    write(tmp_path / "E.TXT", "A bay.")
     found = list(passages(tmp_path))
     assert [one.id for one in found] == [
+        "E.TXT#1",
         "b/two.txt#1", "b/two.txt#2", "b/two.txt#3", "7#1", "x#1", "c.jsonl:3#1", "r1#1",
     ]  # fmt: skip
+    assert "left out: 1 .pdf" in caplog.text
+    found = found[1:]
     assert [len(one.text.split()) for one in found[:3]] == [PASSAGE_WORDS, PASSAGE_WORDS, 1]
     assert found[3].text == "Seine\nA river." and found[5].text == "A lake."
 
@@ -157,6 +162,9 @@ def test_documents_that_cannot_be_read_are_named(
 
 
 def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("no mark".encode("utf-16-le"))
+    with pytest.raises(UserError, match=r'a.txt" is not UTF-8 text'):
+        with_passages([asked("What?")], tmp_path, 3)
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     with pytest.raises(UserError, match=r'a.txt" is not UTF-8 text'):
         with_passages([asked("What?")], tmp_path, 3)

@@ -175,6 +175,19 @@ def held(folder) -> dict:
     return {record["id"]: record for _, record in iter_records(folder)}
 
 
+def test_one_text_that_is_right_and_wrong_teaches_nothing(tmp_path, caplog):
+    path = tmp_path / "rows.jsonl"
+    torn = {"question": "Who?", "right_answer": "Ann.", "wrong_answer": " ann. "}
+    path.write_text(json.dumps(torn))
+    with pytest.raises(UserError, match="of 1 questions one text is given as both"):
+        sampled_twins(iter_questions(path), list, str(path))
+    whole = {"question": "When?", "right_answer": "1900", "wrong_answer": "1901"}
+    path.write_text(f"{json.dumps(torn)}\n{json.dumps(whole)}")
+    found = sampled_twins(iter_questions(path), list, str(path))
+    assert [one.question for one in found] == ["When?"] * 2
+    assert "1 questions left out: one text is given as right and as wrong" in caplog.text
+
+
 def test_the_given_answer_is_the_models_turn_and_the_dialogue_goes_on(
     settings, monkeypatch, tiny_model, capsys
 ):

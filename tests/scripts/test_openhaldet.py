@@ -63,6 +63,31 @@ def test_a_folder_is_scored_without_a_model(tmp_path, script, monkeypatch, capsy
     assert roc_auc_score(book.y[test], book.scores["mass_mean", "arc", 0][test]) > 0.9
 
 
+def test_what_is_there_is_kept_and_another_model_refused(tmp_path, script, monkeypatch):
+    states = Group({}, layer_config='"all"')
+    rows = [make_row(n) | {"model_output_text": "some output"} for n in range(3)]
+    for row in rows:
+        states[row["sample_id"]] = stored_states({4: {0: np.ones(4)}, 5: {0: np.ones(4)}})
+    monkeypatch.setattr(folders, "_open", lambda path: states)
+    for model in "ab":
+        folder = tmp_path / "experiments" / model / "arc_3samples"
+        folder.mkdir(parents=True)
+        (folder / folders.ROWS).write_text("\n".join(map(json.dumps, rows)))
+    output = tmp_path / "pairs"
+    arguments = ("import", tmp_path / "experiments" / "a" / "arc_3samples", "--output_dir", output)
+    assert script(*arguments) == 0
+    scored = next(iter(output.rglob("*.json")))
+    scored.write_text(json.dumps(json.loads(scored.read_text()) | {"metrics": {"mine": 1}}))
+    held = {path: path.read_bytes() for path in output.rglob("*.*")}
+    assert script(*arguments) == 0
+    with pytest.raises(UserError, match="of another model; choose another --output_dir"):
+        script("import", folder, "--output_dir", output)
+    (folder / folders.ROWS).write_text("\n".join(map(json.dumps, [*rows, rows[0]])))
+    with pytest.raises(UserError, match="two rows of the id"):
+        script("import", folder, "--output_dir", tmp_path / "new")
+    assert held == {path: path.read_bytes() for path in output.rglob("*.*")}
+
+
 def test_a_submission_is_written_as_text_and_data(tmp_path, script):
     make_book().save(tmp_path / "scores.pkl")
     at = tmp_path / "out" / "submission.md"
@@ -73,5 +98,7 @@ def test_a_submission_is_written_as_text_and_data(tmp_path, script):
     assert set(told["other_sets"]) == {"d0", "d1", "d2"} and len(told["missing"]) == 17
     assert "- Link: https://example.org" in at.read_text()
     assert any("not turned round" in note.replace("\n", " ") for note in told["notes"])
+    with pytest.raises(UserError, match="name the text .md"):
+        script("submit", *asked[:-1], at.with_suffix(".json"))
     with pytest.raises(UserError, match='has no "mind"; it has spike_score, '):
         script("submit", *asked, "--method", "mind")

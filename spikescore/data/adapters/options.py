@@ -89,11 +89,13 @@ def _labelled(row: Row, domain: str, meta: dict[str, object]) -> Question:
         choices = tuple(as_text(choice, "choices.text") for choice in items(by_column, "text"))
     if len(labels) != len(choices):
         raise BadRow("choices", f"{len(labels)} labels and {len(choices)} options")
+    if len(set(labels)) < len(labels):
+        raise BadRow("choices", f"two options have one label ({shown(', '.join(labels))})")
     return Question(
         id=own_id(row, "id"),
         domain=domain,
         question=stem,
-        choices=choices,
+        choices=_several(choices, "choices"),
         gold_answers=_right(row, "answerKey", labels, choices),
         answer_type="choice",
         meta=meta,
