@@ -171,6 +171,7 @@ _PARTS = {
     "seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10, "hundredth": 100,
 }  # fmt: skip
 _TOKEN = re.compile(r"(\d[\d.]*|[a-z]+)([\s-]*)", re.IGNORECASE)
+_CENTS = re.compile(r"\b(\d+)(?: dollars?)? and (\d{1,2}) cents?\b", re.IGNORECASE)
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 
 
@@ -348,6 +349,7 @@ def plain_digits(text: str) -> str:
         text,
     )
     text = re.sub(r"([Ww])att[-\s]hour", r"\1atthour", text)
+    text = _CENTS.sub(lambda m: f"{m[1]}.{int(m[2]):02d} dollars", text)
     text = re.sub(r"10\s?\^\s?\{\s*(-?\d+)\s*\}", r"10^\1", text)
     text = _DEGREES.sub(lambda m: " °C" if m.group(1) else " °F", text)
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b", "°", text)

@@ -424,7 +424,7 @@ def exact(question: Question, answer: str) -> Reading:
     if len(quantities) == len(golds) and (found := _quantity_label(text, quantities)) is not None:
         return found, text
     one = ("one", "1") if short & {"one", "1"} else ()
-    answered = _without_asked_denial(question, text)
+    answered = _without_asked_denial(question, _without_question(question, text))
     if _states(answered, (*golds, *one), question=question.question) or (
         one and _COUNTS_ONE.search(folded(text))
     ):
@@ -435,6 +435,13 @@ def exact(question: Question, answer: str) -> Reading:
     if known and not known & scripts(text) and scripts(text):
         return None, text  # in a script that no gold answer is in
     return 0, text
+
+
+def _without_question(question: Question, text: str) -> str:
+    """Return the text without the question where it says that first: "What is X? Y." """
+    asked = re.escape(question.question.strip())
+    rest = re.sub(rf"^\W*{asked}(?=\W|$)", "", text, flags=re.IGNORECASE) if asked else text
+    return rest if re.search(r"\w", rest) else text
 
 
 def _without_asked_denial(question: Question, text: str) -> str:
@@ -488,9 +495,12 @@ def numeric(question: Question, answer: str) -> Reading:
     ("26 - 9 = 17"); without such a clause the number that the text comes to. Where that is not
     clear, and the gold number is among those named, the answer is unread.
     """
-    golds = [found[-1] for gold in question.gold_answers if (found := read_numbers(gold)[0])]
-    if not golds:
-        raise NoReference(f'gold answer "{question.gold_answers[0]}" is not a number')
+    golds = [
+        found[-1] for gold in question.gold_answers
+        if (found := read_numbers(gold)[0]) and (len(found) == 1 or "=" in gold)
+    ]  # fmt: skip
+    if not golds:  # "2:30" and "3 to 5" are two
+        raise NoReference(f'gold answer "{question.gold_answers[0]}" is not one number')
     return _compared(read_statement(answer, question.gold_answers), golds)
 
 
@@ -662,7 +672,8 @@ def choice(question: Question, answer: str) -> Reading:
     statement = read_statement(answer, question.gold_answers)
     options = ((statement.text, bool(statement.mark)), (statement.whole, False))
     line, _, rest = statement.text.partition("\n")  # the letter first, then why
-    if rest and len(line.split()) <= 8 and not re.search(r"^\W*[A-H]\W", rest, re.MULTILINE):
+    upper = _upper(len(choices))
+    if rest and len(line.split()) <= 8 and not re.search(rf"^\W*{upper}\W", rest, re.MULTILINE):
         options = ((line, True), *options)
     for text, marked in options:
         letters = {first[index] if index < len(first) else index
@@ -695,6 +706,15 @@ def _pick(letters: set[int], texts: set[int]) -> int | None:
     return None
 
 
+def _upper(n: int) -> str:
+    """Return the pattern of an option's letter, of A to H or to the last of more; "I think" is no
+    letter.
+    """
+    if n <= len(_NTH):
+        return "[A-H]"
+    return rf"(?:[A-HJ-{chr(ord('A') + max(n, 10) - 1)}]|I(?!['’]|\s+[a-z]))"
+
+
 def _letters(
     statement: str,
     choices: Sequence[str],
@@ -714,15 +734,16 @@ def _letters(
     )
     text = re.sub(r"\\[()\[\]]|\$", "", text)
     text = re.sub(r"\b([A-Z])\.(?=[A-Z]\b)", r"\1", text)  # "D.C." is no letter
-    several = r"\b[A-H](?:\s*(?:,|\band\b|\bor\b|/)\s*(?:(?:and|or)\s+)?[A-H]\b)+"
+    last = chr(ord("A") + n - 1)
+    upper = _upper(n)
+    any_case = f"(?:{upper}|[a-{last.lower()}])"
+    several = rf"\b{upper}(?:\s*(?:,|\band\b|\bor\b|/)\s*(?:(?:and|or)\s+)?{upper}\b)+"
     for listing in dict.fromkeys(re.findall(several, text)):
         rest = text[text.find(listing) + len(listing) :]
-        if len(set(re.findall(r"\b[A-H]\b", listing))) >= n > 2 or wrong.match(rest):
+        if len(set(re.findall(rf"\b{upper}\b", listing))) >= n > 2 or wrong.match(rest):
             text = text.replace(
                 listing, " "
             )  # "the options are A, B, C and D", "A and B are wrong"
-    last = chr(ord("A") + n - 1)
-    upper, any_case = "[A-H]", f"[A-Ha-{last.lower()}]"
     apart = r"(?<![^\W\u3040-\u9fff\uac00-\ud7ff\u0600-\u06ff])"
     beside = r"(?![\w'’](?<![\u3040-\u9fff\uac00-\ud7ff]))"
     right = r"(?:is|was|would be|seems|must be)\s+(?:the\s+|also\s+)?(?:most\s+)?"
@@ -754,7 +775,7 @@ def _letters(
         forms.append(
             rf"{apart}({upper})(?=\W*$|[).:,;/!]|\s+(?:or|and|because|since|but|as|for)\b)"
         )
-        forms.append(rf"^\W*([B-{last}])\b(?!['’])" if n > 1 else r"(?!)")
+        forms.append(rf"^\W*((?=[B-{last}]){upper})\b(?!['’])" if n > 1 else r"(?!)")
     found = {}
     so = re.search(rf"\b(?:[Tt]herefore|[Ss]o|[Tt]hus|[Hh]ence),?\s+\(?({upper})\)?\W*$", text)
     for form in [so.re.pattern] if so else forms:

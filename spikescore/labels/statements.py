@@ -228,12 +228,18 @@ _ABBREVIATIONS = {"st", "dr", "mr", "mrs", "ms", "jr", "sr", "vs", "no", "mt", "
 def _clause(text: str, golds: Iterable[str]) -> str | None:
     """Return what follows the last "answer is ..." up to the end of its sentence, or None.
 
-    "This answer is correct" is a remark, and none of it, unless the gold answer is "correct".
+    "This answer is correct" is a remark, and none of it, unless the gold answer is "correct". A
+    gold answer that holds a mark ("Panic! at the Disco") is no end of a sentence.
     """
+    golds = [gold.strip() for gold in golds]
     wanted = {re.sub(r"\W", "", gold.casefold()) for gold in golds}
+    marked = [gold for gold in golds if re.search(r"[.!?\u3002]\s", gold)]
     for match in reversed(list(_CLAUSE.finditer(text))):
         tail = text[match.end() :]
-        clause = first_sentence(tail)
+        start = len(tail) - len(tail.lstrip(" \t\"'\u201c\u2018*"))
+        said = tail[start:].casefold()
+        named = max((len(one) for one in marked if said.startswith(one.casefold())), default=-start)
+        clause = tail[: start + named] + first_sentence(tail[start + named :])
         remark = _REMARK.match(clause)
         about = re.search(r"\b(?:this|that|these|above|previous)\s*$", text[: match.start()], re.I)
         if re.sub(r"\W", "", clause.casefold()) in wanted:
