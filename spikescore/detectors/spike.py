@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from spikescore.data.adapters.project import project
 from spikescore.data.question import Question, record_fields
 from spikescore.data.reading import load_questions
+from spikescore.data.retrieval import with_passages
 from spikescore.dialogues.config import Config, dialogue_keys, parse_config
 from spikescore.dialogues.dialogue import Dialogue, dialogue_record
 from spikescore.dialogues.running import families_of, identity_of, make_engine
@@ -162,8 +163,12 @@ class SpikeDetector:
         on_turn: Callable[[], object] = lambda: None,
     ) -> Iterator[Detection]:
         """Yield what comes of the questions, in their order, each as soon as it and those before it
-        are there. `on_turn` is called whenever a turn has ended.
+        are there. `on_turn` is called whenever a turn has ended. Where the dialogues are held with
+        documents ("context"), each question is shown its passages.
         """
+        if self.config.context:
+            source = Path(self.config.context["from"])
+            questions = with_passages(questions, source, self.config.top_k).questions
         dialogues = [_Scored(question, self, answer, on_turn) for question in questions]
         places = {dialogue: place for place, dialogue in enumerate(dialogues)}
         self._engine.batch_size = min(self._together, max(1, len(dialogues)))
@@ -240,6 +245,8 @@ class SpikeDetector:
             raise UserError(
                 "here the local model alone holds dialogues; leave out backend, replay and tp_plan"
             )
+        if config.first_answers != "model":
+            raise UserError("a first answer is given by --answer; leave out first_answers")
         return config
 
     def _differences(self) -> list[str]:

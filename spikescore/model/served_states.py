@@ -20,6 +20,7 @@ import asyncio
 import hashlib
 import json
 import math
+import re
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,6 +75,10 @@ def vllm_flags(n_layers: int) -> str:
         f"PYTHONPATH=/path/to/SpikeScore-GHD vllm serve MODEL --generation-config vllm "
         f"--speculative-config '{first}' --kv-transfer-config '{second}'"
     )
+
+
+_FILE = re.compile(r"[0-9a-f]{32}\.safetensors")
+"""What the connector calls its files."""
 
 
 class BadReply(Exception):
@@ -254,6 +259,8 @@ class ServedStates:
         if info.get("error") or not isinstance(info.get("file"), str):
             raise BadReply(str(info.get("error") or "no file is named"))
         path = Path(info["file"])
+        if not _FILE.fullmatch(path.name):  # it is removed below, so it must be the connector's
+            raise BadReply(f'"{path.name}" is no name of a file of states')
         try:
             if info.get("layers") != layer_ids("vllm", self.n_layers):
                 raise UserError(

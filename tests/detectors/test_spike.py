@@ -213,6 +213,15 @@ def test_other_texts_of_the_follow_ups_are_told(stages, tiny_model, tmp_path):
     assert "texts of the follow-ups" in note and not detector.score("Which town?").comparable
 
 
+def test_a_question_is_shown_its_passages(stages, tiny_model, tmp_path):
+    (tmp_path / "a.txt").write_text("Bath lies on the Avon.")
+    settings = {"context": {"from": str(tmp_path), "top_k": 1}, "max_steps": 3}
+    detector = SpikeDetector(tiny_model, stages[0] / "probe.pkl", settings=settings)
+    found = detector.score("Which town lies on the Avon?")
+    assert "Bath lies on the Avon." in found.record["cot_steps"][0]["prompt"]
+    assert found.record["meta"]["retrieved"][0]["id"] == "a.txt#1" and not found.comparable
+
+
 def test_a_probe_without_a_threshold_scores_and_flags_nothing(stages, tiny_model):
     folder, _ = stages
     probe = replace(load_probe(folder / "probe.pkl"), spike_threshold=None)
@@ -273,6 +282,8 @@ def test_a_probe_of_another_model_is_refused_and_both_are_named(stages, tiny_mod
         ({"max_steps": 2}, "SpikeScore needs at least 3 turns"),
         ({"temprature": 1}, 'did you mean "temperature"'),
         ({"backend": "openai"}, "the local model alone"),
+        ({"first_answers": "shipped"}, "leave out first_answers"),
+        ({"context": {"from": "nowhere"}}, '"nowhere" does not exist'),
         ({"prompts_file": "nowhere.json"}, 'prompts_file "nowhere.json" does not exist'),
     ],
 )

@@ -215,6 +215,17 @@ def test_a_reply_that_fails_its_check_is_asked_for_again_then_an_error(
     assert list(tmp_path.glob("*.safetensors")) == []
 
 
+def test_a_file_that_is_none_of_the_connectors_is_left_where_it_is(start, tmp_path):
+    mine = tmp_path / "notes.safetensors"
+    mine.write_text("mine")
+
+    def another_file(reply, file):
+        info_of(reply)["file"] = str(mine)
+
+    _, _, opened = start(change=another_file, spoiled={1, 2, 3, 4})
+    assert "no name of a file of states" in read(opened()).error and mine.read_text() == "mine"
+
+
 def test_a_state_that_no_file_can_hold_names_its_layer(start):
     def beyond(reply, file):
         file["states"][:, 2] = np.inf
