@@ -45,6 +45,7 @@ TOKEN_KEYS = (
     "last_tok_bef_gen_embedding",
 )
 States = dict[int, dict[str, np.ndarray]]
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _NOT_PAIRS = {"config.json", "run.json", "summary.json", "progress.json", "speed.json", INDEX}
 
 
@@ -55,11 +56,12 @@ def file_id(own_id: object, content: str) -> str:
     """Return the data set's own id made safe for a file name, or 12 hex digits of the content's
     hash.
     """
-    text = re.sub(r"[^A-Za-z0-9._-]+", "_", str(own_id)).strip("._") if own_id is not None else ""
-    taken = f"{text}.json" in _NOT_PAIRS or text.endswith((".error", "_error", ".measures"))
-    if not text or len(text) > 120 or taken:
-        return sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    return text
+    if own_id is not None:
+        text = _UNSAFE.sub("_", str(own_id)).strip("._")
+        taken = f"{text}.json" in _NOT_PAIRS or text.endswith((".error", "_error", ".measures"))
+        if text and len(text) <= 120 and not taken:
+            return text
+    return sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def write_pair(folder: Path, record: dict[str, Any], states: States, *, model: str) -> None:

@@ -89,13 +89,13 @@ def is_null_text(value: Any) -> bool:
 
 def is_withheld(value: Any) -> bool:
     """True where an answer is missing, or is a mark for one that is not given: "<unk>", "?"."""
+    if isinstance(value, str):
+        return is_missing(value) or bool(_WITHHELD.fullmatch(value.strip()))
     if isinstance(value, list | tuple):
         return all(isinstance(one, str) and one.strip() and is_withheld(one) for one in value)
     if isinstance(value, dict):
         return all(is_withheld(part) for part in value.values())
-    return is_missing(value) or (
-        isinstance(value, str) and bool(_WITHHELD.fullmatch(value.strip()))
-    )
+    return is_missing(value)
 
 
 def parsed(value: Any, name: str) -> Any:
@@ -165,12 +165,14 @@ def get(row: Row, name: str) -> Any:
 def optional(row: Row, name: str) -> Any:
     """Return a field's value, None where it is missing or a text column's way to say so."""
     value = row.get(name)
-    return None if is_missing(value) or is_null_text(value) else value
+    if value is None or is_missing(value) or is_null_text(value):
+        return None
+    return value
 
 
 def text(row: Row, name: str) -> str:
     """Return a field's non-empty text, see `as_text`."""
-    return as_text(get(row, name), name)
+    return as_text(row[name] if name in row else get(row, name), name)
 
 
 def as_text(value: Any, name: str) -> str:
@@ -182,7 +184,7 @@ def as_text(value: Any, name: str) -> str:
         raise BadRow(name, "is empty")
     if not value.isascii():
         try:
-            value.encode()
+            value.encode("utf-16")  # refuses what UTF-8 does, in half the time
         except UnicodeEncodeError as error:
             # files are decoded with "surrogateescape": a stray byte arrives as U+DC80 to U+DCFF
             stray = "\udc80" <= value[error.start] <= "\udcff"
@@ -298,13 +300,16 @@ def usable_id(own: str, content: str) -> str:
     return own if file_id(own, "") != file_id(None, "") else file_id(None, content)
 
 
-def described(row: Row, content: list[str]) -> Row:
+def described(row: Row, content: list[str], known: Row) -> Row:
     """Return what a row says in short columns (numbers, true/false, short texts), as JSON can.
 
-    Texts that are the `content` of its question, or a long part of it, are left out.
+    Left out are columns that are `known` already, and texts that are the `content` of its question,
+    or a long part of it.
     """
     found = {}
     for name, value in row.items():  # of every row of every set: as little as can be done
+        if name in known:
+            continue
         if isinstance(value, str):
             said = value.strip() if len(value) <= _DESCRIBED else ""
             if not said or said in content:
@@ -318,13 +323,37 @@ def described(row: Row, content: list[str]) -> Row:
     return found
 
 
+_PLAIN = frozenset({str, int, bool, type(None)})
+_KEPT = _PLAIN | {tuple}
+
+
+def make_plain(meta: Row) -> Row:
+    """Turn the values of a `meta` into what JSON can hold, in place; tuples of texts stay."""
+    odd = [
+        name
+        for name, value in meta.items()
+        # a finite number less itself is 0.0, any other is NaN
+        if (known := type(value)) not in _KEPT and (known is not float or value - value)
+    ]
+    for name in odd:
+        meta[name] = plain(meta[name])
+    return meta
+
+
 def plain(value: Any) -> Any:
     """Return a value as JSON can hold it: NaN is null, other things are their text."""
-    if value is None or isinstance(value, str | int):
+    known = type(value)
+    if known in _PLAIN or (known is float and math.isfinite(value)):
+        return value
+    if known is list and _PLAIN.issuperset(map(type, value)):
+        return value
+    if isinstance(value, str | int):
         return value
     if isinstance(value, float | Decimal):
         number = float(value)
         return number if math.isfinite(number) else None if math.isnan(number) else str(number)
     if isinstance(value, dict):
-        return {str(key): plain(part) for key, part in value.items()}
+        return {
+            str(key): part if type(part) in _PLAIN else plain(part) for key, part in value.items()
+        }
     return [plain(part) for part in value] if isinstance(value, list | tuple) else str(value)

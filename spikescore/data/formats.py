@@ -26,7 +26,8 @@ class Format:
 
     `fits` looks at values where the keys alone do not tell. `gold` is the field that a split
     without answers leaves out or empty: where the first row does so all may, else none may. `apart`
-    is the field that tells rows with one id apart.
+    is the field that tells rows with one id apart. `tells_all` where the adapter itself puts into
+    `meta` what all the other columns say.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Format:
     fits: Callable[[Row], bool] | None = None
     gold: str | None = None
     apart: str | None = None
+    tells_all: bool = False
 
     @property
     def is_publishers(self) -> bool:
@@ -47,7 +49,9 @@ class Format:
 
     def withholds(self, row: Row) -> bool:
         """True when the row leaves the field of its answer out or empty."""
-        given = row.get(self.gold) if self.gold else True
+        if self.gold is None:
+            return False
+        given = row.get(self.gold)
         return is_missing(given) or given == []
 
 
@@ -93,7 +97,8 @@ FORMATS = (
     Format("ragtruth", ("source_id", "response", "labels"), shipped.ragtruth),
     Format("defan", ("questions", "answer", "type"), recall.defan),
     Format("true_false", ("statement", "label"), options.true_false),
-    Format("synthweb", ("verbalizer_prompt", "context", "target_response"), passages.synthweb),
+    Format("synthweb", ("verbalizer_prompt", "context", "target_response"), passages.synthweb,
+           tells_all=True),
     Format("openhaldet", ("sample_id", "structured_data"), shipped.openhaldet),
     Format("ipw", ("conversations", "ground_truth"), shipped.ipw, gold="ground_truth",
            apart="teacher_model"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,10 @@ def test_synthweb_keeps_every_column_and_names_its_band(tmp_path: Path) -> None:
     assert said["doc"] == rows[0]["doc"] and said["row_splits"] == rows[0]["row_splits"]
     assert said["bb_answer_rollout_answers"] == ["HIDDEN guess 0"]
     assert "HIDDEN" not in first_message(questions[0])
+    odd = {"slot_idx": math.inf, "abs_index": math.nan, "bb_answer_rollout_scores": [math.nan, 0.5]}
+    (question,) = load_questions(write(tmp_path / "odd.jsonl", {**rows[0], **odd})).questions
+    as_json = {"slot_idx": "inf", "abs_index": None, "bb_answer_rollout_scores": [None, 0.5]}
+    assert question.meta == {**questions[0].meta, **as_json}
     hard = load_questions(tmp_path / "s.jsonl", filters={"band": "HARD", "scope": "word"})
     assert len(hard.questions) == 1
     with pytest.raises(UserError, match='line 2, field "bb_answer_score_max"'):

@@ -424,6 +424,17 @@ def test_broken_parquet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("container", ["parquet", "arrow"])
+def test_rows_are_counted_through_all_parts_of_a_table(tmp_path: Path, container: str) -> None:
+    rows = [SHAPES["gsm8k"].make(n) for n in range(1500)]
+    rows[1201]["question"] = ""
+    path = in_container(tmp_path, container, rows)
+    loaded = load_questions(path, on_bad_row="skip")
+    assert [one.where for one in loaded.skipped] == ["row 1202"]
+    asked = [row["question"] for row in rows if row["question"]]
+    assert [question.question for question in loaded.questions] == asked
+
+
+@pytest.mark.parametrize("container", ["parquet", "arrow"])
 @pytest.mark.parametrize(
     "beyond",
     [

@@ -190,7 +190,11 @@ def synthweb(row: Row) -> Iterable[Question]:
     question = text(row, "verbalizer_prompt")
     wrong = optional_text(row, "incorrect_plausible_answer")
     document, place = text(row, "doc_id"), [row.get(name) for name in _SYNTHWEB_PLACE]
-    scope = optional(row, "scope")
+    scope, said = optional(row, "scope"), dict(row)
+    for name in _SYNTHWEB_ASKED:
+        said.pop(name, None)
+    said["stratum"], said["band"] = scope, _band(row)
+    said["incorrect_answers"] = (wrong,) if wrong else ()
     yield Question(
         id=file_id(None, f"{document} {place} {question}"),
         domain="synthweb",
@@ -199,12 +203,7 @@ def synthweb(row: Row) -> Iterable[Question]:
         gold_answers=(text(row, "target_response"),),
         group=document,
         answer_type="exact" if scope in ("word", "lens") else "free",
-        meta={
-            **{name: value for name, value in row.items() if name not in _SYNTHWEB_ASKED},
-            "stratum": scope,
-            "band": _band(row),
-            "incorrect_answers": (wrong,) if wrong else (),
-        },
+        meta=said,
     )
 
 
