@@ -231,7 +231,7 @@ def report(passes: list[dict[str, dict[str, float]]], n: int) -> int:
         assert all(one[side]["rows"] == n for one in passes), f"{side} did not read {n} rows"
         peak = max(one[side]["peak"] for one in passes) / 1e6
         rate = f"{n / seconds[side]:9.0f} rows/s"
-        print(f"{side:<24} {seconds[side]:7.1f} s {rate} {cpu[side]:7.1f} CPU s {peak:6.0f} MB")
+        print(f"{side:<24} {seconds[side]:7.1f} s {rate} {cpu[side]:7.2f} CPU s {peak:6.0f} MB")
     missed = 0
     for plain, side, asked in (
         ("json.loads", "iter_questions JSONL", ASKED),

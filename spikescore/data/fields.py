@@ -24,7 +24,7 @@ from spikescore.pairs import file_id
 
 _SHOWN = 120
 """Characters of a value that an error message quotes."""
-_NULLS = ("null", "NULL", "None", "nan", "NaN", "<NA>", "NaT")
+_NULLS = frozenset({"null", "NULL", "None", "nan", "NaN", "<NA>", "NaT"})
 """What Python, pandas and JSON make of a missing value in a column of texts."""
 _WITHHELD = re.compile(
     r"[\[(<{]+\s*(unk|unknown|hidden|withheld|redacted|masked|mask|missing|none|null|n/?a|blank|"
@@ -90,7 +90,8 @@ def is_null_text(value: Any) -> bool:
 def is_withheld(value: Any) -> bool:
     """True where an answer is missing, or is a mark for one that is not given: "<unk>", "?"."""
     if isinstance(value, str):
-        return is_missing(value) or bool(_WITHHELD.fullmatch(value.strip()))
+        said = value.strip()
+        return not said or (not said[0].isalnum() and bool(_WITHHELD.fullmatch(said)))
     if isinstance(value, list | tuple):
         return all(isinstance(one, str) and one.strip() and is_withheld(one) for one in value)
     if isinstance(value, dict):
@@ -165,9 +166,10 @@ def get(row: Row, name: str) -> Any:
 def optional(row: Row, name: str) -> Any:
     """Return a field's value, None where it is missing or a text column's way to say so."""
     value = row.get(name)
-    if value is None or is_missing(value) or is_null_text(value):
-        return None
-    return value
+    if isinstance(value, str):
+        said = value.strip()
+        return None if not said or said in _NULLS else value
+    return None if is_missing(value) else value
 
 
 def text(row: Row, name: str) -> str:

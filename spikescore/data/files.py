@@ -150,8 +150,9 @@ def read_rows(path: Path) -> Rows:
         with _opened(path) as file:
             first, more = file.readline(_FIRST_LINE), file.readline(_FIRST_LINE)
         with _opened(path) as file:
-            for where, row in _plain_rows(path, file, first, more):
-                yield where, row
+            for one in _plain_rows(path, file, first, more):
+                where, _ = one
+                yield one
     except FileNotFoundError as error:
         raise UserError(f'dataset "{path}" does not exist; check "dataset_path"') from error
     except (EOFError, zlib.error, lzma.LZMAError) as error:
