@@ -264,13 +264,14 @@ def compare_whole(args: Namespace, folder: Path, judge: Judge) -> None:
         ]
     )
     plain_calls, _ = judge.since()
+    plain_cpu = generation_cpu + judging_cpu
     print(
         f"whole run: {len(questions)} questions x {args.generations} samples of {args.model}, "
         f"{run.model.dtype}\n"
         f"  plain loop {generation + judging:8.1f} s  {generation:.1f} generation + {judging:.1f} "
-        f"judging, {plain_calls} calls, CPU {generation_cpu + judging_cpu:.1f} s\n"
+        f"judging, {plain_calls} calls, CPU {plain_cpu:.1f} s\n"
         f"  ours       {seconds:8.1f} s  both at the same time, {calls} calls, CPU {cpu:.1f} s\n"
-        f"  ratio      {(generation + judging) / seconds:8.1f}"
+        f"  ratio      {(generation + judging) / seconds:8.1f}  of CPU time {plain_cpu / cpu:.1f}"
     )
 
 
