@@ -62,7 +62,7 @@ log = logging.getLogger("spikescore")
 
 GIVEN_TOKENS = 256  # of given answers, of all dialogues, that a pass reads ahead; bounds its logits
 TRIAL_TOKENS = 5  # of the answer of a throw-away dialogue that is timed
-SHARED_TOKENS = 64  # a common beginning of fewer is encoded again rather than waited for
+SHARED_TOKENS = 16  # a common beginning of fewer is encoded again rather than waited for
 
 
 @dataclass(eq=False)
@@ -542,10 +542,9 @@ class _Trial:
     def __init__(self, number: int, held: int, prompt: int) -> None:
         self.item_id = f"trial {number}"
         self.held = held
-        # no two begin alike, or one would be copied from the other
-        self.ids = [int(digit) for digit in f"{number:020b}".ljust(held + prompt, "0")][
-            : held + prompt
-        ]
+        # no two begin alike, or one would be copied from the other: lowest digits first
+        digits = f"{number:b}"[::-1].ljust(held + prompt, "0")
+        self.ids = [int(digit) for digit in digits[: held + prompt]]
 
     def next_prompt(self, last: Turn | None) -> list[int] | None:
         return self.ids if last is None else None

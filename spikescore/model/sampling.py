@@ -83,6 +83,12 @@ def choose_tokens(logits: torch.Tensor, uniforms: torch.Tensor, sampling: Sampli
     """
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
+    few = max(1, CACHED_NUMBERS[logits.device.type] // logits.shape[-1])
+    parts = zip(logits.split(few), uniforms.split(few), strict=True)
+    return torch.cat([_choose(*part, sampling) for part in parts])
+
+
+def _choose(logits: torch.Tensor, uniforms: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     probabilities = torch.softmax(logits / sampling.temperature, dim=-1)
     if sampling.top_p >= 1:
         return _draw(probabilities, uniforms, sampling.top_p)
@@ -106,7 +112,7 @@ def _draw(probabilities: torch.Tensor, uniforms: torch.Tensor, top_p: float) -> 
     upto = mass.cumsum(dim=-1)
     target = uniforms.double()[:, None] * upto[:, -1:]
     last_possible = (mass > 0).sum(dim=-1) - 1 if top_p < 1 else mass.shape[-1] - 1
-    return (upto <= target).sum(dim=-1).clamp(max=last_possible)
+    return torch.searchsorted(upto, target, right=True)[:, 0].clamp(max=last_possible)
 
 
 class DraftTable:

@@ -515,6 +515,24 @@ def test_a_common_beginning_is_encoded_once_and_changes_nothing(batch_size, monk
     assert len(texts) > 1
 
 
+@pytest.mark.parametrize("batch_size", [2, 40])
+def test_samples_of_a_short_prompt_come_from_one_encoding(batch_size):
+    """A question by itself, without examples, is a few dozen tokens."""
+    samples = [Sample(question, number) for question in range(3) for number in range(5)]
+    for sample in samples:
+        sample.prompt = sample.prompt[150:190]
+    engine = Engine(
+        make_model("llama"),
+        stop_ids=STOP_IDS,
+        sampling=Sampling(0, 1, 0),
+        limits=Limits(max_new_tokens=4, max_context=600),
+        batch_size=batch_size,
+    )
+    assert len({f.conversation.item_id for f in engine.run(samples) if not f.error}) == 15
+    # all samples of a question but the first feed the prompt's last token again
+    assert engine.stats["encoded_tokens"] == 3 * 40 + 15 - 3
+
+
 def plain_state(model, ids) -> np.ndarray:
     """The state of the last of these ids in a pass over them alone: `[L + 1, H]`."""
     with torch.no_grad():
