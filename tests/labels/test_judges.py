@@ -199,7 +199,7 @@ def test_no_reference_is_no_label_and_counted() -> None:
     without = judge_many(make_judge("exact"), [(bare, "Paris")])[0]
     worded = label("numeric", "17", "Paris")
     assert without.label is None and "no gold answer" in without.error
-    assert worded.label is None and "not a number" in worded.error
+    assert worded.label is None and "not one number" in worded.error
     line = coverage_line([nothing, without, worded])
     assert line.startswith("labels: 1 of 3 (exact 1), 2 failed; the first: the item has no gold")
     none = judge_many(make_judge("none"), [(bare, "x")])[0]

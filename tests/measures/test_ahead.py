@@ -140,6 +140,6 @@ def test_what_is_under_way_is_given_up_when_generation_is_interrupted(tmp_path) 
         let.set()
         kept, _ = make_judges(server, tmp_path / "replies")
         question, entry = make_case(0)
-        asked = len(server.bodies)
         assert kept.judge_many([(question, text) for text in texts_of(entry)]) == [1.0] * 5
-        assert len(server.bodies) == asked
+        # (the server may hear late of calls that were given up)
+        assert kept.judge.asker.stats["asked"] == 0

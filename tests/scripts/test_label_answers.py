@@ -105,7 +105,7 @@ def test_failures_are_counted_and_take_no_label_away(tmp_path):
     assert failed.returncode == 1 and "labels: 0 of 2, 2 failed" in failed.stdout
     assert "; 1 that failed keep the label they had" in failed.stdout
     assert label_of(kept) == 1 and label_of(open_one) is None
-    assert "not a number" in json.loads(open_one.read_text())["nil_judge"]["error"]
+    assert "not one number" in json.loads(open_one.read_text())["nil_judge"]["error"]
 
 
 def test_an_answer_that_is_unread_now_has_no_label_of_before(tmp_path):
