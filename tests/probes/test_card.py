@@ -82,8 +82,9 @@ def test_the_shipped_probe_scores_the_same_when_published(tmp_path):
     features = np.random.default_rng(0).standard_normal((20, probe.input_dim)) * 10
     np.testing.assert_array_equal(load_probe(file).score(features), probe.score(features))
     told = card.read_text("utf-8")
-    assert "test 60 (85% hallucinated)" in told and "commonsenseqa, triviaqa" in told
-    assert "smollm2-135m-instruct" in told and "1.0069" in told and "| layers read | 29 (0" in told
+    assert f"test {probe.training['n']['test']} (" in told and "commonsenseqa, triviaqa" in told
+    assert "smollm2-135m-instruct" in told and f"{probe.spike_threshold:.4f}" in told
+    assert f"| layers read | {probe.layer_range[0]} (0" in told
     assert '"Answer in one short sentence."' in told
 
 
