@@ -18,7 +18,7 @@ from spikescore.runtime import derived_seed
 log = logging.getLogger("spikescore")
 
 STRATEGIES = ("all", "random", "sequential", "balanced", "stratified")
-FILTERED_FIELDS = ("domain", "group", "answer_type")
+FILTERED_FIELDS = ("domain", "group", "answer_type", "id")
 """What of a question itself can be filtered by, beside its `meta` and the columns of its row."""
 _BOUNDS = ("min", "max", "below")
 
@@ -49,10 +49,15 @@ def fits(question: Question, row: Mapping[str, Any], name: str, wanted: Any) -> 
     not; what is missing fits none). A number written as text, as in a CSV, counts as the number.
     """
     if name in FILTERED_FIELDS:
-        value = getattr(question, name)
+        values = [getattr(question, name)]
     else:
-        value = question.meta[name] if name in question.meta else row.get(name)
-    value = None if is_missing(value) else value
+        values = [question.meta[name] if name in question.meta else row.get(name)]
+    if name == "id" and "id" in row:  # as a pair's file is named, or as the row has it
+        values.append(row["id"])
+    return any(_value_fits(None if is_missing(value) else value, wanted) for value in values)
+
+
+def _value_fits(value: Any, wanted: Any) -> bool:
     if isinstance(wanted, Mapping):
         number = _number(value)
         return (

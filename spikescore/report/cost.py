@@ -28,6 +28,12 @@ CHARACTERS_PER_TOKEN = 4
 JSON_BYTES_PER_TOKEN = 24
 """A pair's .json by the tokens of its dialogue, its ids and texts and all; measured: 22 to 31."""
 CONFIDENCE_TOKENS = 32  # of the reply in which a model names its confidence, at most
+GUESS_TOKENS = 192  # of each of the three replies in which it names its best guesses, at most
+REWORDED = 4  # times a question, each answered
+FALSIFIED = 3  # times an answer
+CANDIDATES = 5  # an answer is shown among
+NEURONS = 4
+"""A layer's neurons by the width of its states, about: 2.7 to 4 in the models that are common."""
 FP16 = 2
 
 
@@ -129,22 +135,42 @@ class Cost:
                 "samples": prompts,
                 # P(True) shows all samples, SelfCheck-Prompt one at a time; truth; confidence
                 "questions": 4 * prompts + (2 * drawn + 4) * answers,
+                "contrast": prompts + 2 * answers,  # the second time without the question
+                "components": prompts + answers,
+                # the question and the answer to be worded anew, the new questions, all versions
+                "rewordings": (REWORDED + 3) * prompts + (FALSIFIED + 2) * answers,
+                # candidates; guesses with numbers; guesses, then their numbers
+                "choices": 4 * prompts + CANDIDATES * answers + n * GUESS_TOKENS,
+                "capability": prompts,
+                "semantics": prompts + answers,
             }
+            if unknown := [group for group in groups if group not in reads]:
+                raise UserError(
+                    f'"measures": there is no group "{unknown[0]}"; known: {", ".join(reads)}'
+                )
             encoded.append(sum(reads[group] for group in groups))
-            asked = {"samples": drawn * answers, "questions": n * CONFIDENCE_TOKENS}
+            asked = {
+                "samples": drawn * answers,
+                "questions": n * CONFIDENCE_TOKENS,
+                "rewordings": (2 * REWORDED + FALSIFIED) * answers,
+                "choices": 3 * n * GUESS_TOKENS,
+            }
             generated.append(sum(asked.get(group, 0) for group in groups))
         kept = {
             "lens": 2 * width * 4,
             "attention": 2 * n_states * 4,
             "samples": drawn * width * FP16,
             "questions": 3 * n_states * width * FP16,
+            "contrast": 4 * config.max_new_tokens * 4,
+            "components": n_states * (1 + NEURONS) * width * FP16,
+            "semantics": n_states * width * FP16,
         }
         by_chat = measures.entailment.startswith("llm_") and "samples" in groups
         return Need(
             generated=tuple(generated),
             encoded=tuple(encoded),
             judge_calls=n * drawn * (drawn - 1) if by_chat else 0,  # both ways of every pair
-            states=n * sum(kept[group] for group in groups),
+            states=n * sum(kept.get(group, 0) for group in groups),
         )
 
     def _shape(self, model: Model) -> tuple[int, int]:

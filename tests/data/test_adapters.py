@@ -322,6 +322,19 @@ def test_filters(tmp_path: Path, filters: dict[str, Any], kept: list[int]) -> No
         assert loaded.filtered == 6 - len(kept)
 
 
+def test_questions_are_filtered_by_id_where_rows_have_one_and_where_not(tmp_path: Path) -> None:
+    for name, rows in (
+        ("made", [synthweb(n) for n in range(4)]),
+        ("own", [{"id": f"q {n}", "question": f"{n}?", "gold_answers": ["a"]} for n in range(4)]),
+    ):
+        path = write_jsonl(tmp_path / f"{name}.jsonl", rows)
+        asked = load_questions(path).questions
+        wanted = [asked[1].id, asked[3].id]
+        assert load_questions(path, filters={"id": wanted}).questions == [asked[1], asked[3]]
+        assert load_questions(path, filters={"id": wanted[0]}).filtered == 3
+    assert load_questions(path, filters={"id": "q 2"}).questions == [asked[2]]  # as the row has it
+
+
 def test_filter_mistakes(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "s.jsonl", [{**synthweb(1), "bb_answer_score_max": None}])
     for filters, message in (

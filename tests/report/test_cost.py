@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from spikescore.dialogues.prompts import FAMILIES
+from spikescore.errors import UserError
+from spikescore.measures.choices import GUESS_TOKENS
+from spikescore.measures.file import GROUPS, USUAL
+from spikescore.measures.groups import N_COUNTERFACTUALS, N_REWORDINGS
 from spikescore.model.architecture import pair_bytes
 from spikescore.model.loading import load_architecture
 from spikescore.model.placement import Placement
@@ -72,6 +78,19 @@ def test_measures_are_counted_by_what_their_groups_ask_and_keep(cost):
     assert only.generated[0] == only.judge_calls == 0 and only.states == 12 * 2 * states * 4
 
 
+def test_every_group_of_measures_is_counted_and_no_other(cost):
+    usual = cost("m.measures", measures={"groups": "samples"}).rows["measures"]
+    for group in set(GROUPS) - set(USUAL):
+        both = cost("m.measures", measures={"groups": f"samples,{group}"}).rows["measures"]
+        assert both.encoded[0] > usual.encoded[0]
+    worded = cost("m.measures", measures={"groups": "rewordings"}).rows["measures"]
+    assert worded.generated[0] == 12 * 10 * (2 * N_REWORDINGS + N_COUNTERFACTUALS)
+    guessed = cost("m.measures", measures={"groups": "choices"}).rows["measures"]
+    assert guessed.generated[0] == 12 * 3 * GUESS_TOKENS
+    with pytest.raises(UserError, match='no group "lense"'):
+        cost("m.measures", measures={"groups": "lense"})
+
+
 def test_what_is_not_known_is_said(cost, tmp_path):
     absent = {"dataset_path": [str(tmp_path / "none.json")], "sampling": {"n": 7}}
     model = {"name": "m", "model_path": "owner/name"}
@@ -89,8 +108,15 @@ def test_hours_follow_from_the_speed(cost):
     assert all(one.startswith("#") for one in cost("m.main").lines())
 
 
+def papers_experiment():
+    """As on a machine that has none of its data sets, whatever was fetched here."""
+    found = load_experiment(ROOT / "configs" / "paper.json")
+    paths = [f"absent/{Path(path).name}" for path in found.dialogues["dataset_path"]]
+    return replace(found, dialogues={**found.dialogues, "dataset_path": paths})
+
+
 def test_the_papers_experiment_takes_what_its_numbers_say():
-    experiment = load_experiment(ROOT / "configs" / "paper.json")
+    experiment = papers_experiment()
     steps = list(experiment.steps("x"))
     main = Cost(experiment, [step.name for step in steps]).rows["main run"]
     assert (main.dialogues, main.turns, main.judge_calls) == (24_000, 480_000, 24_000)
@@ -100,8 +126,7 @@ def test_the_papers_experiment_takes_what_its_numbers_say():
 
 
 def test_the_page_on_cost_prints_what_is_computed():
-    """Lines that do not depend on which data sets are here."""
-    experiment = load_experiment(ROOT / "configs" / "paper.json")
+    experiment = papers_experiment()
     chosen = [s.name for s in experiment.steps("x") if "Llama-3.1-8B" in s.name]
     page = (ROOT / "docs" / "cost.md").read_text("utf-8")
     names = ("dialogues  ", "turns", "tokens generated", "judge calls", "hidden states")
