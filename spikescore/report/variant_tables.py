@@ -198,26 +198,29 @@ def forked_table(forked: ScoreBook, sequential: ScoreBook, *, draws: int) -> Tab
             one = _over_turns(sides[0], name, k)
             if one is None:
                 continue
-            cells = [functional.title, str(k), figure_cell(one)]
-            for turns in (k, max(fitting, default=0)):
+            fits = max(fitting, default=0)
+            cells = [functional.title, str(k), number(paid, ",.0f"), figure_cell(one)]
+            for turns, told in ((k, number(spent[1][k - 1], ",.0f")), (fits, str(fits or ""))):
                 other = _over_turns(sides[1], name, turns)
                 found = other and contrast_of_draws(one, other)
-                cells += [str(turns or ""), figure_cell(other), figure_cell(found, "+.3f")]
+                cells += [told, figure_cell(other), figure_cell(found, "+.3f")]
                 if found and found.interval and not found.interval[0] <= 0 <= found.interval[1]:
-                    bold.add((len(rows), len(cells) - 2))  # the first pair's K is not shown
-            rows.append((*cells[:3], *cells[4:]))
+                    bold.add((len(rows), len(cells) - 1))
+            rows.append(tuple(cells))
     return Table(
         "Forked and sequential follow-ups, paired",
         (
-            "functional", "K", "forked", "sequential, equal K", "forked minus sequential",
+            "functional", "K", "tokens, forked", "forked",
+            "tokens, sequential", "sequential, equal K", "forked minus sequential",
             "turns at equal tokens", "sequential, equal tokens", "forked minus sequential",
         ),
         tuple(rows),
         f"Mean macro AUROC over SAPLMA's scores, on the {sides[0].y.size} questions that both runs "
         "have, drawn together, each run with its own labels; in bold (* in Markdown) the "
         "differences whose 95% interval leaves out 0. The probes are the main run's, which learnt "
-        "from first answers: these are the same in both. Equal tokens: the most sequential turns "
-        f"that encode and generate no more than K forked ones, on average. {MISSING}",
+        "from first answers: these are the same in both. Tokens: those that K turns encode and "
+        "generate, on average. Equal tokens: the most sequential turns that take no more than K "
+        f"forked ones. {MISSING}",
         frozenset(bold),
     )  # fmt: skip
 

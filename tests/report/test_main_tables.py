@@ -428,20 +428,21 @@ def test_forked_turns_are_held_against_sequential_ones_at_equal_k_and_tokens():
         side = Comparison(replace(shared, turns=cut), draws=100)
         areas[k] = side.mean(variant_entries(side.book)[SPIKE], "macro").value
         row = rows["SpikeScore, max|Δ²|", str(k)]
-        assert value_of(row[3]) == pytest.approx(areas[k], abs=6e-4)
-        assert row[5] == str(15 * k // 30)  # tokens of k forked turns, by those of a turn in a row
+        assert (row[2], row[4]) == (str(15 * k), str(30 * k))
+        assert value_of(row[5]) == pytest.approx(areas[k], abs=6e-4)
+        assert row[7] == str(15 * k // 30)  # tokens of k forked turns, by those of a turn in a row
     row = rows["SpikeScore, max|Δ²|", "12"]
-    assert value_of(row[2]) < 0.6 < value_of(row[3])
+    assert value_of(row[3]) < 0.6 < value_of(row[5])
     six = replace(shared, turns={key: turns[:, :6] for key, turns in shared.turns.items()})
     area = Comparison(six, draws=100).mean(variant_entries(six)[SPIKE], "macro").value
-    assert value_of(row[6]) == pytest.approx(area, abs=6e-4)
+    assert value_of(row[8]) == pytest.approx(area, abs=6e-4)
     place = table.rows.index(row)
-    assert {(place, 4), (place, 7)} <= table.bold
+    assert {(place, 6), (place, 9)} <= table.bold
     # two turns in a row cost as much as five forked ones do not: too few for SpikeScore
-    assert rows["SpikeScore, max|Δ²|", "5"][5:] == ("2", "", "")
+    assert rows["SpikeScore, max|Δ²|", "5"][7:] == ("2", "", "")
     unknown = replace(books[1], items=[replace(item, turn_encoded=()) for item in books[1].items])
     told = forked_table(unknown, books[0], draws=5)
-    assert all(row[5:] == ("", "", "") and row[3] for row in told.rows)
+    assert all(row[7:] == ("", "", "") and not row[2] and row[5] for row in told.rows)
 
 
 def test_judges_are_told_by_their_agreement():
