@@ -142,7 +142,8 @@ def cost_table(points: Sequence[CostPoint]) -> Table:
         "significantly. Costs are of scoring one new item, its first answer included; training and "
         "the work of other models, such as a judge of entailment, are not in them, nor are "
         "controls on the front. Encoded: tokens of prompts that no earlier turn had encoded. "
-        "Seconds: the item's share of the passes that generated its turns; measures keep no time. "
+        "Seconds: the item's share of the passes that generated its turns, on a CPU of their "
+        "processor time; measures keep no time. "
         f"{MISSING}",
         frozenset((row, 0) for row, one in enumerate(points) if one.front),
     )  # fmt: skip
