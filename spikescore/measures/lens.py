@@ -21,7 +21,7 @@ from spikescore.errors import UserError
 from spikescore.measures.file import FIXED
 from spikescore.model.architecture import decoder_of, text_config
 from spikescore.model.attention import Part
-from spikescore.model.memory import CACHED_NUMBERS
+from spikescore.model.memory import cached_rows
 from spikescore.model.slots import SlotModel
 from spikescore.model.turns import common_prefix
 
@@ -106,7 +106,7 @@ class Lens:
         self._cap = getattr(config, "final_logit_softcapping", None)
         self.n_layers: int = config.num_hidden_layers
         self.rows = max(1, LENS_NUMBERS[model.device.type] // config.vocab_size)
-        self._few = max(1, CACHED_NUMBERS[model.device.type] // config.vocab_size)
+        self._few = cached_rows(model.device, config.vocab_size)
         self._check(model)
 
     @torch.inference_mode()

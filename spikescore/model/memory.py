@@ -68,6 +68,11 @@ def _group_rooms(membership: Path, mounted: Path = _CGROUPS) -> list[int]:
     return rooms
 
 
+def cached_rows(device: torch.device, vocabulary: int) -> int:
+    """How many rows of logits `[rows, vocabulary]` are worked on together."""
+    return max(1, CACHED_NUMBERS[device.type] // vocabulary)
+
+
 def slot_bytes(model: PreTrainedModel, tokens: int, turns: int) -> int:
     """Bytes at most of a dialogue that grows to so many tokens: its keys and values in whole
     blocks, the states of its turns, and its part of a pass, above all the logits: in the model's

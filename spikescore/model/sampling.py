@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList
 
-from spikescore.model.memory import CACHED_NUMBERS
+from spikescore.model.memory import cached_rows
 from spikescore.runtime import derived_seed
 
 _FIRST_LOOK = 64  # tokens; the nucleus nearly always lies among the most probable few
@@ -60,7 +60,7 @@ def measure_tokens(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     Returns `[n, 3]`, natural logarithms: the token's log-probability, the entropy of the row, and
     the log-probability of its most probable token.
     """
-    few = max(1, CACHED_NUMBERS[logits.device.type] // logits.shape[-1])
+    few = cached_rows(logits.device, logits.shape[-1])
     pairs = zip(logits.split(few), tokens.split(few), strict=True)
     return torch.cat([_measure(*pair) for pair in pairs])
 
@@ -83,7 +83,7 @@ def choose_tokens(logits: torch.Tensor, uniforms: torch.Tensor, sampling: Sampli
     """
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    few = max(1, CACHED_NUMBERS[logits.device.type] // logits.shape[-1])
+    few = cached_rows(logits.device, logits.shape[-1])
     parts = zip(logits.split(few), uniforms.split(few), strict=True)
     return torch.cat([_choose(*part, sampling) for part in parts])
 

@@ -484,13 +484,12 @@ def _check(experiment: Experiment, where: str) -> None:
                 f'{where}: "published" is "{model.published}"; use one of {", ".join(MODELS)}, '
                 "or null"
             )
-        parse_config(experiment.stage_config(model), source=f"{where} ({MAIN})")
-        variants = experiment.variants()
-        twice = [name for name, n in Counter(one.name for one in variants).items() if n > 1]
-        if twice:
-            raise UserError(f'{where}: "ablations" asks for "{twice[0]}" twice; name it once')
-        for variant in (None, *variants):
-            config = experiment.stage_config(model, variant)
-            source = f"{where} ({variant.name if variant else MAIN})"
-            if not isinstance(parse_config(config, source=source).dataset_path, list):
-                raise UserError(f'{where}: "dataset_path" must list one file per domain')
+        config = parse_config(experiment.stage_config(model), source=f"{where} ({MAIN})")
+        if not isinstance(config.dataset_path, list):
+            raise UserError(f'{where}: "dataset_path" must list one file per domain')
+        for variant in experiment.variants():
+            source = f"{where} ({variant.name})"
+            parse_config(experiment.stage_config(model, variant), source=source)
+    variants = Counter(variant.name for variant in experiment.variants())
+    if twice := [name for name, n in variants.items() if n > 1]:
+        raise UserError(f'{where}: "ablations" asks for "{twice[0]}" twice; name it once')

@@ -36,6 +36,11 @@ ROWS = 2000
 
 
 ITEM = Column("item", "text", "the dialogue: its path below the folder, without ending")
+BOOK = Column("book", "text", "the score book")
+FITTED_ON = Column(
+    "training_domain", "text", "the domain it was fitted on; null: it learns nothing"
+)
+SEED = Column("probe_seed", "whole", "the seed of the fit")
 TABLES: dict[str, tuple[Column, ...]] = {
     "items": (
         ITEM,
@@ -75,19 +80,19 @@ TABLES: dict[str, tuple[Column, ...]] = {
     ),
     "scores": (
         ITEM,
-        Column("book", "text", "the score book"),
+        BOOK,
         Column("method", "text", "the method; the card has their titles"),
-        Column("training_domain", "text", "the domain it was fitted on; null: it learns nothing"),
-        Column("probe_seed", "whole", "the seed of the fit"),
+        FITTED_ON,
+        SEED,
         Column("split", "text", "the item's split in that domain; null: of another domain"),
         Column("score", "number", "higher means more hallucinated"),
     ),
     "turn_scores": (
         ITEM,
-        Column("book", "text", "the score book"),
+        BOOK,
         Column("scorer", "text", "the method that scores every turn"),
-        Column("training_domain", "text", "the domain it was fitted on; null: it learns nothing"),
-        Column("probe_seed", "whole", "the seed of the fit"),
+        FITTED_ON,
+        SEED,
         Column("scores", "numbers", "one for each turn; higher means more hallucinated"),
     ),
 }
