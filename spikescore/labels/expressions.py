@@ -180,6 +180,12 @@ def constant(text: str) -> float | None:
     return None if abs(values[0].imag) > 1e-9 else values[0].real
 
 
+def _mixed(match: re.Match[str]) -> str:
+    r"""1\frac{1}{2} is one and a half; where the fraction is no proper one, it is a product."""
+    whole, top, bottom = filter(None, match.groups())
+    return f"({whole}+{top}/{bottom})" if int(top) < int(bottom) else match[0]
+
+
 def normal_form(text: str) -> str:
     r"""Bring an expression into one notation: \dfrac, \left, spaces, degrees, dollars, units."""
     text = boxed_answer(text) or text
@@ -196,6 +202,7 @@ def normal_form(text: str) -> str:
     text = text.strip().strip("$").strip()
     text = re.sub(r"(?<=\d)(?:\{,\}|\\,|\\!|,)(?=\d{3}(?!\d))(?![^()\[\]]*[)\]])", "", text)
     text = re.sub(r"\\[dtc]frac", r"\\frac", text)
+    text = _MIXED.sub(_mixed, text)
     text = re.sub(
         r"\\(?:left|right|displaystyle|bigl|bigr|Bigl|Bigr|big|Big)(?![a-z])\.?", "", text
     )
@@ -214,6 +221,8 @@ def normal_form(text: str) -> str:
     return text.strip().rstrip(".,;:").strip()
 
 
+_PART = r"(?:\{\s*(\d+)\s*\}|(\d))\s*"
+_MIXED = re.compile(rf"(?<![\w.^_}}])(\d+)\s*\\frac\s*{_PART}{_PART}")
 _WORDS_AFTER = re.compile(r"(?<=[\d)}])\s+[A-Za-z][A-Za-z .]+(?:\^\{?\d\}?)?$")
 _NAME = re.compile(r"^\s*[A-Za-z]\w?(?:_\{?\w+\}?)?(?:\([a-z]\))?\s*(?:=|\\in(?![a-z]))\s*")
 

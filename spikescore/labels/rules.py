@@ -101,7 +101,31 @@ _ROMAN = {name: str(n) for n, name in enumerate(
 _ORDINALS = {word: f"{n}{('th', 'st', 'nd', 'rd')[n] if n < 4 else 'th'}" for n, word in enumerate(
     "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split(),
     start=1)}  # fmt: skip
-_SAME = {"saint": "st", "mount": "mt", "doctor": "dr", "mister": "mr", **_ORDINALS}
+_BRITISH = "colour harbour labour honour favour neighbour humour rumour armour behaviour flavour"
+_SAME = {
+    "saint": "st", "mount": "mt", "doctor": "dr", "mister": "mr", "grey": "gray",
+    "theatre": "theater", "centre": "center", **_ORDINALS,
+    **{f"{one}{s}": f"{one[:-2]}r{s}" for one in _BRITISH.split() for s in ("", "s")},
+}  # fmt: skip
+_UNITS = {word: int(number[:-2]) for word, number in list(_ORDINALS.items())[:9]}
+_TENTHS = {word: n for n, word in enumerate(
+    "twentieth thirtieth fortieth fiftieth sixtieth seventieth eightieth ninetieth".split(),
+    start=2)}  # fmt: skip
+_TEENTHS = {word: n for n, word in enumerate(
+    "thirteenth fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth".split(),
+    start=13)}  # fmt: skip
+_TENS = {f"{word[:-4]}y": n for word, n in _TENTHS.items()}
+_LATER = re.compile(  # "twenty-first", "nineteenth"; the ordinals below are in _ORDINALS
+    rf"\b(?:({'|'.join(_TENS)})-({'|'.join(_UNITS)})|({'|'.join(_TENTHS)})"
+    rf"|({'|'.join(_TEENTHS)}))\b",
+    re.IGNORECASE,
+)
+_MONTHS = {one[:3]: one for one in "January February March April May June July August September "
+           "October November December".split()}  # fmt: skip
+_MONTH = rf"({'|'.join(f'{one}(?:{long[3:]})?' for one, long in _MONTHS.items())}|Sept)\b\.?"
+_DAY = r"(\d{1,2})(?:st|nd|rd|th)?"
+_MONTH_DAY = re.compile(rf"\b{_MONTH} (?:the )?{_DAY}\b(?![.,]?\d)")
+_DAY_MONTH = re.compile(rf"\b{_DAY}(?: day)?(?: of)? {_MONTH}")
 _MARKS = frozenset(',;.!?/()":')
 _CJK = r"\u3040-\u30ff\u3400-\u9fff"
 _TOKENS = re.compile(
@@ -110,17 +134,28 @@ _TOKENS = re.compile(
 )
 
 
+def _ordinal(match: re.Match[str]) -> str:
+    tens, unit, tenth, teenth = (part and part.casefold() for part in match.groups())
+    n = 10 * _TENS[tens] + _UNITS[unit] if tens else 10 * _TENTHS.get(tenth, 0)
+    n = n or _TEENTHS[teenth]
+    return f"{n}{('th', 'st', 'nd', 'rd')[n % 10] if n > 20 and n % 10 < 4 else 'th'}"
+
+
 def _raw_words(text: str) -> list[str]:
     """Return the tokens of a text in their own case: words without accents, and single marks."""
     text = unicodedata.normalize("NFKC", html.unescape(text)).translate(_LETTERS)
     text = re.sub(r"[\u0300-\u036f]", "", unicodedata.normalize("NFKD", text))
     text = plain_digits(text)
+    text = re.sub(r"(?<=\w) (?:'n'?|n') ?(?=\w)", " and ", text, flags=re.IGNORECASE)
     text = re.sub(r"(?<=\w)'s\b", "", text).replace("'", "")
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
     text = re.sub(r"(?<=\d)\s?%|\bper cent\b", " percent ", text)
     text = re.sub(r"\b([A-Za-z])\.(?=[A-Za-z]\b)|\b([A-Za-z])\.\s(?=[A-Za-z]\.)", r"\1\2", text)
+    text = _LATER.sub(_ordinal, text)
     text = re.sub(r"\bcannot\b", "can not", words_to_digits(text, whole_only=True))
     text = re.sub(rf"(?<=[{_CJK}])(?=\d)|(?<=\d)(?=[{_CJK}])", " ", text)
+    text = _DAY_MONTH.sub(lambda m: f"{m[1]} {_MONTHS[m[2][:3]]}", text)
+    text = _MONTH_DAY.sub(lambda m: f"{m[2]} {_MONTHS[m[1][:3]]}", text)
     found = [_ROMAN.get(token, token) for token in _TOKENS.findall(text)]
     for place, token in enumerate(found):  # "World War I" is a number, "then I" is none
         before = found[place - 1] if place else ""
@@ -324,7 +359,7 @@ def _spelled(phrases: Iterable[str]) -> list[str]:
 # yes, no and unknown
 
 _SAYS_NO = re.compile(
-    r"^(?:(?:that|this|it|he|she|they) (?:is|was|would be) )?(?:incorrect|wrong|false|untrue"
+    r"^(?:(?:that|this|it|he|she|they) (?:(?:is|was|would be) )?)?(?:incorrect|wrong|false|untrue"
     r"|never|not)\b"
     r"|\b(?:no|nope|nah|nay|non|nein|нет|nao|negative|hayir)\b"
     r"|\b(?:not (?:really|at all|right|correct|true|so)|(?:is|was|do|did|does)nt (?:right|correct"
@@ -757,7 +792,7 @@ def _letters(
         rf"^\W*({any_case})\W*$",
         rf"^\W*({upper})(?=\s*(?:,|;|-|–|—|\bor\b|\band\b|/|\bbecause\b|\bsince\b)\s*)",
         rf"(?:[.!?:：。，,]|\bso|\bthus|\btherefore|\bhence|\bbut|=>|→)\s*({upper})\W*$",
-        rf"\b(?:or|and|both|either|neither|nor|not)\s+({upper})(?=\W*$|[.):,;]|\s+(?:or|nor|and"
+        rf"\b(?i:or|and|both|either|neither|nor|not)\s+({upper})(?=\W*$|[.):,;]|\s+(?:or|nor|and"
         rf"|but)\b)",
         rf"{apart}({upper})\s+{right}{good}",
         rf"\b(?i:say|guess|think|believe|suggest|prefer)(?:\s+(?:it['’]s|it\s+is"
@@ -789,7 +824,9 @@ def _letters(
         for match in re.finditer(r"\b(\w+) (?:option|choice|answer|one)\b", text.casefold()):
             if match.group(1) in _NTH[:n]:
                 found[match.start(1)] = chr(ord("A") + _NTH.index(match.group(1)))
-    no = re.compile(r"(?:\bnot|n['’]t|\bnor|\bneither)\s+(?:\w+\s+){0,2}\W*$", re.IGNORECASE)
+    no = re.compile(
+        r"(?:\bnot|n['’]t|\bnor|\bneither)\s+(?:(?!but\b)\w+\s+){0,2}\W*$", re.IGNORECASE
+    )
 
     def is_wrong(place: int, letter: str) -> bool:
         index, rest = ord(letter) - ord("A"), text[place + 1 :]

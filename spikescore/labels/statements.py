@@ -221,6 +221,15 @@ _REMARK = re.compile(
     r"|guess))\b",
     re.IGNORECASE,
 )
+_ABOUT = (
+    re.compile(  # "this answer is ...", "Confidence in the answer: high", "Source of my answer:"
+        r"\b(?:this|that|these|above|previous)\s*$"
+        r"|\b(?:confiden\w+|certain\w*|explan\w+|reason\w*|justif\w+|rationale|sources?|evidence"
+        r"|support|basis|accuracy|correctness|probability|likelihood|quality)"
+        r" (?:(?:in|of|for|about|behind|that|level) )+(?:(?:the|my|final|whole|given) )*$",
+        re.IGNORECASE,
+    )
+)
 _SENTENCE_END = re.compile(r"[.!?](?=[\s\"'”’)\]]|$)|[。！？｡।؟]|\n")
 _ABBREVIATIONS = {"st", "dr", "mr", "mrs", "ms", "jr", "sr", "vs", "no", "mt", "ft", "prof", "gen"}
 
@@ -241,7 +250,7 @@ def _clause(text: str, golds: Iterable[str]) -> str | None:
         named = max((len(one) for one in marked if said.startswith(one.casefold())), default=-start)
         clause = tail[: start + named] + first_sentence(tail[start + named :])
         remark = _REMARK.match(clause)
-        about = re.search(r"\b(?:this|that|these|above|previous)\s*$", text[: match.start()], re.I)
+        about = _ABOUT.search(text[: match.start()])
         if re.sub(r"\W", "", clause.casefold()) in wanted:
             return clause
         if remark or about:
