@@ -204,13 +204,31 @@ _LANGUAGES = frozenset(
     "am ar bg bn ca cs da de el en es et eu fi fr gl gu ha hi hr hu hy id is it ja kn ko lt lv ml "
     "mr nb ne nl nso pl pt ro ru sk sl sr sv sw ta te uk vi yo zh zu".split()
 )
+_SPOKEN = dict(zip(
+    "arabic bengali bulgarian catalan czech danish german greek english spanish basque finnish "
+    "french galician hindi hungarian indonesian italian japanese korean dutch polish portuguese "
+    "romanian russian slovak swedish swahili turkish ukrainian vietnamese yoruba chinese".split(),
+    "ar bn bg ca cs da de el en es eu fi fr gl hi hu id it ja ko nl pl pt ro ru sk sv sw tr uk vi "
+    "yo zh".split(), strict=True,
+))  # fmt: skip
+_REGION = re.compile(  # "DE-DE", "pt_br", "zh_hans"; of "qa-es" nothing
+    rf"(?<![a-z])({'|'.join(_LANGUAGES)})"
+    r"(?:-[a-z]{2}|[-_](?:br|cn|tw|hk|us|gb|mx|la|in|kr|jp|hans|hant|latn|cyrl))(?![a-z])"
+)
 _BESIDE = frozenset(
     "truthful qa multi mt gen generation mc multiple choice uhura okapi m easy challenge ai2 data "
     "main default part of".split()
 ) | {word for words in SPLIT_WORDS.values() for word in words}
 _ITSELF = frozenset(f"{name}{more}" for name in (*_PARALLEL, "mmmlu") for more in ("", "x"))
 """What a translation's file, or a folder above it, is called beside its language."""
-_RETRO = re.compile("retro(holdout|misconception|truthfulqa)")
+_RETRO = re.compile("retro(holdout|misconception|truthfulqa)|truthfulqaretro")
+
+
+def _codes(name: str) -> tuple[set[str], set[str]]:
+    """Return the languages that a name says, and its other words."""
+    name = _REGION.sub(r"\1", name.casefold())
+    words = {_SPOKEN.get(word, word) for word in re.findall("[a-z]+[0-9]*", name)}
+    return words & _LANGUAGES, words - _LANGUAGES
 
 
 @cache
@@ -219,7 +237,7 @@ def told_by_path(format_name: str, file: Path) -> tuple[str, str | None]:
 
     ARC's Easy and Challenge; Retro-Misconceptions, which has TruthfulQA's form; and of a set that
     was translated the language, from names that hold nothing else: `es/validation.json`,
-    `truthfulqa_gen_de_validation.jsonl`, `mmlu_DE-DE.csv`.
+    `truthfulqa_gen_de_validation.jsonl`, `mmlu_DE-DE.csv`, `TruthfulQA-Italian.jsonl`.
     """
     if format_name not in _PARALLEL:
         return "", None
@@ -231,13 +249,14 @@ def told_by_path(format_name: str, file: Path) -> tuple[str, str | None]:
         domain = next((f"arc_{level}" for level in levels), "")
     elif format_name == "truthfulqa" and any(_RETRO.search("".join(words)) for words in near):
         domain = "retro_misconceptions"
-    for name in names[:4]:
-        name = re.sub(r"(?<![a-z])([a-z]{2,3})-[a-z]{2}(?![a-z])", r"\1", name.casefold())
-        words = set(re.findall("[a-z]+[0-9]*", name))
-        codes = words & _LANGUAGES
-        if len(codes) > 1 or words - codes - _BESIDE - _ITSELF:
+    for place, name in enumerate(names[:4]):
+        codes, others = _codes(name)
+        if len(codes) > 1 or others - _BESIDE - _ITSELF:
             break
+        if not codes and others & _ITSELF and place == 0:  # "pt_br/truthfulqa.jsonl"
+            above, more = _codes(names[1])
+            codes = above if len(above) == 1 and not more else codes
         language = next(iter(codes), None)
-        if language or words & _ITSELF:
+        if language or others & _ITSELF:
             break
     return domain, language

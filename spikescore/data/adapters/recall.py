@@ -170,8 +170,8 @@ def truthfulqa(row: Row) -> Iterable[Question]:
 def truthfulqa_generation(row: Row) -> Iterable[Question]:
     """The same as the hub ships it: {question, best_answer, correct_answers, incorrect_answers}.
 
-    Translations add `id`, which they share, and `lang` (Calvo Figueras et al. 2025) or leave that
-    to the file's name (Thellmann et al. 2024).
+    Translations add `id`, which they share, and `lang` (Calvo Figueras et al. 2025; `language` is
+    read alike) or leave that to the file's name (Thellmann et al. 2024).
     """
     yield _truthful(
         row,
@@ -186,13 +186,15 @@ def _truthful(
     row: Row, question: str, right: tuple[str, ...], wrong: tuple[str, ...], category: object
 ) -> Question:
     """The question of a row whose best answers of both kinds stand first."""
-    language, number = optional_text(row, "lang"), optional_text(row, "id")
+    language = (optional_text(row, "lang") or optional_text(row, "language") or "").casefold()
+    language = "en" if language in ("english", "eng") else language
+    number = optional_text(row, "id")
     edition = "truthfulqa" if language else "truthfulqax"
     # the six examples for prompts that lie beside the questions are numbered from 1 as well
     shared = {"parallel_id": f"{edition} {number}"} if number and wrong else {}
     return Question(
         id=own_id(row, None),
-        domain="truthfulqa" if language in (None, "en") else f"truthfulqa_{language}",
+        domain="truthfulqa" if language in ("", "en") else f"truthfulqa_{language}",
         question=question,
         gold_answers=distinct(right),
         answer_type="free",
