@@ -47,6 +47,7 @@ log = logging.getLogger("spikescore")
 MAX_RETRIES = 8  # of the client: 429, 5xx and time-outs, with back-off or the server's Retry-After
 PROBE_SECONDS = 300  # a server may load its model at the first request
 STUCK_SECONDS = 3600.0  # without an answer to any request, or to one: something hangs
+READ_SHARE = 0.9  # of a prompt's tokens that servers count at least
 COUNTED = 2  # tokens by which servers' counts of an answer may differ
 _ENDS = (
     "", "none", "null", "stop", "eos", "eos_token", "end", "end_turn", "end_of_text", "stop_token",
@@ -116,6 +117,7 @@ class ServedGenerator:
         self.in_flight = 0
         self._time = _SharedTime()
         self._refused: dict[str, str | None] = {}  # parameters, and their other names
+        self._has_warned = False  # of a prompt that it cut
         self._cap = 0  # most tokens of an answer, where the server allows fewer than asked for
         options = chat.server_options
         self._extra: dict[str, Any] = {"chat_template_kwargs": options} if options else {}
@@ -308,6 +310,7 @@ class ServedGenerator:
             is_first = number == getattr(conversation, "first_turn", 1)
             if ending == "length" and self._is_stump(response, answer, is_first, asked):
                 return self._end_by_context(transcript, "the server")
+            self._warn_of_cut_prompt(response, len(rendered.ids), conversation.item_id, number)
             transcript.exchanges.append(Exchange(messages, answer, ending))
             more = conversation.answered(answer, self.chat.length(answer))
 
@@ -331,6 +334,20 @@ class ServedGenerator:
         if is_first and written + COUNTED < asked:
             self._cap = max(self._cap, written)
         return not is_first and written + COUNTED < (self._cap or asked)
+
+    def _warn_of_cut_prompt(self, response: Any, asked: int, item: str, number: int) -> None:
+        """Warn, once, of a server that answers without having read all of its prompt."""
+        counted = getattr(getattr(response, "usage", None), "prompt_tokens", None)
+        known = isinstance(counted, int) and counted > 0 and not self.probe.prompt
+        if known and counted < READ_SHARE * asked and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                'server "%s" counts %d tokens in the prompt of turn %d of "%s", which has %d: '
+                "unless it leaves out those that it had cached, it cuts long dialogues without a "
+                "word, and answers are to less than their states are read from; give it a longer "
+                "context (Ollama: num_ctx), or a smaller max_context_tokens here",
+                redacted(self.server.url), counted, number, item, asked,
+            )  # fmt: skip
 
     async def _request(
         self, client: AsyncOpenAI, messages: list[Message], *, max_tokens: int, seed: int

@@ -301,6 +301,22 @@ def test_the_ways_in_which_servers_say_that_the_context_is_full(start_server, st
     assert (ended.reason, ended.error, len(ended.exchanges)) == ("context", None, 2)
 
 
+@pytest.mark.parametrize(("read", "warned"), [(1.0, 0), (0.95, 0), (0.5, 1), (0.0, 0)])
+def test_a_server_that_cuts_a_prompt_without_a_word_is_warned_of_once(
+    start_server, caplog, read, warned
+):
+    chat = make_generator("http://nowhere").chat
+
+    def reply(body, _):
+        status, headers, text = completion("yes")
+        counted = {"prompt_tokens": int(read * len(chat.render(body["messages"])))}
+        return status, headers, json.dumps({**json.loads(text), "usage": counted})
+
+    ended = hold(start_server(reply).url, [Talk("a"), Talk("b")])
+    assert all(len(one.exchanges) == 3 for one in ended.values())
+    assert caplog.text.count("cuts long dialogues without a word") == warned
+
+
 def test_a_servers_own_limit_is_known_also_where_the_first_answer_is_given(start_server):
     def reply(body, _):
         status, headers, text = completion("ye", "length")
