@@ -32,6 +32,7 @@ _WITHHELD = re.compile(
     r"\s*[\])>}]+|\?+|-+|_+|\.{3,}|\u2026",
     re.IGNORECASE,
 )
+_MARKS = frozenset({"tbd", "tba", "n/a", "#n/a", "withheld", "redacted"})
 _BRACKETS = re.compile(r"\s*(array\s*\()?\s*[\[{(]")
 _QUOTED = re.compile(r"(array\s*\(\s*)?[\[{(]+\s*[\"']")
 _SENTENCE, _DESCRIBED = 30, 200
@@ -91,7 +92,9 @@ def is_withheld(value: Any) -> bool:
     """True where an answer is missing, or is a mark for one that is not given: "<unk>", "?"."""
     if isinstance(value, str):
         said = value.strip()
-        return not said or (not said[0].isalnum() and bool(_WITHHELD.fullmatch(said)))
+        if not said or said.casefold() in _MARKS:
+            return True
+        return not said[0].isalnum() and bool(_WITHHELD.fullmatch(said))
     if isinstance(value, list | tuple):
         return all(isinstance(one, str) and one.strip() and is_withheld(one) for one in value)
     if isinstance(value, dict):

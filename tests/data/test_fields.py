@@ -88,6 +88,7 @@ HUB = {"question": "Q?", "question_id": "tc_1"}
         {**CSQA_HUB, "answerKey": ""}, {**CSQA_HUB, "answerKey": None}, {**CSQA, "answerKey": "?"},
         {**BELEBELE, "correct_answer_num": "-1"}, {**BELEBELE, "correct_answer_num": ""},
         {**OWN, "gold_answers": ["[hidden]"]}, {**OWN, "gold_answers": "<not given>"},
+        {**OWN, "gold_answers": "TBD"}, {**OWN, "gold_answers": ["N/A"]},
         {**OWN, "gold_answers": None}, {**OWN, "gold_answers": []}, {**OWN, "gold_answers": ""},
         {"question": "Q?", "answer": ["---"]}, {"question": "Q?", "golden_answers": ["?"]},
         {"id": "b1", "type": "factoid", "body": "Which?"}, {**SVAMP, "Answer": "<hidden>"},
