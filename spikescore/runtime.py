@@ -335,8 +335,8 @@ def without_refused(request: dict[str, Any], error: Exception) -> dict[str, Any]
     with its other name; None when it refuses none that can go.
 
     Reasoning models take no temperature but their own, some servers no seed, and max_tokens has two
-    names. A limit on tokens goes only where the server does not know its name: "too many" is
-    another complaint.
+    names. Of temperature and top_p, where a server takes but one of them, top_p goes. A limit on
+    tokens goes only where the server does not know its name: "too many" is another complaint.
     """
     response = getattr(error, "response", None)
     if response is None or response.status_code not in (400, 422):
@@ -344,7 +344,10 @@ def without_refused(request: dict[str, Any], error: Exception) -> dict[str, Any]
     text = response.text
     # the field that the error is about, where it says so apart from its words
     fields = re.findall(r'"(?:param|loc)"\s*:\s*(\[[^\]]*\]|"[^"]*")', text)
-    for name in sorted(request.keys() - {"model", "messages"}, key=len, reverse=True):
+    names = sorted(request.keys() - {"model", "messages"}, key=len, reverse=True)
+    if "top_p" in names and re.search(r"\b(?:both|only one|at most one)\b", text):
+        names = ["top_p", *names]
+    for name in names:
         word = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)")
         if not (any(map(word.search, fields)) if fields else word.search(text)):
             continue

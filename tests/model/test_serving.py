@@ -355,6 +355,18 @@ def test_a_parameter_that_a_server_refuses_is_left_out_or_renamed(
     assert caplog.text.count(f"refuses {name}") == 1
 
 
+def test_where_a_server_takes_one_of_both_the_temperature_stays(start_server):
+    refusal = "`temperature` and `top_p` cannot both be specified for this model."
+
+    def reply(body, _):
+        both = {"temperature", "top_p"} <= body.keys()
+        return (400, {}, json.dumps({"error": {"message": refusal}})) if both else completion("yes")
+
+    server = start_server(reply)
+    assert len(hold(server.url, [Talk("a")], at_once=1)["a"].exchanges) == 3
+    assert set(server.bodies[-1]) == REQUEST_KEYS - {"top_p"}
+
+
 def test_time_is_shared_with_the_requests_beside_it(start_server):
     """Twelve wait for each other, so that the batch takes longer than each may take alone."""
     together = threading.Barrier(12)
