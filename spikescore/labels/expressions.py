@@ -24,7 +24,7 @@ _FUNCTIONS = {
 }  # fmt: skip
 _TOKEN = re.compile(
     r"\s*(\d+(?:\.\d*)?|\.\d+|\\?(?:arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt"
-    r"|frac"
+    r"|frac|binom"
     r"|pi|theta|alpha|beta|gamma|lambda|phi)(?![a-z])|[A-Za-z]|[-+*/^!(){}\[\]|_,])"
 )
 
@@ -111,6 +111,11 @@ class _Parser:
             return complex(found)
         if token == "frac":
             return self.argument() / self.argument()
+        if token == "binom":
+            pair = self.argument(), self.argument()
+            if any(one.imag or one.real < 0 or one.real % 1 for one in pair):
+                raise _Unknown(token)
+            return complex(math.comb(*(int(one.real) for one in pair)))
         if token == "sqrt":
             root = 2 + 0j
             if self.next == "[":
@@ -159,7 +164,7 @@ class _Parser:
 
 
 _WORD = re.compile(
-    r"(?<![\\a-z])(?!(?:sqrt|frac|sin|cos|tan|cot|sec|csc|log|exp|arc)\b)[a-z]{3,}", re.I
+    r"(?<![\\a-z])(?!(?:sqrt|frac|binom|sin|cos|tan|cot|sec|csc|log|exp|arc)\b)[a-z]{3,}", re.I
 )
 
 
@@ -180,6 +185,21 @@ def constant(text: str) -> float | None:
     return None if abs(values[0].imag) > 1e-9 else values[0].real
 
 
+_SCALED = re.compile(
+    r"(\d[\d,]*(?:\.\d+)?)(?:\s|~|\\[ ,;])*"
+    r"(?:(thousand|million|billion|trillion)\b|\\(?:text|mathrm|mbox)\s*\{\s*"
+    r"(thousand|million|billion|trillion)\s*\})",
+    re.IGNORECASE,
+)
+
+
+def _scaled(match: re.Match[str]) -> str:
+    """ "1.5 million" is 1500000."""
+    number, *scale = filter(None, match.groups())
+    found = read_numbers(f"{number} {scale[0]}")[0]
+    return str(found[0].value) if len(found) == 1 else match[0]
+
+
 def _mixed(match: re.Match[str]) -> str:
     r"""1\frac{1}{2} is one and a half; where the fraction is no proper one, it is a product."""
     whole, top, bottom = filter(None, match.groups())
@@ -188,7 +208,7 @@ def _mixed(match: re.Match[str]) -> str:
 
 def normal_form(text: str) -> str:
     r"""Bring an expression into one notation: \dfrac, \left, spaces, degrees, dollars, units."""
-    text = boxed_answer(text) or text
+    text = _SCALED.sub(_scaled, boxed_answer(text) or text)
     text = re.sub(
         r"([⁰¹²³⁴⁵⁶⁷⁸⁹]+)", lambda m: "^{" + unicodedata.normalize("NFKC", m[0]) + "}", text
     )
@@ -227,9 +247,22 @@ _WORDS_AFTER = re.compile(r"(?<=[\d)}])\s+[A-Za-z][A-Za-z .]+(?:\^\{?\d\}?)?$")
 _NAME = re.compile(r"^\s*[A-Za-z]\w?(?:_\{?\w+\}?)?(?:\([a-z]\))?\s*(?:=|\\in(?![a-z]))\s*")
 
 
+def _both_signs(text: str) -> str:
+    r"""Write 1 \pm x as the two values that it is; what stands in brackets, as it is."""
+    if "\\pm" not in text or re.search(r"[(\[].*,", text):
+        return text
+    signs = ("+", "-")
+    parts = [
+        part.replace("\\pm", sign).replace("\\mp", signs[place - 1])
+        for part in text.split(",")
+        for place, sign in enumerate(signs if "\\pm" in part else ("",))
+    ]
+    return ", ".join(parts)
+
+
 def same_expression(left: str, right: str) -> bool | None:
     """True, False, or None where the left side cannot be read."""
-    ours, gold = normal_form(left), normal_form(right)
+    ours, gold = (_both_signs(normal_form(side)) for side in (left, right))
     if not re.search(r"\w", ours):
         return None
     if _squeezed(ours) == _squeezed(gold):
