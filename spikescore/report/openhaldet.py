@@ -10,7 +10,7 @@ becomes 100 less it); ours never is, so an AUROC below 0.5 stays one.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,17 @@ _CALLED = {
 }  # fmt: skip
 """What else the sets are called, here and there."""
 BLACK = frozenset({
-    "lexical_similarity", "selfcheck_nli", "selfcheck_prompt", "semantic_entropy_discrete",
-    "verbalised_confidence", "answer_length", "dialogue_length", "tfidf_answer", "tfidf_dialogue",
+    "lexical_similarity", "selfcheck_nli", "semantic_entropy_discrete", "verbalised_confidence",
+    "verbalised_top_k", "verbalised_two_stage", "semantic_consistency", "rewording_agreement",
+    "domain_identity",
 })  # fmt: skip
+"""Methods that read texts alone, beside those whose needs say so."""
 GRAY = frozenset({
     "perplexity", "mean_token_entropy", "max_token_entropy", "first_token_confidence", "ln_entropy",
-    "semantic_entropy_rao", "p_true",
+    "semantic_entropy_rao", "p_true", "p_true_choices", "p_none", "selfcheck_prompt",
+    "surprisingly_likely", "counterfactual_drop", "reference_contrast",
 })  # fmt: skip
+"""Methods that read probabilities of tokens. All others read the model's inside."""
 
 
 @cache
@@ -92,10 +96,15 @@ def beside_table(
     return Table(TITLE, header, tuple(rows), note)
 
 
-def access(method: str) -> str:
-    """Return what a method needs to see of the model, in their words."""
+def access(method: str, needs: Collection[str] = ()) -> str:
+    """Return what a method with these needs, () where they are not known, has to see of the model,
+    in their words.
+    """
     name = method.split(":")[-1]
-    return "black-box" if name in BLACK else "gray-box" if name in GRAY else "white-box"
+    known = set(needs) or {"states"}
+    if name in BLACK or known <= {"texts"}:
+        return "black-box"
+    return "gray-box" if name in GRAY or known <= {"texts", "logprobs"} else "white-box"
 
 
 # --- a submission --------------------------------------------------------------------------------
@@ -120,7 +129,7 @@ def submission(comparison: Comparison, entry: Entry, *, backbone: str, link: str
     return {
         "title": f"[Leaderboard] {entry.title} \u2014 {backbone}",
         "method": entry.title,
-        "access": access(entry.name),
+        "access": access(entry.name, comparison.book.methods.get(entry.name, {}).get("needs", ())),
         "backbone": backbone,
         "link": link,
         "results": results,

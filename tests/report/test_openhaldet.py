@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from spikescore.detectors import REGISTRY
 from spikescore.report.comparison import Comparison
 from spikescore.report.main_tables import main_entries
 from spikescore.report.openhaldet import (
+    BLACK,
+    GRAY,
     access,
     beside_table,
     published,
@@ -88,3 +91,18 @@ def test_access_regimes():
     assert access("lexical_similarity") == "black-box"
     assert access("spike_score") == access("saplma") == access("prism") == "white-box"
     assert access("max_abs_d2:perplexity") == "gray-box"
+    inside = {"states", "lens", "attentions", "components", "semantics", "capability"}
+    for name, method in REGISTRY.items():
+        found = access(name, method.needs)
+        if method.needs <= {"texts"}:
+            assert found == "black-box", name
+        elif method.needs & inside:
+            assert found == "white-box", name
+    for name in ("selfcheck_prompt", "p_none", "surprisingly_likely", "counterfactual_drop"):
+        assert access(name, REGISTRY[name].needs) == "gray-box"  # P of a next token
+    for name in ("verbalised_top_k", "semantic_consistency", "semantic_entropy_discrete"):
+        assert access(name, REGISTRY[name].needs) == "black-box"
+    for name in ("dola_contrast", "eigenscore", "ccs"):
+        assert access(name, REGISTRY[name].needs) == "white-box"
+    assert access("my_own", {"texts"}) == "black-box" and access("my_own", {"lens"}) == "white-box"
+    assert BLACK | GRAY <= set(REGISTRY) and not BLACK & GRAY
