@@ -17,6 +17,7 @@ from spikescore.detectors.consistency import eigen_score
 from spikescore.detectors.scoring import learns
 from spikescore.measures.file import texts_digest
 from tests.helpers.factories import MODEL, make_pairs, make_record
+from tests.helpers.running import ROOT
 
 
 def answers(records, measures=None, y=None, domains=None):
@@ -454,6 +455,9 @@ def test_the_registry_holds_every_detector_under_its_own_name():
         assert detector.family in FAMILIES and detector.needs <= NEEDS
         assert detector.__doc__
     assert issubclass(REGISTRY["perplexity"], TurnDetector)
+    methods = [name for name, one in REGISTRY.items() if one.family != "control"]
+    told = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"with {len(methods) + 1} methods" in told  # and SpikeScore, which is over one of them
 
 
 # --- measures on disk -------------------------------------------------------------------------
