@@ -148,7 +148,8 @@ def read_rows(path: Path) -> Rows:
     where = "row 1"
     try:
         with _opened(path) as file:
-            first, more = file.readline(_FIRST_LINE), file.readline(_FIRST_LINE)
+            lines = (one for one in iter(lambda: file.readline(_FIRST_LINE), b"") if one.strip())
+            first, more = next(lines, b""), next(lines, b"")
         with _opened(path) as file:
             for one in _plain_rows(path, file, first, more):
                 where, _ = one
@@ -185,7 +186,9 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def _plain_rows(path: Path, file: BinaryIO, first: bytes, more: bytes) -> Rows:
-    """Read an opened file as what its first two lines, or else its name, say that it is."""
+    """Read an opened file as what its first two lines that are not blank, or else its name, say
+    that it is.
+    """
     suffix = plain_suffix(path)
     if first.startswith(b"PAR1") or suffix == ".parquet":
         return _parquet_rows(path, file)
@@ -195,7 +198,7 @@ def _plain_rows(path: Path, file: BinaryIO, first: bytes, more: bytes) -> Rows:
     what = next((what for mark, what in _NOT_READ.items() if head.startswith(mark)), "")
     if what or head[257:262] == b"ustar":
         raise UserError(f'dataset "{path}" is {what or "a tar archive; unpack it"}')
-    if not head.strip() and not more.strip() and not file.peek(4096).strip():
+    if not head.strip():
         raise UserError(f'dataset "{path}" is empty')
     if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head + more[:4096]:
         raise UserError(
@@ -283,6 +286,7 @@ def _csv_rows(path: Path, file: BinaryIO, first: str) -> Rows:
     # strict: an open quote at the end is an error, and does not swallow the rest without a word
     reader = csv.reader(lines, delimiter=separator, strict=True)
     names: list[str] | None = None
+    twice = False
     more: Row = {}
     while True:
         where = f"line {reader.line_num + 1 + bool(told)}"
@@ -299,14 +303,17 @@ def _csv_rows(path: Path, file: BinaryIO, first: str) -> Rows:
             names, more = ["question", "A", "B", "C", "D", "answer"], {"subject": _subject(path)}
         elif names is None:
             names = [name.strip() for name in cells]
+            twice = len(set(names)) < len(names)
             continue
         if len(cells) > len(names):
             at = f"column {len(names) + 1} holds {shown(cells[len(names)])!r}"
             mark = _SEPARATORS.get(separator, separator)
             what = f"{len(cells)} cells, but the first line has {len(names)} columns; {at}"
             yield where, BadRow(None, f"{what}; is a quote missing around a {mark}?")
-        else:
-            yield where, {**dict(zip(names, cells, strict=False)), **more}
+            continue
+        row = {**dict(zip(names, cells, strict=False)), **more}
+        pairs = zip(names, cells, strict=False) if twice else ()
+        yield where, _unless_twice(row, [name for name, own in pairs if name and row[name] != own])
 
 
 def _is_mmlu(cells: list[str]) -> bool:

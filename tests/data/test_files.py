@@ -345,6 +345,21 @@ def test_a_key_that_stands_twice_with_different_values_is_named(tmp_path: Path, 
     assert [one.question for one in kept.questions] == ["Who?"] and len(kept.skipped) == 1
 
 
+def test_a_column_that_stands_twice_is_named_where_its_cells_differ(tmp_path: Path) -> None:
+    path = tmp_path / "set.csv"
+    path.write_text("question,gold_answers,gold_answers,,\nWho?,Ann,Ann,1,2\nWhen?,1900,1901,,\n")
+    with pytest.raises(UserError, match='line 3, field "gold_answers": stands twice'):
+        load_questions(path)
+    kept = load_questions(path, on_bad_row="skip")
+    assert [one.question for one in kept.questions] == ["Who?"]
+
+
+def test_blank_lines_before_the_columns_hide_no_separator(tmp_path: Path) -> None:
+    (tmp_path / "set.csv").write_text("\n\nquestion;gold_answers\nWho, then?;Ann\n")
+    (question,) = load_questions(tmp_path / "set.csv").questions
+    assert (question.question, question.gold_answers) == ("Who, then?", ("Ann",))
+
+
 @pytest.mark.parametrize("name", ["set.jsonl", "set.jsonl.gz", "set.json"])
 def test_blank_lines_before_the_first_row_lose_nothing(tmp_path: Path, name: str) -> None:
     rows = [{"question": f"Q{n}?", "gold_answers": "x" * 100} for n in range(100)]
