@@ -40,6 +40,7 @@ MOST_TURNS = 500
 _FIELDS = ("id", "domain", "split", "y", "spike", "turn", "scores", "question", "evaluated")
 _DIALOGUES_HERE = "<!-- dialogues -->"
 _NUMBER = re.compile(r"(?=.*\d)(?:[\d\s.,:+\-\u2212\u2013\u00b1%\[\]()<>=/*]|n=| of |\de[+-])+")
+_REMARK = re.compile(r"(?<=\]) (\(.+\))$")  # such as "(n=74)" behind an interval
 _NO_NUMBER = {"n/c", "not computable", "n/a", "-", "\u2013", "\u2014", "undefined"}
 _UNSAFE_IN_SCRIPT = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 
@@ -156,7 +157,7 @@ def _table(table: Table, name: str) -> str:
     rows = []
     for row, (label, *cells) in enumerate(table.rows):
         data = [
-            f"<td{_alignment((cell,), bold=(row, column) in table.bold)}>{escape(cell)}</td>"
+            f"<td{_alignment((cell,), bold=(row, column) in table.bold)}>{_cell(cell)}</td>"
             for column, cell in enumerate(cells, start=1)
         ]
         rows.append(f'<tr><th scope="row">{escape(label)}</th>{"".join(data)}</tr>')
@@ -167,6 +168,11 @@ def _table(table: Table, name: str) -> str:
         f'<table aria-labelledby="{name}"><thead><tr>{"".join(heads)}</tr></thead>\n'
         f"<tbody>{chr(10).join(rows)}</tbody></table></div>{note}</figure>"
     )
+
+
+def _cell(text: str) -> str:
+    """Return a cell whose remark can stand below its interval where the page is narrow."""
+    return _REMARK.sub(r' <span class="remark">\1</span>', escape(text))
 
 
 def _alignment(cells: Sequence[str], *, bold: bool = False) -> str:
