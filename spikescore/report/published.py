@@ -27,7 +27,7 @@ from spikescore.dialogues.config import dialogue_keys
 from spikescore.errors import UserError, redactor
 from spikescore.files import make_folder, write_atomic, write_json
 from spikescore.packing import made_whole, part_of
-from spikescore.pairs import cut_off, for_all_eyes, iter_records, short_meta
+from spikescore.pairs import cut_off, file_id, for_all_eyes, iter_records, short_meta
 from spikescore.report.data_card import Column, Published, croissant, data_card
 from spikescore.runtime import progress
 
@@ -46,7 +46,11 @@ TABLES: dict[str, tuple[Column, ...]] = {
         ITEM,
         Column("id", "text", "the data set's own id, or a digest"),
         Column("domain", "text", "which question set it is of"),
-        Column("group", "text", "shared by questions about one passage or story"),
+        Column(
+            "group",
+            "text",
+            "shared by questions about one passage; a digest where texts stay out",
+        ),
         Column("pair", "text", "shared by the right and the wrong given answer to one question"),
         Column("model", "text", "the chat model that answered"),
         Column("hallucinated", "truth", "the label of the first answer; null: none"),
@@ -217,6 +221,8 @@ def _write_dialogues(
         else:
             name = path.relative_to(source).with_suffix("").as_posix()
             row = _item(name, record)
+            if not found.texts and row["group"]:  # which may be words of the question
+                row["group"] = file_id(None, row["group"])
             items.add(row)
             for step in record["cot_steps"]:
                 turns.add({**step, "item": name, "probe_pred": _prediction(step)})

@@ -30,6 +30,7 @@ def write_dialogues(folder: Path, n: int = 4) -> None:
             record = make_record(name, y=place % 2, turns=3, domain=domain, model="/data/m/tiny")
             record |= {"gold_answers": ["gold-word"], "context": "passage-word"}
             record |= {"choices": ["option-word", "x"], "meta": {"scope": "note-word"}}
+            record["group"] = f"group-word {place // 2}"
             record["config"] = {"max_steps": 3, "prompts_file": "/home/me/prompts.json"}
             record["nil_judge"] = {"judge": "/home/me/rules.py:mine", "reply": "reply-word"}
             for turn, step in enumerate(record["cot_steps"]):
@@ -112,7 +113,7 @@ def test_without_dialogues_no_text_is_left(pairs, tmp_path):
     book, out = make_book(pairs, tmp_path / "book.pkl"), tmp_path / "out"
     publish_data(pairs, [book], out, **HUB, texts=False)
     told = everything(out)
-    for text in (*TEXTS, "note-word", "reply-word", "987654"):
+    for text in (*TEXTS, "note-word", "reply-word", "group-word", "987654"):
         assert text not in told, text
     with_texts = tmp_path / "with"
     publish_data(pairs, [book], with_texts, **HUB)
@@ -122,6 +123,8 @@ def test_without_dialogues_no_text_is_left(pairs, tmp_path):
     kept = ("item", "id", "domain", "hallucinated", "n_turns", "spike_score")
     for one, other in zip(rows(out, "items"), rows(with_texts, "items"), strict=True):
         assert {key: one[key] for key in kept} == {key: other[key] for key in kept}
+    one, other = ([row["group"] for row in rows(place, "items")] for place in (out, with_texts))
+    assert [one.index(group) for group in one] == [other.index(group) for group in other]
     columns = {field["name"] for table in read_json(out / "croissant.json")["recordSet"]
                for field in table["field"]}  # fmt: skip
     assert not columns & {"question", "context", "choices", "gold_answers", "prompt", "response"}
