@@ -150,9 +150,7 @@ class Experiment:
         return self.report_dir / "configs" / f"{model.name}.{variant}.json"
 
     def stage_config(self, model: Model, variant: Variant | None = None) -> dict[str, Any]:
-        """Return the stage-1 settings of a run: the experiment's own, and what the variant
-        changes.
-        """
+        """Return a run's stage-1 settings: the experiment's, and what the variant changes."""
         settings = {**self.dialogues, "model_path": model.model_path}
         name = MAIN
         if variant:
@@ -163,56 +161,37 @@ class Experiment:
 
     def variants(self) -> list[Variant]:
         """Return all runs beside the main one, in the order of the tables."""
-        wanted = self.ablations
-        rows = [
-            Variant(
-                f"schedule_{name}",
-                name,
-                "schedules",
-                {"schedule": name} if name == FORKED else {"strategy": name},
-            )
-            for name in wanted.schedules
-        ]
+        wanted, found = self.ablations, []
+
+        def add(table: str, name: str, title: str, settings: dict[str, Any]) -> None:
+            found.append(Variant(name, title, table, settings))
+
+        for name in wanted.schedules:
+            key = "schedule" if name == FORKED else "strategy"
+            add("schedules", f"schedule_{name}", name, {key: name})
         for order in range(1, wanted.shuffled + 1):
             settings = {"strategy": "shuffled", "prompt_seed": order}
-            rows.append(Variant(f"shuffled_{order}", f"shuffled, order {order}", "order", settings))
+            add("order", f"shuffled_{order}", f"shuffled, order {order}", settings)
         for value in wanted.temperatures:
-            settings = {"temperature": value}
-            rows.append(Variant(f"temperature_{value:g}", f"{value:g}", "temperature", settings))
+            add("temperature", f"temperature_{value:g}", f"{value:g}", {"temperature": value})
         if wanted.release:
-            turns = self.stage_config(self.models[0]).get("max_steps", Config().max_steps)
-            rows += [
-                Variant(
-                    "release_question_only",
-                    "system prompt and passage dropped after turn 1",
-                    "release",
-                    {"history": "question_only"},
-                ),
-                Variant(
-                    "release_leaked_answer",
-                    "gold answer and id in the first prompt",
-                    "release",
-                    {"leak_answer": True},
-                ),
-                Variant(
-                    "release_one_more_turn",
-                    f"{turns + 1} turns",
-                    "release",
-                    {"max_steps": turns + 1},
-                ),
-            ]
+            turns = 1 + self.stage_config(self.models[0]).get("max_steps", Config().max_steps)
+            for name, title, settings in (
+                ("question_only", "system prompt and passage dropped after turn 1",
+                 {"history": "question_only"}),
+                ("leaked_answer", "gold answer and id in the first prompt", {"leak_answer": True}),
+                ("one_more_turn", f"{turns} turns", {"max_steps": turns}),
+            ):  # fmt: skip
+                add("release", f"release_{name}", title, settings)
         if wanted.retrieval:
-            settings = {"context": wanted.retrieval}
-            rows.append(Variant("retrieval", "with retrieval", "retrieval", settings))
+            add("retrieval", "retrieval", "with retrieval", {"context": wanted.retrieval})
         for name in wanted.judges:
             folder = re.sub(r"[^\w.,-]", "_", name)
-            rows.append(Variant(f"judge_{folder}", name, "judges", judge=name))
-        return rows
+            found.append(Variant(f"judge_{folder}", name, "judges", judge=name))
+        return found
 
     def check_names(self) -> None:
-        """Look up the methods, scorers of turns, and a user's own detectors and judges; UserError
-        for one that is none.
-        """
+        """Look up methods, scorers of turns and a user's own code; UserError for what is none."""
         for judge in (self.dialogues.get("judge", ()), *self.ablations.judges):
             for name in own_judges(judge):
                 load_plugin(name)
@@ -240,12 +219,11 @@ class Experiment:
 
     def write_configs(self) -> None:
         """Write the stage-1 configuration of every run that generates."""
+        generated = [variant for variant in self.variants() if not variant.judge]
         for model in self.models:
-            for variant in (None, *self.variants()):
-                if variant is None or not variant.judge:
-                    name = variant.name if variant else MAIN
-                    path = self.config_file(model, name)
-                    write_json(path, self.stage_config(model, variant))
+            for variant in (None, *generated):
+                path = self.config_file(model, variant.name if variant else MAIN)
+                write_json(path, self.stage_config(model, variant))
 
     def domains(self) -> list[str]:
         """The domains' names, which are those of their folders."""
@@ -382,10 +360,7 @@ def judge_files(judge: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def load_experiment(path: str | Path) -> Experiment:
-    """Read `configs/<name>.json`; UserError naming the key for whatever is wrong in it.
-
-    The stage-1 settings of every run are checked too, so that no run fails hours later.
-    """
+    """Read and check `configs/<name>.json`, all stage-1 settings too; UserError names the key."""
     raw = read_json(Path(path), by_hand=True)
     if not isinstance(raw, dict):
         raise UserError(f'"{path}" must hold a JSON object')
@@ -403,7 +378,8 @@ def load_experiment(path: str | Path) -> Experiment:
         raise UserError(f'{path}: "models" must list at least one {{"name", "model_path"}}')
     content["models"] = tuple(_build(Model, model, f'{path}: "models"') for model in models)
     experiment = _build(Experiment, content, str(path))
-    _check(experiment, str(path))
+    for fault in _faults(experiment, str(path)):
+        raise UserError(f"{path}: {fault}")
     return experiment
 
 
@@ -431,65 +407,59 @@ def _build(kind: type, raw: Any, where: str) -> Any:
         raise UserError(f"{where}: {error}") from error
 
 
-def _check(experiment: Experiment, where: str) -> None:
+def _faults(experiment: Experiment, where: str) -> Iterator[str]:
+    """Yield what is wrong in the values of an experiment; UserError for settings of stage 1."""
     if not isinstance(experiment.dialogues, dict):
-        raise UserError(f'{where}: "dialogues" must hold the settings of stage 1')
-    taken = {"model_path", "output_dir"} & experiment.dialogues.keys()
-    if taken:
-        raise UserError(f'{where}: "dialogues": {", ".join(sorted(taken))} is set per model')
+        yield '"dialogues" must hold the settings of stage 1'
+    if taken := {"model_path", "output_dir"} & experiment.dialogues.keys():
+        yield f'"dialogues": {", ".join(sorted(taken))} is set per model'
     if experiment.token_key not in TOKEN_KEYS:
-        raise UserError(f'{where}: "token_key" must be one of {", ".join(TOKEN_KEYS)}')
-    for key, names in (("turn_scorers", experiment.turn_scorers), ("methods", experiment.methods)):
+        yield f'"token_key" must be one of {", ".join(TOKEN_KEYS)}'
+    for key in ("turn_scorers", "methods"):
+        names = getattr(experiment, key)
         if names != "all" and BASE_SCORER not in names.split(","):
-            raise UserError(
-                f'{where}: "{key}" must name {BASE_SCORER}, whose trajectories SpikeScore is of'
-            )
+            yield f'"{key}" must name {BASE_SCORER}, whose trajectories SpikeScore is of'
     for key in ("probe_seeds", "draws", "jobs"):
         if getattr(experiment, key) < 1:
-            raise UserError(f'{where}: "{key}" must be a whole number of at least 1')
+            yield f'"{key}" must be a whole number of at least 1'
     held_out = (experiment.val_fraction, experiment.test_fraction)
     if not (all(0 < share < 1 for share in held_out) and sum(held_out) < 1):
-        raise UserError(
-            f'{where}: "val_fraction" and "test_fraction" must be above 0, and below 1 together'
-        )
-    wanted = experiment.ablations
+        yield '"val_fraction" and "test_fraction" must be above 0, and below 1 together'
+    wanted, slurm = experiment.ablations, experiment.slurm
     if wanted.shuffled < 0:
-        raise UserError(f'{where}: "ablations": "shuffled" must be a number of orders, 0 or more')
+        yield '"ablations": "shuffled" must be a number of orders, 0 or more'
     for key, values, kinds in (
         ("detectors", experiment.detectors, str), ("schedules", wanted.schedules, str),
         ("judges", wanted.judges, str), ("temperatures", wanted.temperatures, int | float),
     ):  # fmt: skip
         if not all(isinstance(one, kinds) and not isinstance(one, bool) for one in values):
-            told = "texts" if kinds is str else "numbers"
-            raise UserError(f'{where}: "{key}" must be a list of {told}')
-    slurm = experiment.slurm
-    for key, options in (("options", slurm.options), ("scoring", slurm.scoring)):
+            yield f'"{key}" must be a list of {"texts" if kinds is str else "numbers"}'
+    for key in ("options", "scoring"):
+        options = getattr(slurm, key)
         values = options.values() if isinstance(options, dict) else [options]
         if not all(isinstance(one, str | int | None) and str(one).isprintable() for one in values):
-            raise UserError(
-                f'{where}: "slurm": "{key}" must hold options of sbatch by name, each a text, a '
+            yield (
+                f'"slurm": "{key}" must hold options of sbatch by name, each a text, a '
                 'number, true or null, such as {"partition": "gpu", "time": "24:00:00"}'
             )
     if not all(isinstance(line, str) for line in slurm.lines):
-        raise UserError(f'{where}: "slurm": "lines" must hold lines of text')
+        yield '"slurm": "lines" must hold lines of text'
     names = [model.name for model in experiment.models]
     if len(set(names)) < len(names):
-        raise UserError(f'{where}: two of the "models" have one name')
+        yield 'two of the "models" have one name'
     for key, named in (("name", [experiment.name]), ("models", names)):
         if any("/" in one or not one.strip(". ") or not one.isprintable() for one in named):
-            raise UserError(f'{where}: a name ("{key}") must be fit for a folder, without "/"')
+            yield f'a name ("{key}") must be fit for a folder, without "/"'
     for model in experiment.models:
         if model.published not in (None, *MODELS):
-            raise UserError(
-                f'{where}: "published" is "{model.published}"; use one of {", ".join(MODELS)}, '
-                "or null"
-            )
+            yield f'"published" is "{model.published}"; use one of {", ".join(MODELS)}, or null'
         config = parse_config(experiment.stage_config(model), source=f"{where} ({MAIN})")
         if not isinstance(config.dataset_path, list):
-            raise UserError(f'{where}: "dataset_path" must list one file per domain')
+            yield '"dataset_path" must list one file per domain'
         for variant in experiment.variants():
             source = f"{where} ({variant.name})"
             parse_config(experiment.stage_config(model, variant), source=source)
     variants = Counter(variant.name for variant in experiment.variants())
-    if twice := [name for name, n in variants.items() if n > 1]:
-        raise UserError(f'{where}: "ablations" asks for "{twice[0]}" twice; name it once')
+    for name, n in variants.items():
+        if n > 1:
+            yield f'"ablations" asks for "{name}" twice; name it once'
