@@ -11,9 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from spikescore.report.comparison import CROSS, SPIKE, Comparison, Entry, trajectory_entry
-from spikescore.report.comparison import turns_entry as entry_of_turns
+from spikescore.report.comparison import (
+    CROSS,
+    SPIKE,
+    Comparison,
+    Entry,
+    longest,
+    trajectory_entry,
+)
 from spikescore.report.content import Table
 from spikescore.report.experiment_report import ModelReport
 from spikescore.report.main_tables import twin_figures
@@ -28,7 +35,6 @@ from spikescore.report.text import figure_cell, headed_table
 from spikescore.report.verdict import DIFFERENCE
 from spikescore.stats.bootstrap import Area, Contrast
 from spikescore.stats.theory import POOLED, STD_RATIO, Theory, paper_bound, theory_report
-from spikescore.stats.trajectory import apply, truncate
 
 TOLERANCE = 0.03
 """How far a mean AUROC may be from the published one: two standard errors of 1,000 questions a
@@ -132,29 +138,19 @@ def _entry(report: ModelReport, name: str) -> Entry | None:
     return next((entry for entry in report.entries if entry.name == name), None)
 
 
-def _beats(rival: str) -> Callable[[ModelReport], Outcome | None]:
-    def measure(report: ModelReport) -> Outcome | None:
-        ours, theirs = (published(report.model.published, name) for name in (SPIKE, rival))
-        paper = None if ours is None or theirs is None else ours - theirs
-        pair = _entry(report, SPIKE), _entry(report, rival)
-        return _difference(report.comparison, *pair, paper)
-
-    return measure
+def _beats(rival: str, report: ModelReport) -> Outcome | None:
+    ours, theirs = (published(report.model.published, name) for name in (SPIKE, rival))
+    paper = None if ours is None or theirs is None else ours - theirs
+    return _difference(report.comparison, _entry(report, SPIKE), _entry(report, rival), paper)
 
 
-def _has_figure(method: str) -> Callable[[ModelReport], Outcome | None]:
-    def measure(report: ModelReport) -> Outcome | None:
-        paper = published(report.model.published, method)
-        return _figure(report.comparison, _entry(report, method), paper)
-
-    return measure
+def _has_figure(method: str, report: ModelReport) -> Outcome | None:
+    paper = published(report.model.published, method)
+    return _figure(report.comparison, _entry(report, method), paper)
 
 
-def _over_scorer(scorer: str, paper: float) -> Callable[[ModelReport], Outcome | None]:
-    def measure(report: ModelReport) -> Outcome | None:
-        return _figure(report.comparison, _spikes(report, scorer), paper)
-
-    return measure
+def _over_scorer(scorer: str, paper: float, report: ModelReport) -> Outcome | None:
+    return _figure(report.comparison, _spikes(report, scorer), paper)
 
 
 def _spikes(report: ModelReport, scorer: str) -> Entry | None:
@@ -192,17 +188,9 @@ def _beats_variation(report: ModelReport) -> Outcome | None:
 def _saturates(report: ModelReport) -> Outcome | None:
     """K = 20 is worth no more than K = 15, and K = 15 more than K = 5."""
     book, compare = report.book, report.comparison
-    if max((turns.shape[1] for turns in book.turns.values()), default=0) < 20:
+    if longest(book, BASE_SCORER) < 20:
         return None
-    at = {
-        k: entry_of_turns(
-            book, BASE_SCORER, f"{SPIKE}@{k}", f"K = {k}",
-            lambda turns, domain, k=k: apply("max_abs_d2", truncate(turns, k)),
-        )
-        for k in (5, 15, 20)
-    }  # fmt: skip
-    if None in at.values():
-        return None
+    at = {k: trajectory_entry(book, "max_abs_d2", BASE_SCORER, k) for k in (5, 15, 20)}
     grown = _difference(compare, at[15], at[5])
     late = {view: compare.contrast(at[20], at[15], view) for view in CROSS}
     if grown is None or not all(one.interval for one in late.values()):
@@ -217,25 +205,21 @@ def _saturates(report: ModelReport) -> Outcome | None:
 
 
 def _theory(
-    tell: Callable[[Theory], str], holds: Callable[[Theory], bool | None]
-) -> Callable[[ModelReport], Outcome | None]:
+    tell: Callable[[Theory], str], holds: Callable[[Theory], bool | None], report: ModelReport
+) -> Outcome | None:
     """Ask something of each domain, scored by another domain's probe: it holds where it holds in
     all domains of which it can be said.
     """
-
-    def measure(report: ModelReport) -> Outcome | None:
-        parts = [one for one in theory_report(*report.theory_scores())
-                 if not one.note and one.domain != POOLED]  # fmt: skip
-        answers = {one: holds(one) for one in parts}
-        known = [answer for answer in answers.values() if answer is not None]
-        if not parts:
-            return None
-        told = ", ".join(f"{one.domain} {tell(one)}" for one in parts)
-        where = f"in {sum(known)} of {len(known)} domains: " if known else "nowhere: "
-        return Outcome(where + told, "", HOLDS if known and all(known) else FAILS if known
-                       else UNTESTED)  # fmt: skip
-
-    return measure
+    parts = [one for one in theory_report(*report.theory_scores())
+             if not one.note and one.domain != POOLED]  # fmt: skip
+    if not parts:
+        return None
+    known = [answer for answer in map(holds, parts) if answer is not None]
+    told = ", ".join(f"{one.domain} {tell(one)}" for one in parts)
+    if not known:
+        return Outcome(f"nowhere: {told}")
+    where = f"in {sum(known)} of {len(known)} domains: "
+    return Outcome(where + told, "", HOLDS if all(known) else FAILS)
 
 
 def _number(value: float | None) -> str:
@@ -281,11 +265,11 @@ def statements() -> list[Claim]:
     cv = f"at most {CV_OF_PAPER:g}"
     return [
         *(Claim(f"{title} has a mean cross-domain AUROC of {_range(name)}.", PAPER_RUN,
-                measure=_has_figure(name))
+                measure=partial(_has_figure, name))
           for name, title in ((SPIKE, "SpikeScore (K = 20, over SAPLMA)"),
                               ("saplma", "SAPLMA on the first answer"))),
         *(Claim(f"Across domains SpikeScore is better than {title}.", PAPER_RUN,
-                measure=_beats(name)) for name, title in rivals),
+                measure=partial(_beats, name)) for name, title in rivals),
         Claim("SAPLMA is the best scorer under SpikeScore, before SEP, reasoning score and "
               "perplexity.", PAPER_RUN, llama, _saplma_is_best),
         Claim("SpikeScore over perplexity is better than perplexity itself.", PAPER_RUN, llama,
@@ -297,16 +281,18 @@ def statements() -> list[Claim]:
               "premise, with the question held fixed).", GIVEN_RUN, measure=_premise, given=True),
         Claim("(i) The mean SpikeScore of hallucinated answers is more than twice that of truthful "
               "ones.", PAPER_RUN,
-              measure=_theory(lambda one: _number(one.mean_ratio), lambda one: one.gap_holds)),
+              measure=partial(_theory, lambda one: _number(one.mean_ratio),
+                              lambda one: one.gap_holds)),
         Claim(f"(ii) The ratio of their standard deviations lies between {STD_RATIO[0]:g} and "
               f"{STD_RATIO[1]:g}.", PAPER_RUN,
-              measure=_theory(lambda one: _number(one.std_ratio), lambda one: one.spread_holds)),
+              measure=partial(_theory, lambda one: _number(one.std_ratio),
+                              lambda one: one.spread_holds)),
         Claim(f"(iii) The coefficient of variation of truthful answers' SpikeScore is {cv} in "
               "every domain.", PAPER_RUN,
-              measure=_theory(lambda one: _number(one.cv_t), lambda one: None if one.cv_t is None
-                              else one.cv_t <= CV_OF_PAPER)),
+              measure=partial(_theory, lambda one: _number(one.cv_t), lambda one: None
+                              if one.cv_t is None else one.cv_t <= CV_OF_PAPER)),
         Claim("Where (i) to (iii) hold, P(H > T) is at least 1 / (1 + 0.0725 t²).", PAPER_RUN, (),
-              _theory(_bound_told, _bound_holds)),
+              partial(_theory, _bound_told, _bound_holds)),
         Claim(f"With (iii) {cv} (t = 2), SpikeScore's AUROC is at least "
               f"{paper_bound(CV_OF_PAPER / 0.1):.3f} in every domain.",
               "arithmetic on the published means", settled=_by_arithmetic()),
@@ -344,11 +330,11 @@ def figures() -> list[Claim]:
         for method in PAPER_METHODS:
             paper = published(model, method)
             text = f"{model}, {method}: {paper:.4f}"
-            found.append(Claim(text, PAPER_RUN, (model,), _has_figure(method)))
+            found.append(Claim(text, PAPER_RUN, (model,), partial(_has_figure, method)))
         for scorer in ("sep", "reasoning_score", "perplexity"):
             if (paper := published_base_scorer(model, scorer)) is not None:
                 text = f"{model}, SpikeScore over {scorer}: {paper:.4f}"
-                found.append(Claim(text, PAPER_RUN, (model,), _over_scorer(scorer, paper)))
+                found.append(Claim(text, PAPER_RUN, (model,), partial(_over_scorer, scorer, paper)))
     return found
 
 

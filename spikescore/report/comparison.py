@@ -17,7 +17,13 @@ import numpy as np
 from spikescore.detectors.score_book import ScoreBook
 from spikescore.report.paper import BASE_SCORER
 from spikescore.stats.bootstrap import Area, Contrast, Resampler
-from spikescore.stats.trajectory import FUNCTIONALS, apply, remove_turn_means, turn_means
+from spikescore.stats.trajectory import (
+    FUNCTIONALS,
+    apply,
+    remove_turn_means,
+    truncate,
+    turn_means,
+)
 
 VIEWS = {
     "macro": "cross-domain, macro (mean over the other domains)",
@@ -73,15 +79,24 @@ def static_entries(book: ScoreBook) -> dict[str, Entry]:
     return found
 
 
-def trajectory_entry(book: ScoreBook, functional: str, scorer: str) -> Entry | None:
-    """Return a functional over a scorer's trajectories; None when the book has none of them.
+def trajectory_entry(
+    book: ScoreBook, functional: str, scorer: str, k: int | None = None
+) -> Entry | None:
+    """Return a functional over a scorer's trajectories, or over their first k turns; None when the
+    book has none of them.
 
     SpikeScore over SAPLMA is called "spike_score", any other "<functional>:<scorer>".
     """
     spike = (functional, scorer) == ("max_abs_d2", BASE_SCORER)
     over = f"{FUNCTIONALS[functional].title} over {scorer_title(book, scorer)}"
     name, title = (SPIKE, "SpikeScore") if spike else (f"{functional}:{scorer}", over)
-    return turns_entry(book, scorer, name, title, lambda turns, domain: apply(functional, turns))
+    if k is not None:
+        name, title = f"{name}@{k}", f"{title}, K = {k}"
+
+    def compute(turns: np.ndarray, domain: str) -> np.ndarray:
+        return apply(functional, turns if k is None else truncate(turns, k))
+
+    return _turns_entry(book, scorer, name, title, compute)
 
 
 def without_turn_means(book: ScoreBook) -> Entry | None:
@@ -97,10 +112,10 @@ def without_turn_means(book: ScoreBook) -> Entry | None:
 
     title = "SpikeScore, each turn's training mean removed"
     name = f"spike_means_removed:{BASE_SCORER}"
-    return turns_entry(book, BASE_SCORER, name, title, centred, family="control")
+    return _turns_entry(book, BASE_SCORER, name, title, centred, family="control")
 
 
-def turns_entry(
+def _turns_entry(
     book: ScoreBook,
     scorer: str,
     name: str,
@@ -129,6 +144,11 @@ def trajectories(book: ScoreBook, scorer: str) -> dict[str, list[np.ndarray]]:
         for domain in book.splits
     }
     return {domain: rows for domain, rows in found.items() if rows}
+
+
+def longest(book: ScoreBook, scorer: str) -> int:
+    """Return the turns K of a scorer's longest trajectory; 0 when the book has none."""
+    return max((turns.shape[1] for key, turns in book.turns.items() if key[0] == scorer), default=0)
 
 
 def scorers_of(book: ScoreBook) -> list[str]:
@@ -249,10 +269,7 @@ class Comparison:
         return replace(found, note="; ".join(filter(None, [*notes, found.note])), parts=parts)
 
     def matrix(self, entry: Entry) -> np.ndarray:
-        """Return the AUROC for training domain (row) x test domain (column), NaN if not computable.
-
-        The diagonal is of the held-out test split.
-        """
+        """Return AUROCs, training x test domain, NaN for none; the diagonal is held out."""
         names = self.book.domain_names()
         table = np.full((len(self.training_domains), len(names)), np.nan)
         for row, domain in enumerate(self.training_domains):

@@ -7,7 +7,7 @@ that answer and what measures it reads; SpikeScore over K turns costs turns 1 to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,13 +15,12 @@ import numpy as np
 from spikescore.detectors import REGISTRY
 from spikescore.detectors.base import MEASURED
 from spikescore.detectors.score_book import BookItem, ScoreBook
-from spikescore.report.comparison import SPIKE, Comparison, Entry, trajectories, turns_entry
+from spikescore.report.comparison import SPIKE, Comparison, Entry, longest, trajectory_entry
 from spikescore.report.content import Table
 from spikescore.report.paper import BASE_SCORER
 from spikescore.report.text import MISSING, figure_cell, number
 from spikescore.stats.bootstrap import Area
 from spikescore.stats.pareto import pareto_front
-from spikescore.stats.trajectory import apply, truncate
 
 COSTS = {"generated": "tokens generated", "encoded": "tokens encoded", "seconds": "seconds"}
 SPIKE_TURNS = (3, 5, 10)
@@ -73,20 +72,12 @@ def mean_cost(book: ScoreBook, turns: int | None, needs: Sequence[str]) -> dict[
 
 
 def cost_points(comparison: Comparison, entries: Sequence[Entry]) -> list[CostPoint]:
-    """Return every method, SpikeScore at several K first, with the fronts marked.
-
-    Controls, which nobody would use, are shown and do not compete.
-    """
+    """Return all methods, SpikeScore at several K first; controls compete for no front."""
     book = comparison.book
-    longest = max(
-        (turns.shape[1] for rows in trajectories(book, BASE_SCORER).values() for turns in rows),
-        default=0,
-    )
+    most = longest(book, BASE_SCORER)
     points = []
-    for k in dict.fromkeys([*(k for k in SPIKE_TURNS if k < longest), longest]):
-        if entry := turns_entry(
-            book, BASE_SCORER, f"{SPIKE}@{k}", f"SpikeScore, K = {k}", _over(k)
-        ):
+    for k in (*(k for k in SPIKE_TURNS if k < most), most):
+        if entry := trajectory_entry(book, "max_abs_d2", BASE_SCORER, k):
             area = comparison.mean(entry, "macro")
             points.append(CostPoint(entry.title, entry.family, area, mean_cost(book, k, ()), k))
     for entry in entries:
@@ -98,10 +89,6 @@ def cost_points(comparison: Comparison, entries: Sequence[Entry]) -> list[CostPo
         costs = mean_cost(book, None if about.get("whole_dialogue", usual) else 1, needs)
         points.append(CostPoint(entry.title, entry.family, comparison.mean(entry, "macro"), costs))
     return with_fronts(points)
-
-
-def _over(k: int) -> Callable[[np.ndarray, str], np.ndarray]:
-    return lambda turns, domain: apply("max_abs_d2", truncate(turns, k))
 
 
 def with_fronts(points: Sequence[CostPoint]) -> list[CostPoint]:

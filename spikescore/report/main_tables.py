@@ -231,9 +231,8 @@ def split_tables(
     """Return the entries' means on each part [n] of the items, a table for each view with items."""
     tables = []
     for view, title in VIEWS.items():
-        masks = [mask for domain in comparison.training_domains
-                 for mask in comparison.items(view, domain)]  # fmt: skip
-        if view == "macro" and len(masks) < 2 or not np.any(masks):
+        masks = comparison.masks(view)
+        if not masks or view == "macro" and len(masks) < 2:
             continue
         rows = []
         for name, part in parts.items():

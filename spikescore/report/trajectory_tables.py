@@ -15,12 +15,11 @@ from spikescore.report.comparison import (
     SPIKE,
     Comparison,
     Entry,
+    longest,
     match_base_rates,
     scorer_title,
     scorers_of,
-    trajectories,
     trajectory_entry,
-    turns_entry,
     without_turn_means,
 )
 from spikescore.report.content import Table
@@ -29,7 +28,7 @@ from spikescore.report.paper import BASE_SCORER, published_base_scorer
 from spikescore.report.text import MISSING, figure_cell, number
 from spikescore.stats.bootstrap import Area
 from spikescore.stats.theory import theory_report
-from spikescore.stats.trajectory import FUNCTIONALS, MIN_SCORES, apply, truncate
+from spikescore.stats.trajectory import FUNCTIONALS, MIN_SCORES
 
 
 def functional_tables(comparison: Comparison) -> list[Table]:
@@ -89,14 +88,9 @@ def turns_sweep(comparison: Comparison, seconds_per_token: float | None) -> list
     known (None: of none); `seconds` that times the run's seconds
     per answer token, None where the run did not keep its time.
     """
-    found = trajectories(comparison.book, BASE_SCORER)
-    longest = max((turns.shape[1] for rows in found.values() for turns in rows), default=0)
     points = []
-    for k in range(MIN_SCORES, longest + 1):
-        entry = turns_entry(
-            comparison.book, BASE_SCORER, f"{SPIKE}@{k}", f"K = {k}",
-            lambda turns, domain, k=k: apply("max_abs_d2", truncate(turns, k)),
-        )  # fmt: skip
+    for k in range(MIN_SCORES, longest(comparison.book, BASE_SCORER) + 1):
+        entry = trajectory_entry(comparison.book, "max_abs_d2", BASE_SCORER, k)
         known = [sum(item.turn_tokens[:k]) for item in comparison.book.items if item.turn_tokens]
         tokens = float(np.mean(known)) if known else None
         seconds = tokens * seconds_per_token if seconds_per_token and known else None

@@ -8,7 +8,7 @@ that each of its runs has.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,10 +18,10 @@ from spikescore.report.comparison import (
     SPIKE,
     Comparison,
     Entry,
+    longest,
     on_shared_items,
     static_entries,
     trajectory_entry,
-    turns_entry,
 )
 from spikescore.report.content import Table
 from spikescore.report.cost_tables import SPIKE_TURNS, mean_cost
@@ -30,7 +30,7 @@ from spikescore.report.paper import BASE_SCORER
 from spikescore.report.text import MISSING, figure_cell, number, p_value, share, with_interval
 from spikescore.stats.agreement import agree
 from spikescore.stats.bootstrap import Area, contrast_of_draws
-from spikescore.stats.trajectory import FUNCTIONALS, apply, truncate
+from spikescore.stats.trajectory import FUNCTIONALS
 
 SHOWN = (SPIKE, f"first:{BASE_SCORER}", "perplexity")
 SHOWN_TITLES = ("SpikeScore", "first-answer probe", "perplexity")
@@ -117,22 +117,16 @@ def release_results(
     """Return ours, the release's generated choices, its score and its sign, one at a time."""
     book = reference.book
     rows = [measure_variant(title, reference), *generated]
+    spike = trajectory_entry(book, "max_abs_d2", BASE_SCORER)
+    inverted = spike and replace(spike, scores={name: -own for name, own in spike.scores.items()})
     for label, scores in (
         ("variance + Σ|Δ²| in place of max|Δ²|", trajectory_entry(book, "release", BASE_SCORER)),
-        ("correct answers as the positive class", _inverted(book)),
+        ("correct answers as the positive class", inverted),
     ):
         if scores:
             areas = {(SPIKE, view): reference.mean(scores, view) for view in CROSS}
             rows.append(VariantResult(label, areas, book.y.size, float(book.y.mean())))
     return rows
-
-
-def _inverted(book: ScoreBook) -> Entry | None:
-    spike = trajectory_entry(book, "max_abs_d2", BASE_SCORER)
-    if not spike:
-        return None
-    scores = {domain: -rows for domain, rows in spike.scores.items()}
-    return Entry("inverted", "inverted", "control", scores)
 
 
 def difference_table(kind: str, one: ScoreBook, other: ScoreBook, *, draws: int) -> Table:
@@ -183,12 +177,11 @@ def forked_table(forked: ScoreBook, sequential: ScoreBook, *, draws: int) -> Tab
     are on average no more than those of K forked turns. The same draws of questions measure both.
     """
     sides = [Comparison(book, draws=draws) for book in on_shared_items(forked, sequential)]
-    longest = [max((turns.shape[1] for turns in side.book.turns.values()), default=0)
-               for side in sides]  # fmt: skip
-    most = min(longest)
+    longest_of = [longest(side.book, BASE_SCORER) for side in sides]
+    most = min(longest_of)
     ks = dict.fromkeys(k for k in (*SPIKE_TURNS, most) if 0 < k <= most)
     spent = [[_tokens(side.book, k) for k in range(1, turns + 1)]
-             for side, turns in zip(sides, longest, strict=True)]  # fmt: skip
+             for side, turns in zip(sides, longest_of, strict=True)]  # fmt: skip
     rows, bold = [], set()
     for name, functional in FUNCTIONALS.items():
         for k in ks:
@@ -226,15 +219,10 @@ def forked_table(forked: ScoreBook, sequential: ScoreBook, *, draws: int) -> Tab
 
 
 def _over_turns(side: Comparison, functional: str, k: int) -> Area | None:
-    """Return the mean macro AUROC of a functional over the first k turns; None where they are too
-    few for it.
-    """
+    """Return a functional's mean macro AUROC over k turns; None where they are too few."""
     if k < FUNCTIONALS[functional].min_turns:
         return None
-    entry = turns_entry(
-        side.book, BASE_SCORER, f"{functional}@{k}", "",
-        lambda turns, domain: apply(functional, truncate(turns, k)),
-    )  # fmt: skip
+    entry = trajectory_entry(side.book, functional, BASE_SCORER, k)
     return entry and side.mean(entry, "macro")
 
 
