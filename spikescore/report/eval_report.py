@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import numpy as np
 
 from spikescore.files import write_atomic, write_json
 from spikescore.pairs import as_record, read_record
+from spikescore.report import plots
 from spikescore.report.comparison import LEADERS
 from spikescore.report.evaluation import (
     CONTROLS,
@@ -26,14 +25,6 @@ from spikescore.report.evaluation import (
 )
 from spikescore.report.main_tables import ABOUT_TWINS, TWIN_HEADER, TWINS_TITLE, Twins
 from spikescore.report.page import Dialogue, Figure, Section, Table, write_page
-from spikescore.report.plots import (
-    histogram_png,
-    panels_of,
-    roc_png,
-    spike_turns_png,
-    spikes_png,
-    trajectories_png,
-)
 from spikescore.report.settings import made_now
 from spikescore.report.spike_places import Spike, family_table
 from spikescore.report.text import (
@@ -49,7 +40,12 @@ from spikescore.report.text import (
 from spikescore.shards import read_pair_json
 from spikescore.stats.bootstrap import Area, Contrast
 from spikescore.stats.roc import MIN_PER_CLASS
-from spikescore.stats.trajectory import second_differences
+from spikescore.stats.trajectory import (
+    MIN_SCORES,
+    second_differences,
+    spike_score,
+    spike_turn,
+)
 
 CONVENTIONS = (
     "y = 1 means hallucinated; a higher score means more hallucinated; intervals are 95% "
@@ -252,16 +248,16 @@ class EvalReport:
 
     def plots(self) -> dict[str, bytes]:
         """Return the PNGs by their names in PLOTS."""
-        pools = panels_of(self.views, "pooled", "in-domain")
-        domains = panels_of(self.views, "domain")
+        pools = plots.panels_of(self.views, "pooled", "in-domain")
+        domains = plots.panels_of(self.views, "domain")
         return {
-            "roc": roc_png(pools, f"ROC: {self.run}"),
-            "histogram": histogram_png(pools, f"SpikeScore by class: {self.run}"),
-            "roc_domains": roc_png(domains, f"ROC per domain: {self.run}"),
-            "histogram_domains": histogram_png(domains, f"SpikeScore per domain: {self.run}"),
-            "trajectories": trajectories_png(self.views, self.run),
-            "spikes": spikes_png(self.evaluated, self.run),
-            "spike_turns": spike_turns_png(self.spikes(), f"Where spikes fall: {self.run}"),
+            "roc": plots.roc_png(pools, f"ROC: {self.run}"),
+            "histogram": plots.histogram_png(pools, f"SpikeScore by class: {self.run}"),
+            "roc_domains": plots.roc_png(domains, f"ROC per domain: {self.run}"),
+            "histogram_domains": plots.histogram_png(domains, f"SpikeScore per domain: {self.run}"),
+            "trajectories": plots.trajectories_png(self.views, self.run),
+            "spikes": plots.spikes_png(self.evaluated, self.run),
+            "spike_turns": plots.spike_turns_png(self.spikes(), f"Where spikes fall: {self.run}"),
         }
 
     def spikes(self) -> list[Spike]:
@@ -275,8 +271,15 @@ class EvalReport:
         """Yield the dialogues to read, one file at a time."""
         evaluated = {item.path for item in self.evaluated}
         for item in self.items:
-            record = as_record(read_pair_json(item.path, ids_as_text=True), item.path)
-            yield page_dialogue(record, item, evaluated=item.path in evaluated)
+            yield page_dialogue(
+                as_record(read_pair_json(item.path, ids_as_text=True), item.path),
+                id=item.id,
+                domain=item.domain,
+                y=item.y,
+                scores=item.scores,
+                split=item.probe_split or "",
+                evaluated=item.path in evaluated,
+            )
 
     def markdown(self) -> str:
         """Return summary.md: coverage, warnings, a table per view, paired tests, fixed flags."""
@@ -486,9 +489,7 @@ def _lacks_questions(view: View) -> bool:
 
 
 def _notes(figures: Mapping[str, Area | Contrast]) -> str:
-    """Return what there is to say of a view's figures, each remark once, and with its methods
-    where it is not about all.
-    """
+    """Return a view's notes, each once, with its methods where it is not about all."""
     methods: dict[str, list[str]] = {}
     for method, figure in figures.items():
         if figure.note:
@@ -525,15 +526,13 @@ def figures_csv(views: Sequence[View]) -> str:
 def scores_csv(items: Sequence[Item], data_dir: Path) -> str:
     """Return CSV with a row per dialogue found, scored or not; what does not exist is empty."""
     longest = max((len(item.scores) for item in items), default=0)
-    names = [f"s_{turn}" for turn in range(1, longest + 1)]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*CSV_FIELDS, *names], lineterminator="\n")
-    writer.writeheader()
+    rows = []
     for item in items:
-        row = {name: getattr(item, name) for name in CSV_FIELDS if hasattr(item, name)}
-        row |= {"path": item.path.relative_to(data_dir).as_posix(), "n_turns": len(item.scores)}
-        writer.writerow(row | dict(zip(names, item.scores, strict=False)))
-    return text.getvalue()
+        own = {"path": item.path.relative_to(data_dir).as_posix(), "n_turns": len(item.scores)}
+        empty = [None] * (longest - len(item.scores))
+        told = [own[name] if name in own else getattr(item, name) for name in CSV_FIELDS]
+        rows.append([*told, *item.scores, *empty])
+    return csv_table([*CSV_FIELDS, *(f"s_{turn}" for turn in range(1, longest + 1))], rows)
 
 
 def dialogue_markdown(record: dict[str, Any], item: Item) -> str:
@@ -579,23 +578,8 @@ def _quote(text: object) -> str:
     return "\n".join(f"> {line}".rstrip() for line in str(text or "(not recorded)").splitlines())
 
 
-def page_dialogue(record: dict[str, Any], item: Item, *, evaluated: bool) -> Dialogue:
-    """Return what the page shows of one dialogue; a text that is not recorded is empty."""
-    return Dialogue(
-        id=item.id,
-        domain=item.domain,
-        y=item.y,
-        spike_score=item.spike_score,
-        spike_turn=item.spike_turn,
-        scores=item.scores,
-        split=item.probe_split or "",
-        evaluated=evaluated,
-        **page_texts(record),
-    )
-
-
-def page_texts(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a dialogue's question, gold answer, turns and judge as `Dialogue` takes them."""
+def page_dialogue(record: dict[str, Any], *, scores: tuple[float, ...], **about: Any) -> Dialogue:
+    """Return what the page shows of a dialogue; `about` are further fields of `Dialogue`."""
     judged = record.get("nil_judge") or {}
     reply = " ".join(_text(judged.get(key)) for key in ("reply", "error")).strip()
     fields = ("prompt_type", "prompt", "response")
@@ -603,12 +587,17 @@ def page_texts(record: dict[str, Any]) -> dict[str, Any]:
     if record.get("given_answer") and turns:
         kind, *said = turns[0]
         turns[0] = (f"{kind}, answer given", *said)
-    return {
-        "question": _text(record.get("question")),
-        "gold": gold_text(record),
-        "turns": tuple(turns),
-        "judge": f"{_text(judged.get('judge'))}: {reply}" if judged else "",
-    }
+    enough = len(scores) >= MIN_SCORES
+    return Dialogue(
+        spike_score=spike_score(scores) if enough else None,
+        spike_turn=spike_turn(scores) if enough else None,
+        scores=scores,
+        question=_text(record.get("question")),
+        gold=gold_text(record),
+        turns=tuple(turns),
+        judge=f"{_text(judged.get('judge'))}: {reply}" if judged else "",
+        **about,
+    )
 
 
 def _text(value: object) -> str:

@@ -26,7 +26,7 @@ from spikescore.files import write_json
 from spikescore.report.comparison import Comparison, Entry, leaders, static_entries
 from spikescore.report.content import Table
 from spikescore.report.main_tables import Twins, part_tables, twin_figures
-from spikescore.report.settings import Rows, dialogue_settings, joined
+from spikescore.report.settings import Rows, data_sets, dialogue_settings, joined
 from spikescore.report.verdict import verdict
 from spikescore.runtime import progress
 from spikescore.shards import read_pair_json
@@ -162,14 +162,9 @@ def read_and_score(data_dir: Path, *, by: str = "") -> Found:
     pairs.require_one_run(made_by)
     # folders of one run differ in nothing that counts, but each may name its own data set
     configs = [made.get("config") or {} for _, made in made_by]
-    sets = [path for config in configs for path in _sets(config)]
+    sets = [path for config in configs for path in data_sets(config)]
     found.config = {**configs[0], "dataset_path": list(dict.fromkeys(sets))}
     return found
-
-
-def _sets(config: dict[str, Any]) -> list[str]:
-    paths = config.get("dataset_path") or []
-    return [paths] if isinstance(paths, str) else paths
 
 
 def score_file(path: Path, by: str) -> tuple[Item, tuple, dict[str, Any]] | UserError | None:
@@ -286,10 +281,7 @@ def _value(record: Any, name: str) -> str:
 
 
 def choose_items(found: Found, *, include_train: bool) -> tuple[list[Item], dict[str, int]]:
-    """Return the items to evaluate and the coverage: how many were found, and why others are out.
-
-    Raises UserError when nothing is scored or nothing is labelled.
-    """
+    """Return the items to evaluate and the coverage; UserError where there are none."""
     items = found.items
     coverage = {
         "found": len(items) + len(found.copies) + len(found.damaged),
@@ -337,9 +329,7 @@ def describe_coverage(coverage: dict[str, int]) -> str:
 
 
 def find_warnings(found: Found, evaluated: Sequence[Item]) -> list[str]:
-    """Return what a reader of the figures must know: mixed probes, training items, what is left out
-    or doubtful.
-    """
+    """Return what a reader of the figures must know: what is mixed, doubtful or left out."""
     warnings = []
     for told, what in ((found.damaged, "damaged"), (found.copies, "there twice")):
         if told:
@@ -470,9 +460,7 @@ class Evaluation:
         self.inside = self.comparison.book.splits[PROBE] == "test"
 
     def _book(self) -> ScoreBook:
-        """Return the score book; its one training domain is all that the probe saw, and the items
-        of those domains are its test split.
-        """
+        """Return the score book: items of domains that the probe saw are PROBE's test split."""
         domains = np.array([item.domain for item in self.items])
         y = np.array([item.y for item in self.items])
         book = ScoreBook(
@@ -503,10 +491,7 @@ class Evaluation:
         return verdict(self.comparison, self.entries["spike_score"], self.entries["first_score"])
 
     def views(self) -> list[View]:
-        """Return the views: in-domain, pooled, macro, then one per domain.
-
-        Views without items are left out. A domain spread over several folders gets a row for each.
-        """
+        """Return the views that have items: in-domain, pooled, macro, each domain and folder."""
         learnt = any(item.probe_split in TRAINING_SPLITS for item in self.items)
         title = "in-domain, training items included" if learnt else "in-domain, held-out"
         views: list[tuple] = []
@@ -566,10 +551,7 @@ class Evaluation:
         return {"threshold": [threshold], **{k: [one[k] for one in each] for k in each[0]}}
 
     def twins(self) -> list[Twins]:
-        """Return the paired accuracy of every method where questions have twins.
-
-        Domain identity is left out: twins are of one domain.
-        """
+        """Return every method's paired accuracy where questions have twins (of one domain)."""
         names = [name for name in self.entries if name != "domain_identity"]
         return twin_figures(self.comparison, [self.entries[name] for name in names])
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spikescore.detectors.score_book import BookItem, load_score_book
+from spikescore.detectors.score_book import BookItem, ScoreBook, load_score_book
 from spikescore.detectors.scoring import told
 from spikescore.dialogues.config import parse_config
 from spikescore.dialogues.prompts import FORKED
@@ -29,7 +29,7 @@ from spikescore.report.comparison import (
     trajectory_entry,
 )
 from spikescore.report.cost_tables import cost_points, cost_table
-from spikescore.report.eval_report import page_texts
+from spikescore.report.eval_report import page_dialogue
 from spikescore.report.evaluation import TRAINING_SPLITS
 from spikescore.report.experiment import MULTI, Experiment, Model, Variant
 from spikescore.report.main_tables import (
@@ -81,7 +81,7 @@ from spikescore.report.variant_tables import (
     variant_table,
 )
 from spikescore.report.verdict import verdict
-from spikescore.stats.trajectory import MIN_SCORES, apply, spike_score, spike_turn
+from spikescore.stats.trajectory import apply, spike_turn
 
 MATRICES = (SPIKE, "saplma", "perplexity")
 
@@ -178,7 +178,7 @@ class ModelReport:
                 "The three views are never mixed. In a pool a score that knows only the domain can "
                 "do well: see domain identity. Published figures do not say which of the two "
                 "cross-domain views they are.",
-                *self._left_out(),
+                *left_out(self.book),
             ),
             tables,
             {"main": Figure.of_tables(png, "Mean AUROC over training domains with 95% intervals.")},
@@ -200,14 +200,8 @@ class ModelReport:
         book = load_score_book(self.experiment.book(self.model, MULTI))
         several = Comparison(book, draws=self.experiment.draws)
         table = multi_source_table(self.comparison, self.entries, several, main_entries(several))
-        lines = told([tuple(pair) for pair in book.about.get("left_out", ())])
-        text = [f"Left out: {'; '.join(lines)}."] if lines else []
-        yield Chapter(table.caption, (ABOUT_SOURCES, *text), {"multi_source": table})
-
-    def _left_out(self) -> list[str]:
-        """Return what the score book says was left out, and why."""
-        lines = told([tuple(pair) for pair in self.book.about.get("left_out", ())])
-        return [f"Left out: {'; '.join(lines)}."] if lines else []
+        text = (ABOUT_SOURCES, *left_out(book))
+        yield Chapter(table.caption, text, {"multi_source": table})
 
     def _matrices(self) -> Iterator[Chapter]:
         shown = [entry for entry in self.entries if entry.name in MATRICES]
@@ -312,9 +306,7 @@ class ModelReport:
         )
 
     def _domains(self) -> Iterator[Chapter]:
-        """Yield distributions and ROC of each domain, and where spikes fall, from the scores of
-        another domain's probe.
-        """
+        """Yield each domain's ROC, histogram and places of spikes, by another domain's probe."""
         y, items = self.book.y, self.book.items
         perplexity = static_entries(self.book).get("perplexity")
         shown, spikes = [], []
@@ -463,26 +455,26 @@ class ModelReport:
         domain = next(iter(found), None)
         for place, item in enumerate(self.book.items):
             turns = found[domain][0][place] if domain else np.array([])
-            scores = tuple(float(score) for score in turns[np.isfinite(turns)])
-            enough = len(scores) >= MIN_SCORES
             split = str(self.book.splits[domain][place]) if domain else ""
-            yield Dialogue(
+            yield page_dialogue(
+                read_json(Path(item.path), ids_as_text=True),
                 id=item.id,
                 domain=item.domain,
                 y=item.y,
-                spike_score=spike_score(scores) if enough else None,
-                spike_turn=spike_turn(scores) if enough else None,
-                scores=scores,
+                scores=tuple(float(score) for score in turns[np.isfinite(turns)]),
                 split=split,
                 evaluated=split not in TRAINING_SPLITS,
-                **page_texts(read_json(Path(item.path), ids_as_text=True)),
             )
 
 
+def left_out(book: ScoreBook) -> list[str]:
+    """Return what a score book says was left out, and why, in a sentence, if anything was."""
+    lines = told([tuple(pair) for pair in book.about.get("left_out", ())])
+    return [f"Left out: {'; '.join(lines)}."] if lines else []
+
+
 def seconds_per_token(folder: Path) -> float | None:
-    """Return the wall-clock seconds per answer token of a run, or of its parts together where jobs
-    of their own made them; None where it kept no time.
-    """
+    """Return a run's seconds per answer token, its parts together; None where it kept none."""
     told = [read_json(path) for path in sorted(folder.glob("**/speed.json"))]
     tokens = sum(one.get("answer_tokens", 0) for one in told)
     return sum(one["seconds"] for one in told) / tokens if tokens else None
@@ -496,10 +488,7 @@ def write_report(
     reports: Sequence[ModelReport],
     chapters: Mapping[str, Sequence[Chapter]],
 ) -> list[Path]:
-    """Write every file of an experiment's report; return the paths of those to look at first.
-
-    `chapters` holds each model's, by name.
-    """
+    """Write a report (`chapters` by model name); return the files to look at first."""
     folder, several = experiment.report_dir, len(reports) > 1
     markdown, latex, rows, sections = [f"# {experiment.name}: main table\n"], [], [], []
     if experiment.note:

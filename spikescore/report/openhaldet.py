@@ -17,7 +17,7 @@ from typing import Any
 
 from spikescore.report.comparison import Comparison, Entry
 from spikescore.report.content import Table
-from spikescore.report.text import MISSING, figure_cell, number
+from spikescore.report.text import MISSING, figure_cell, markdown_table, number
 
 TITLE = "In-domain, beside OpenHalDet"
 _CALLED = {
@@ -72,9 +72,7 @@ def published(model: str | None, method: str, domain: str) -> float | None:
 def beside_table(
     comparison: Comparison, entries: Sequence[Entry], model: str | None
 ) -> Table | None:
-    """Return our in-domain AUROC, theirs and the difference, for all that both have; None where
-    they have nothing.
-    """
+    """Return our in-domain AUROC, theirs and the difference where both have one, else None."""
     rows = []
     for entry in entries:
         for domain in comparison.training_domains:
@@ -149,15 +147,16 @@ def submission_text(told: dict[str, Any], notes: Sequence[str]) -> str:
         f"- Backbone: {told['backbone']}",
         f"- Link: {told['link']}",
         "",
-        "| dataset | AUROC (%) | test items | hallucinated |",
-        "| --- | --- | --- | --- |",
     ]
+    rows = []
     for name, one in {**told["results"], **told["other_sets"]}.items():
         area = "not computable" if one["auroc"] is None else f"{one['auroc']:.2f}"
         extra = " (not in OpenHalDet)" if name in told["other_sets"] else ""
-        lines.append(f"| {name}{extra} | {area} | {one['n_test']} | {one['n_hallucinated']} |")
+        rows.append((name + extra, area, str(one["n_test"]), str(one["n_hallucinated"])))
+    header = ("dataset", "AUROC (%)", "test items", "hallucinated")
+    lines.append(markdown_table(Table("", header, tuple(rows))))
     average = "not computable" if told["average"] is None else f"{told['average']:.2f}"
-    lines += ["", f"Average over {len(told['results'])} of {len(sets())} sets: {average}."]
+    lines += [f"Average over {len(told['results'])} of {len(sets())} sets: {average}."]
     if told["missing"]:
         lines.append(f"Not run: {', '.join(told['missing'])}.")
     return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"

@@ -445,9 +445,7 @@ def functional_map(comparison: Comparison, title: str) -> bytes:
 
 
 def variant_plot(results: Sequence[VariantResult], title: str) -> bytes:
-    """Draw SpikeScore of every run with its interval, a panel per view; the first is the
-    reference.
-    """
+    """Draw SpikeScore of every run with its interval, a panel per view; first the reference."""
     figure, axes = panels(len(CROSS), 4.6, 1.3 + 0.3 * len(results), sharey=True)
     places = np.arange(len(results))[::-1]
     for axis, view in zip(axes, CROSS, strict=True):

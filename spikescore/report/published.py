@@ -225,7 +225,8 @@ def _write_dialogues(
                 row["group"] = file_id(None, row["group"])
             items.add(row)
             for step in record["cot_steps"]:
-                turns.add({**step, "item": name, "probe_pred": _prediction(step)})
+                metrics = step.get("metrics") or {}
+                turns.add({**step, "item": name, "probe_pred": metrics.get("probe_pred")})
             y = row["hallucinated"]
             labels[name] = row["id"], row["domain"], None if y is None else int(y)
             _count(found, record, row)
@@ -275,10 +276,6 @@ def _no_local_paths(meta: Mapping[str, Any]) -> dict[str, Any]:
     local = {key for key, value in meta.items()
              if isinstance(value, str) and re.match(r"[/~]|[A-Za-z]:[/\\]", value)}  # fmt: skip
     return {key: for_all_eyes(value) if key in local else value for key, value in meta.items()}
-
-
-def _prediction(step: Mapping[str, Any]) -> float | None:
-    return (step.get("metrics") or {}).get("probe_pred")
 
 
 def _count(found: Published, record: Mapping[str, Any], row: Mapping[str, Any]) -> None:

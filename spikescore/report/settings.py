@@ -16,14 +16,10 @@ MOST_SHOWN = 160
 
 
 def dialogue_settings(config: Mapping[str, Any]) -> Rows:
-    """Return the rows on how dialogues were held, from a resolved or partial stage-1 configuration;
-    what it does not say is left out.
-    """
+    """Return how dialogues were held, by a stage-1 configuration; what it lacks is left out."""
     sampling = config.get("sampling") or {}
-    paths = config.get("dataset_path") or []
-    names = [Path(path).stem for path in ([paths] if isinstance(paths, str) else paths)]
     rows = [
-        ("data", ", ".join(names)),
+        ("data", ", ".join(Path(path).stem for path in data_sets(config))),
         ("questions", _questions(sampling)),
         ("turns (K)", _text(config.get("max_steps"))),
         ("prompt schedule", _text(config.get("strategy"))),
@@ -36,6 +32,12 @@ def dialogue_settings(config: Mapping[str, Any]) -> Rows:
         ("tokens an answer", _text(config.get("max_new_tokens"))),
     ]
     return [(name, value) for name, value in rows if value]
+
+
+def data_sets(config: Mapping[str, Any]) -> list[str]:
+    """Return the paths of the data sets that a stage-1 configuration names."""
+    paths = config.get("dataset_path") or []
+    return [paths] if isinstance(paths, str) else paths
 
 
 def made_now() -> Rows:

@@ -42,10 +42,7 @@ class Run:
 
 
 def read_run(path: str) -> Run:
-    """Read a folder of scored dialogues, an experiment (.json) or a score book (.pkl).
-
-    Raises UserError where there is none, or where an experiment has several models.
-    """
+    """Read a folder of scored dialogues, a single-model experiment (.json) or a book (.pkl)."""
     place = Path(path)
     if place.suffix == ".pkl":
         book = load_score_book(place)

@@ -66,12 +66,6 @@ def parse_options(text: str) -> dict[str, Any]:
     return options
 
 
-def _of_scoring(options: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of jobs in which no model runs: without GPUs, and with their own."""
-    kept = {name: one for name, one in options.items() if not name.startswith(("gres", "gpus"))}
-    return {**kept, **own}
-
-
 class Jobs:
     """The jobs of an experiment, and which of its parts are missing.
 
@@ -93,7 +87,12 @@ class Jobs:
             del usual["gres"]
         self._experiment, self._arguments = experiment, arguments
         self._options = {**usual, **given}
-        self._scoring = _of_scoring(self._options, own.scoring)
+        # where no model runs: without GPUs, and with options of their own
+        self._scoring = {
+            name: one
+            for name, one in self._options.items()
+            if not name.startswith(("gres", "gpus"))
+        } | own.scoring
         self.folder = experiment.report_dir / "slurm"
         done = Runner(experiment.report_dir).is_done
         open_steps = [step for step in steps if not done(step)]

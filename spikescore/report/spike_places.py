@@ -11,10 +11,7 @@ from spikescore.report.content import Table
 
 @dataclass(frozen=True)
 class Spike:
-    """A dialogue's spike: its label, the turn (from 1), and the prompt family of every turn.
-
-    `families` [K] is empty where it is not known.
-    """
+    """A dialogue's spike: label, turn (from 1), each turn's prompt family (() if unknown)."""
 
     y: int
     turn: int

@@ -258,9 +258,7 @@ class Runner:
         return record if isinstance(record, dict) and "run" in record else {}
 
     def _stop(self) -> None:
-        """End the steps that are running, and of a launcher all that it started; what they have
-        finished is on disk.
-        """
+        """End the running steps, and all that a launcher started; what is finished is on disk."""
         with self._lock:
             self._stopping, processes = True, list(self._processes)
             for process in processes:

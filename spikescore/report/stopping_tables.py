@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spikescore.detectors.score_book import ScoreBook
 from spikescore.report.comparison import Comparison, trajectories
 from spikescore.report.content import Table
 from spikescore.report.paper import BASE_SCORER
@@ -80,7 +79,10 @@ def _rules(
 ) -> Iterator[Stopped]:
     book, resampler = comparison.book, comparison.resampler
     y, spikes = book.y[whole], apply("max_abs_d2", turns)
-    tokens = _turn_tokens(book, turns.shape[1], whole)
+    lengths = [item.turn_tokens[: turns.shape[1]]
+               for item, there in zip(book.items, whole, strict=True) if there]  # fmt: skip
+    known = all(len(own) == turns.shape[1] for own in lengths)
+    tokens = np.array(lengths, dtype=np.float64) if known else None
     all_turns = resampler.area(spikes, whole)
     for lost in (None, *LOST):
         bounds = None if lost is None else truthful_bounds(turns[val], threshold, lost)
@@ -160,9 +162,3 @@ def decided_table(rules: Sequence[Stopped], notes: Sequence[str]) -> Table:
         "that share on the other domains, for which nothing is guaranteed: the split is small and "
         f"of another domain. {'; '.join(notes)} {MISSING}".strip(),
     )  # fmt: skip
-
-
-def _turn_tokens(book: ScoreBook, n_turns: int, kept: np.ndarray) -> np.ndarray | None:
-    """Return the answer lengths [n, K] of the kept items, None where one is not known."""
-    rows = [item.turn_tokens[:n_turns] for item, keep in zip(book.items, kept, strict=True) if keep]
-    return np.array(rows, dtype=np.float64) if all(len(row) == n_turns for row in rows) else None

@@ -112,10 +112,7 @@ def with_interval(
 
 
 def figure_cell(figure: Area | Contrast | None, form: str = ".3f") -> str:
-    """Return "value [low, high]", with "(a of b)" where so many of the b AUROCs behind it are.
-
-    Empty without a figure.
-    """
+    """Return "value [low, high] (a of b)", the last where some AUROCs are missing; "" for None."""
     if figure is None:
         return ""
     told = with_interval(figure.value, figure.interval, form)
@@ -127,14 +124,14 @@ def share(made: int, of: int) -> str:
     return "" if made == of else f" ({made} of {of})"
 
 
-def mean_cell(cells: Sequence[Sequence[float | None]], form: str = ".3f") -> str:
+def mean_cell(cells: Sequence[Sequence[float | None]]) -> str:
     """Return the mean of the cells' means, and over how many values where some are missing."""
     known = [[value for value in cell if value is not None] for cell in cells]
     means = [sum(cell) / len(cell) for cell in known if cell]
     if not means:
         return "not computable"
     made, of = (sum(map(len, values)) for values in (known, cells))
-    return format(sum(means) / len(means), form) + share(made, of)
+    return f"{sum(means) / len(means):.3f}{share(made, of)}"
 
 
 MISSING = "(a of b): the mean is over a of b AUROCs; the others are not computable or not scored."

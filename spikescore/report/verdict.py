@@ -76,10 +76,7 @@ def _view(comparison: Comparison) -> str:
 
 
 def _more(found: Contrast) -> int | None:
-    """Return about how many more items would show a difference of DIFFERENCE, to two digits.
-
-    0 where those at hand would; None where the difference has no standard error.
-    """
+    """Return about how many more items would show DIFFERENCE; None without an error."""
     if found.error is None:
         return None
     wanted = found.n * (REACH * found.error / DIFFERENCE) ** 2 - found.n
@@ -87,9 +84,7 @@ def _more(found: Contrast) -> int | None:
 
 
 def _lacking(comparison: Comparison, view: str) -> str:
-    """Return what the sets of items lack for an AUROC, and about how many more would mend it; ""
-    where all have enough.
-    """
+    """Return what sets of items lack for an AUROC, and how many more would mend it, or ""."""
     unique = {mask.tobytes(): mask for mask in comparison.masks(view)}.values()
     counts = [(int(comparison.y[mask].sum()), int(mask.sum())) for mask in unique]
     told = ", ".join(f"{positive} and {n - positive}" for positive, n in counts)
