@@ -25,18 +25,9 @@ from spikescore.detectors import (
 from spikescore.detectors.base import Detector
 
 _MODULES = (
-    tokens,
-    contrast,
-    consistency,
-    linear,
-    networks,
-    components,
-    lsd,
-    unsupervised,
-    depth,
-    geometry,
+    tokens, contrast, consistency, linear, networks, components, lsd, unsupervised, depth, geometry,
     controls,
-)
+)  # fmt: skip
 
 REGISTRY: dict[str, type[Detector]] = {
     found.name: found

@@ -120,10 +120,7 @@ def checked(
 
 
 def load_detector(spec: str) -> type[Detector]:
-    """Return the detector "path/to/file.py:Class" of a user's own.
-
-    Raises UserError, one line with file, line and reason, where it cannot be had or is none.
-    """
+    """Return a user's detector "path/to/file.py:Class"; UserError, one line, where it is none."""
     found = load_plugin(spec)
     why = _why_none(found)
     if why:

@@ -46,13 +46,8 @@ class LengthControl(Detector):
     needs = frozenset({"texts"})
 
     def score(self, items: Answers) -> np.ndarray:
-        whole = items.per_turn(TOKENS)
-        return np.array(
-            [
-                self.of_turns(lengths[: len(record["cot_steps"])])
-                for lengths, record in zip(whole, items.records, strict=True)
-            ]
-        )
+        turns = zip(items.per_turn(TOKENS), items.records, strict=True)
+        return np.array([self.of_turns(lengths[: len(r["cot_steps"])]) for lengths, r in turns])
 
     @staticmethod
     @abstractmethod
@@ -64,10 +59,7 @@ class AnswerLength(LengthControl):
     """Tokens of the first answer."""
 
     name, title = "answer_length", "Answer length"
-
-    @staticmethod
-    def of_turns(lengths: np.ndarray) -> float:
-        return float(lengths[0])
+    of_turns = staticmethod(lambda lengths: lengths[0])
 
 
 class DialogueLength(LengthControl):
@@ -75,10 +67,7 @@ class DialogueLength(LengthControl):
 
     name, title = "dialogue_length", "Dialogue length"
     whole_dialogue = True
-
-    @staticmethod
-    def of_turns(lengths: np.ndarray) -> float:
-        return float(lengths.sum())
+    of_turns = staticmethod(np.sum)
 
 
 class DialogueLengthStd(LengthControl):
@@ -89,10 +78,7 @@ class DialogueLengthStd(LengthControl):
 
     name, title = "dialogue_length_std", "Std of turn lengths"
     whole_dialogue = True
-
-    @staticmethod
-    def of_turns(lengths: np.ndarray) -> float:
-        return float(lengths.std())
+    of_turns = staticmethod(np.std)
 
 
 MAX_TERMS = 50_000

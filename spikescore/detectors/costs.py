@@ -17,9 +17,7 @@ RE_READ = frozenset({"lens", "attentions", "components"})
 def turn_costs(
     steps: Sequence[dict[str, Any]],
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]:
-    """Return generated tokens, encoded tokens and seconds of each turn; an empty tuple where one
-    turn does not say.
-    """
+    """Return generated and encoded tokens, and seconds, of each turn; () where one is unknown."""
     generated = [step.get("n_response_tokens") for step in steps]
     parts = [(step.get("n_prompt_tokens"), step.get("n_kept")) for step in steps]
     # more kept than asked is damage, and no cost

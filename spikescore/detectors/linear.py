@@ -41,10 +41,7 @@ class MassMean(LayerReader):
 
 
 def mass_mean(states: np.ndarray, y: np.ndarray) -> Probe:
-    """Return the mass-mean direction of states [n, d] with labels [n] as a linear map.
-
-    Where the classes' means are the same, every score is 0.
-    """
+    """Return the mass-mean direction of states [n, d], labels [n], as a map; 0 for equal means."""
     hallucinated, consistent = (
         states[y == label].mean(axis=0, dtype=np.float64) for label in (1, 0)
     )

@@ -54,9 +54,7 @@ def least_epochs(n_train: int) -> int:
 
 
 def fit_saplma(material: Lesson, seed: int, *, layer: int | None = None) -> Fit:
-    """Train SAPLMA's network on every layer's states [n, H], or on the one given, and return the
-    best layer and epoch.
-    """
+    """Train SAPLMA's network on each layer's states, or on the one given; return the best."""
     layers, rows = material.layers, material.by_layer
     if layer is not None:
         layers, rows = [(layer,)], [material.layer(layer)]

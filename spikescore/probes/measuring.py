@@ -19,18 +19,14 @@ from spikescore.stats.operating_points import choose_threshold
 from spikescore.stats.trajectory import spike_score
 
 
-def _features_of(probe: Probe, data: TrainingData) -> np.ndarray:
-    first, last = probe.layer_range
-    return data.features(probe.layers or tuple(range(first, last + 1)))
-
-
 def measure(probe: Probe, data: TrainingData, task: Task, splits: np.ndarray) -> None:
     """Fill in the probe's validation and test figures.
 
     AUROC on the probe's own classes; for a semantic entropy probe also as a detector of wrong
     answers, and wherever entropies are known the correlation with them.
     """
-    features = _features_of(probe, data)
+    first, last = probe.layer_range
+    features = data.features(probe.layers or tuple(range(first, last + 1)))
     for split in ("val", "test"):
         chosen = splits == split
         scores = np.full(len(splits), np.nan)

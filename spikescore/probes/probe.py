@@ -244,9 +244,7 @@ class Probe:
         return next((known[key] for key in question_digests(record) if key in known), "unseen")
 
     def save(self, path: str | Path) -> None:
-        """Write the probe, atomically: as safetensors under that suffix, else as one pickle of
-        plain containers and numpy arrays.
-        """
+        """Write the probe atomically: as safetensors under that suffix, else as one pickle."""
         content = {"format": FORMAT, **asdict(self)}
         if Path(path).suffix == SUFFIX:
             write_tensors(Path(path), content)

@@ -32,10 +32,7 @@ class ProbeTrainer:
     def train_from_directories(
         self, directories: Sequence[str | Path], dataset_names: Sequence[str] | None = None
     ) -> dict[str, Any]:
-        """Train on all the directories pooled (one data set name each) and return the report.
-
-        Raises UserError when there is nothing to learn from.
-        """
+        """Train on all directories pooled, a data set name each; return the report."""
         self.best, self.last = train_probe(directories, self.settings, dataset_names=dataset_names)
         return report(self.best)
 
@@ -48,10 +45,7 @@ class ProbeTrainer:
 
 
 def save_with_report(probe: Probe, path: str | Path) -> list[Path]:
-    """Write the probe, its report as .json and, where layers were compared, their curve as .png.
-
-    Returns the paths written, the probe's first.
-    """
+    """Write probe, report (.json) and, of several layers, their curve (.png); return the paths."""
     path = Path(path)
     probe.save(path)
     write_json(path.with_suffix(".json"), report(probe))
@@ -112,9 +106,7 @@ def summary(probe: Probe) -> str:
 
 
 def _lacking(probe: Probe) -> str:
-    """Return which splits have too few items of a class for an AUROC, and about how many more
-    questions it takes; empty where both have enough.
-    """
+    """Return which splits are too small for an AUROC, and how many more questions it takes."""
     training = probe.training
     rates = training.get("high_entropy_rate", training["hallucination_rate"])
     needed = f"{MIN_PER_CLASS} hallucinated and {MIN_PER_CLASS} consistent first answers"

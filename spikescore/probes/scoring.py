@@ -160,10 +160,7 @@ def score_all(
     probe_name: str,
     pool: ProcessPoolExecutor | None,
 ) -> Tally:
-    """Score the dialogues of all JSONs, block by block, with a progress bar.
-
-    A write that fails ends the run; what is written stays.
-    """
+    """Score all dialogues, block by block, with a bar; a write that fails ends the run."""
     blocks = [paths[start : start + BLOCK] for start in range(0, len(paths), BLOCK)]
     tally = Tally()
     work = partial(score_block, folders=folders, probe=probe, probe_name=probe_name)

@@ -272,10 +272,7 @@ def _describe_start(
 def _describe(
     data: TrainingData, splits: np.ndarray, folders: Sequence[str | Path], task: Task
 ) -> dict[str, Any]:
-    """Return what the probe file says about its training data; plain values only.
-
-    A rate is None where a split has no item that it could be taken from.
-    """
+    """Return what the probe file says of its training data; a rate of no items is None."""
     questions: dict[str, str] = {}
     items: dict[str, str] = {}
     for record, split in zip(data.records, splits.tolist(), strict=True):

@@ -195,7 +195,7 @@ class Resampler:
             placement[negative] += kernel.sum(axis=0, dtype=np.float64) / positive.size
         value = float(placement[positive].mean())
         pairs = heavy.sum(axis=1, dtype=np.float64) * light.sum(axis=1, dtype=np.float64)
-        draws = np.divide(wins, pairs, out=np.full(len(wins), np.nan), where=pairs > 0)
+        draws = _ratio(wins, pairs)
         influence = self._influence(placement - value, positive, negative)
         note = ""
         if np.isnan(influence).any():
@@ -210,8 +210,7 @@ class Resampler:
         if not used.any():
             return self.nothing(used, "no items")
         weights, y = self.weights[:, used].astype(np.float64), self.y[used]
-        total = weights.sum(axis=1)
-        draws = np.divide(weights @ y, total, out=np.full(len(total), np.nan), where=total > 0)
+        draws = _ratio(weights @ y, weights.sum(axis=1))
         note = ""
         if np.unique(self.groups[used]).size == 1:
             draws[:], note = np.nan, "no interval: all items are one group"
@@ -241,8 +240,7 @@ class Resampler:
         won = np.array([_kernel(scores[:, wrong], scores[:, right]).mean(dtype=np.float64)
                         for right, wrong in whole])  # fmt: skip
         value, weights = float(won.mean()), self.weights[:, first].astype(np.float64)
-        total = weights.sum(axis=1)
-        draws = np.divide(weights @ won, total, out=np.full(len(total), np.nan), where=total > 0)
+        draws = _ratio(weights @ won, weights.sum(axis=1))
         influence, n_groups = np.zeros((3, self.y.size)), np.unique(self.groups[first]).size
         if n_groups == 1:
             note = "no interval: all pairs are one group"
@@ -401,16 +399,16 @@ def central(draws: np.ndarray) -> tuple[float, float] | None:
 
 
 def _told_by(draws: np.ndarray, value: float) -> tuple[float | None, float | None, float | None]:
-    """Return the interval of a difference and its p value; None where the draws do not vary."""
-    p = _two_sided(draws, value)
-    low, high = (None if p is None else central(draws)) or (None, None)
-    return low, high, p
-
-
-def _two_sided(draws: np.ndarray, value: float) -> float | None:
-    """Twice the share of draws at or beyond 0 on the rarer side; None where they do not vary."""
+    """Return the interval of a difference and its p value, twice the share of draws at or beyond 0
+    on the rarer side; None where the draws do not vary.
+    """
     usable = draws[np.isfinite(draws)]
     if not usable.size or (value and np.ptp(usable) < _NOTHING):
-        return None
+        return None, None, None
     tail = min((usable <= 0).sum(), (usable >= 0).sum())
-    return float(min(1.0, 2 * (tail + 1) / (usable.size + 1)))
+    return *central(usable), float(min(1.0, 2 * (tail + 1) / (usable.size + 1)))
+
+
+def _ratio(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
+    """Return parts / wholes [B]; NaN where there is no whole."""
+    return np.divide(parts, wholes, out=np.full(len(wholes), np.nan), where=wholes > 0)

@@ -88,10 +88,7 @@ def average_precision(y: np.ndarray, scores: np.ndarray) -> float:
 
 
 def flag_metrics(y: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float | None]:
-    """Return F1, accuracy, true- and false-positive rate of flagging scores >= threshold.
-
-    A rate whose denominator is empty is None.
-    """
+    """Return F1, accuracy, TPR and FPR of flagging scores >= threshold; None for x / 0."""
     flagged = scores >= threshold
     positive = y == 1
     hits, alarms = int((flagged & positive).sum()), int((flagged & ~positive).sum())

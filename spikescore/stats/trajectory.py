@@ -76,9 +76,7 @@ def _variance(turns: np.ndarray) -> np.ndarray:
 
 
 def _coefficient_of_variation(turns: np.ndarray) -> np.ndarray:
-    """Deviation / |mean|: the mean's size, so that a scorer with negative values keeps its
-    direction.
-    """
+    """Deviation / |mean|, so that a scorer with negative values keeps its direction."""
     size = np.abs(np.nanmean(turns, axis=1))
     nothing = np.full(len(turns), np.nan)
     return np.divide(np.nanstd(turns, axis=1), size, out=nothing, where=size > 0)
