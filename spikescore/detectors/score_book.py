@@ -20,6 +20,8 @@ from spikescore.files import read_json, write_atomic, write_json
 from spikescore.pickles import load_pickle
 
 FORMAT = 1
+PLAIN = ("model", "identity", "token_key", "about", "methods", "chosen")
+"""Fields of a book that its .json holds as they are."""
 PER_TURN = ("turn_tokens", "turn_encoded", "turn_seconds")
 Key = tuple[str, str, int]
 """(method or scorer, training domain, probe seed). The domain is "" for a method that learns
@@ -130,12 +132,7 @@ class ScoreBook:
             text,
             {
                 "format": FORMAT,
-                "model": self.model,
-                "identity": self.identity,
-                "token_key": self.token_key,
-                "about": self.about,
-                "methods": self.methods,
-                "chosen": self.chosen,
+                **{name: getattr(self, name) for name in PLAIN},
                 "splits": {domain: split.tolist() for domain, split in self.splits.items()},
                 "items": [asdict(item) for item in self.items],
             },
@@ -152,8 +149,8 @@ def load_score_book(path: str | Path) -> ScoreBook:
             raise UserError(f'"{file}" is no score book; make one with score_methods.py')
     try:
         book = ScoreBook(
-            model=told["model"],
-            token_key=told["token_key"],
+            **{name: told[name] for name in PLAIN if name != "identity"},
+            identity=told.get("identity") or {},
             items=[
                 BookItem(**{**item, **{key: tuple(item[key]) for key in PER_TURN if key in item}})
                 for item in told["items"]
@@ -163,10 +160,6 @@ def load_score_book(path: str | Path) -> ScoreBook:
             splits={
                 domain: np.array(split, dtype="<U5") for domain, split in told["splits"].items()
             },
-            methods=told["methods"],
-            chosen=told["chosen"],
-            about=told["about"],
-            identity=told.get("identity") or {},
         )
         damage = _damage(book)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

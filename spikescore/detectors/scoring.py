@@ -51,7 +51,7 @@ from spikescore.pairs import (
     short_meta,
 )
 from spikescore.plugins import fault_place, own_faults, plugin_digest, said
-from spikescore.probes.data import SPLITS, require_fractions, split_by_group
+from spikescore.probes.data import SPLITS, class_counts, require_fractions, split_by_group
 from spikescore.runtime import limited_threads, progress, usable_cores, worker_pool
 from spikescore.stats.trajectory import apply
 
@@ -567,9 +567,7 @@ def summary(book: ScoreBook) -> str:
 
 def too_few(y: np.ndarray, split: np.ndarray) -> str:
     """Return why a split [n] has too few items of a class to learn from; empty when it has not."""
-    counts = {
-        part: (int(y[split == part].sum()), int((1 - y[split == part]).sum())) for part in SPLITS
-    }
+    counts = class_counts(y, split)
     if all(min(counts[part]) >= least for part, least in LEAST.items()):
         return ""
     shown = ", ".join(f"{part} {one} / {zero}" for part, (one, zero) in counts.items())

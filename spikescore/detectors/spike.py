@@ -308,15 +308,9 @@ class _Scored(Dialogue):
         super().__init__(question, detector.config, detector.chat, detector.families)
         self.scores: list[float] = []
         self.given: list[int] | None = None
-        self._detector, self._answer, self._on_turn = detector, answer, on_turn
-
-    def given_ids(self) -> list[int] | None:
-        if self._answer is None:
-            return super().given_ids()
-        ids = self._chat.answer_ids(self.messages, self._answer, self._rendered)
-        if not self._chat.text(ids):
-            raise UserError("the given answer is empty")
-        return ids
+        self._detector, self._on_turn = detector, on_turn
+        if answer is not None:
+            self.given_text = answer
 
     def next_prompt(self, last: Turn | None) -> list[int] | None:
         if last is None:

@@ -36,6 +36,7 @@ class Dialogue:
     ) -> None:
         self.item_id = question.seed_id
         self.question = question
+        self.given_text = question.first_answer and question.first_answer.text
         first = first_message(question)
         if config.leak_answer:
             first = f"{first}\n\n{leaked_lines(question)}"
@@ -86,10 +87,9 @@ class Dialogue:
         """The ids of the answer that the dialogue begins with, as the model's template gives them
         to its turn; None where the model answers. UserError for an answer without a word.
         """
-        first = self.question.first_answer
-        if first is None:
+        if self.given_text is None:
             return None
-        ids = self._chat.answer_ids(self.messages, first.text, self._rendered)
+        ids = self._chat.answer_ids(self.messages, self.given_text, self._rendered)
         if not self._chat.text(ids):
             raise UserError("the given answer is empty")
         return ids

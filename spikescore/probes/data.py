@@ -327,18 +327,18 @@ def split_by_group(
     return splits
 
 
+def class_counts(labels: np.ndarray, splits: np.ndarray) -> dict[str, tuple[int, int]]:
+    """Return how many labels [n] of each of SPLITS are 1, and how many 0."""
+    own = {split: labels[splits == split] for split in SPLITS}
+    return {split: (int((y == 1).sum()), int((y == 0).sum())) for split, y in own.items()}
+
+
 def require_both_classes(
     labels: np.ndarray, splits: np.ndarray, names: str = "hallucinated / consistent"
 ) -> None:
     """Raise UserError with the counts unless every split holds both classes."""
-    counts = {
-        split: (
-            int((labels[splits == split] == 1).sum()),
-            int((labels[splits == split] == 0).sum()),
-        )
-        for split in SPLITS
-    }
-    if min(min(pair) for pair in counts.values()) == 0:
+    counts = class_counts(labels, splits)
+    if min(map(min, counts.values())) == 0:
         told = "; ".join(f"{split} {one} / {zero}" for split, (one, zero) in counts.items())
         raise UserError(
             f"every split needs both classes; {names} items: "
