@@ -1,10 +1,6 @@
 """The claims ledger: each claim of the paper, the command that tests it, and what came out.
 
-A claim is about models. A report of one of these models gives a verdict on it; a report of any
-other model is told as "tried on", without one: what a small model does says nothing about the
-paper's. "not tested" stands where no report is about the claim's models, and where the items are
-too few to tell. The claims are those that public notes on the paper give (Deng et al., ICLR 2026,
-arXiv 2601.19245), not its PDF.
+RULES, which stand above the ledger, say what a verdict means and where the claims are from.
 """
 
 from __future__ import annotations

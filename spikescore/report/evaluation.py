@@ -1,10 +1,8 @@
 """From scored dialogues on disk to the figures of a report: items, coverage, score book, views.
 
-Three views are kept apart and never mixed: *in-domain* (domains the probe was trained on, held-out
-items only), *cross-domain pooled* (all other domains in one pool) and *cross-domain macro* (the
-mean of their AUROCs). A pool can be won by a score that knows only the domain, so the pooled views
-carry that control. The figures are those of `comparison.Comparison`, as in the tables of an
-experiment: the dialogues make a score book with one scorer, the probe that scored them.
+The figures are those of `comparison.Comparison`, as in the tables of an experiment: the dialogues
+make a score book with one scorer, the probe that scored them. A pool can be won by a score that
+knows only the domain, so the pooled views carry that control.
 """
 
 from __future__ import annotations

@@ -1,14 +1,8 @@
 """Dialogues, labels and scores as tables for a data hub: Parquet, a data card, Croissant metadata.
 
-    data/items.parquet         a row for each dialogue: what it is about, its label
-    data/turns.parquet         a row for each turn: prompt, answer, figures of it, probe score
-    data/scores.parquet        what each method of the score books gave each first answer
-    data/turn_scores.parquet   what each per-turn scorer gave each dialogue, a list over its turns
-    README.md                  the data card
-    croissant.json             MLCommons Croissant 1.0 with its fields for responsible AI
-
-`item` joins the tables: a dialogue's path below the folder, without ending. No local path, key or
-password is written, no judge's reply, and no token ids, which are text too.
+docs/files.md lists the files. `item` joins the tables: a dialogue's path below the folder, without
+ending. No local path, key or password is written, no judge's reply, and no token ids, which are
+text too.
 """
 
 from __future__ import annotations

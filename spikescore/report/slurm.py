@@ -1,9 +1,8 @@
 """An experiment as jobs of SLURM: batch scripts, and how they are submitted.
 
-Three scripts lie in `<report_dir>/slurm`: `generate.sbatch`, an array with a task for each model
-and domain, `score.sbatch`, one for each model, and `tables.sbatch`. A task runs `reproduce.py` on
-its part and leaves its record beside those of all others. `submit.sh` submits what is missing; each
-model is scored when its own tasks are done, the tables are made when all models are scored.
+docs/cluster.md lists the scripts. A task runs `reproduce.py` on its part and leaves its record
+beside those of all others; each model is scored when its own tasks are done, the tables are made
+when all models are scored.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
 """What a run logs to Weights & Biases: its settings, metrics and tables. Never a file store.
 
-The stages, the probe trainer and the tables call `log_run` when their work is done and written;
-they log where that is `wanted`: where a key or WANDB_MODE is set. WANDB_ENT, WANDB_API_KEY,
-WANDB_BASE_URL and WANDB_MODE are read from the environment. Without a key the run is logged
-offline, into a folder, and `wandb sync` can send it later. The log is optional, so nothing about it
-ends a run or holds it up: no network, a key that is refused or a log that breaks off are one
-warning each.
+The stages, the probe trainer and the tables call `log_run` when their work is done and written.
+WANDB_ENT, WANDB_API_KEY, WANDB_BASE_URL and WANDB_MODE are read from the environment. Without a key
+the run is logged offline, into a folder. The log is optional, so nothing about it ends a run or
+holds it up: no network, a key that is refused or a log that breaks off are one warning each.
 """
 
 from __future__ import annotations
