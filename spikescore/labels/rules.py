@@ -813,6 +813,11 @@ def _letters(
         forms.append(rf"^\W*((?=[B-{last}]){upper})\b(?!['’])" if n > 1 else r"(?!)")
     found = {}
     so = re.search(rf"\b(?:[Tt]herefore|[Ss]o|[Tt]hus|[Hh]ence),?\s+\(?({upper})\)?\W*$", text)
+    so = so or re.search(  # "between B and D, B is better"
+        rf"{apart}({upper})\s+(?:is|seems|fits)\s+(?:the\s+)?(?:better|more (?:likely|plausible))"
+        r"\b[^.\n]*\W*$",
+        text,
+    )
     for form in [so.re.pattern] if so else forms:
         for match in re.finditer(form, text, flags=re.MULTILINE):
             found[match.start(1)] = match.group(1).upper()
