@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.helpers.factories import write_config, write_sums
 from tests.helpers.running import ended_after, make_tokenizer
 
 # the same examples in every run: a test that fails by chance stops others' work
@@ -65,41 +65,13 @@ def tiny_model(tmp_path_factory) -> Path:
 @pytest.fixture
 def questions_file(tmp_path) -> Path:
     """Twelve addition questions in the project's own form."""
-    rows = [
-        {
-            "id": f"sum-{n}",
-            "domain": "sums",
-            "question": f"What is {n} plus {n + 1}?",
-            "context": None,
-            "choices": None,
-            "gold_answers": [str(2 * n + 1)],
-            "answer_type": "numeric",
-            "group": f"sum-{n}",
-            "history": [],
-        }
-        for n in range(40, 52)
-    ]
-    path = tmp_path / "sums.json"
-    path.write_text(json.dumps(rows), encoding="utf-8")
-    return path
+    return write_sums(tmp_path / "sums.json")
 
 
 @pytest.fixture
 def config_file(tmp_path, tiny_model, questions_file) -> Path:
     """A config.json for the tiny model: 12 questions, 5 turns of at most 8 tokens."""
-    settings = {
-        "model_path": str(tiny_model),
-        "dataset_path": str(questions_file),
-        "output_dir": str(tmp_path / "outputs"),
-        "sampling": {"strategy": "all", "n": None, "seed": 42},
-        "max_steps": 5,
-        "max_new_tokens": 8,
-        "temperature": 1.0,
-        "top_p": 0.9,
-    }
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(settings), encoding="utf-8")
-    return path
+    return write_config(tmp_path, tiny_model, questions_file)
 
 
 BROWSER_FLAGS = (

@@ -2,13 +2,14 @@
 
 import os
 import signal
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.running import LIMIT, ROOT, ended_after, start, wait_until
+from tests.helpers.running import LIMIT, ROOT, ended_after, run, start, wait_until
 
 PARENT = """
 import subprocess, sys, time
@@ -50,6 +51,31 @@ def test_killing_the_tests_themselves_leaves_no_child() -> None:
     assert len(pids) == 2 and all(map(runs, pids))
     os.kill(tests.pid, signal.SIGKILL)
     wait_until(lambda: not any(map(runs, pids)))
+
+
+SCRIPT = """
+import json, os, sys
+own = sorted(name for name in sys.modules if name.split(".")[0] in ("spikescore", "tests"))
+print(json.dumps([__name__, __file__, sys.argv, sys.path[0], os.getcwd(), os.environ["OWN"], own]))
+print(os.getpid() == os.getpgrp(), sys.stdin.read(), __builtins__.__name__, file=sys.stderr)
+{end}
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [("", 0), ("sys.exit(3)", 3), ("1 / 0", 1), ("os.kill(os.getpid(), 15)", -15),
+     ("raise SystemExit('no')", 1), ("os._exit(4)", 4)],
+)  # fmt: skip
+def test_a_forked_script_runs_as_in_a_python_of_its_own(tmp_path, end: str, status: int) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(end=end))
+    command, options = [sys.executable, str(script), "é"], {"env": {"OWN": "x"}, "cwd": tmp_path}
+    forked = run(command, **options)
+    fresh = run(command, stdin=subprocess.DEVNULL, **options)
+    assert (forked.returncode, forked.stdout) == (fresh.returncode, fresh.stdout)
+    assert forked.returncode == status and forked.stderr.startswith("True  builtins\n")
+    assert forked.stderr.splitlines()[-1] == fresh.stderr.splitlines()[-1]
 
 
 def test_no_test_starts_a_process_of_its_own() -> None:

@@ -8,6 +8,7 @@ hallucinated. All other layers and directions are unit noise.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +97,40 @@ def make_record(item_id: str, *, y: int | None, turns: int, domain: str, model: 
         "nil_judge": {"judge": "exact"},
         "metrics": {},
     }
+
+
+def write_sums(path: Path) -> Path:
+    """Write twelve addition questions in the project's own form."""
+    rows = [
+        {
+            "id": f"sum-{n}",
+            "domain": "sums",
+            "question": f"What is {n} plus {n + 1}?",
+            "context": None,
+            "choices": None,
+            "gold_answers": [str(2 * n + 1)],
+            "answer_type": "numeric",
+            "group": f"sum-{n}",
+            "history": [],
+        }
+        for n in range(40, 52)
+    ]
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return path
+
+
+def write_config(folder: Path, model: Path, questions: Path) -> Path:
+    """Write a config.json of all questions, 5 turns of at most 8 tokens, into folder/outputs."""
+    settings = {
+        "model_path": str(model),
+        "dataset_path": str(questions),
+        "output_dir": str(folder / "outputs"),
+        "sampling": {"strategy": "all", "n": None, "seed": 42},
+        "max_steps": 5,
+        "max_new_tokens": 8,
+        "temperature": 1.0,
+        "top_p": 0.9,
+    }
+    path = folder / "config.json"
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    return path

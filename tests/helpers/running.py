@@ -6,15 +6,20 @@ a machine must be: `LIMIT` ends what hangs.
 
 from __future__ import annotations
 
+import ctypes
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -55,20 +60,28 @@ def make_tokenizer(**options):
     return tokenizer
 
 
-def start(command: Sequence[object], **options) -> subprocess.Popen:
+def start(command: Sequence[object], **options) -> subprocess.Popen | Forked:
     """Start a command in the project's root as the head of its own process group, which is ended
     when the test ends, however it does, and when pytest itself is killed (see `_guard`).
+
+    A plain Python script is forked from a process that has the heavy libraries (`warm.py`).
     """
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **options.pop("env", {})}
-    options = {"cwd": ROOT, "env": environment, **piped, **options}
-    process = subprocess.Popen([*map(str, command)], start_new_session=True, **options)
+    words = [*map(str, command)]
+    options = {"cwd": ROOT, "env": environment, **options}
+    is_script = words[0] == sys.executable and words[1].endswith(".py") and len(options) == 2
+    if is_script and (warm := _warm()) and warm.state == _read_at_import(environment):
+        process = Forked(warm.channel, words, **options)
+    else:
+        options = {**piped, **options}
+        process = subprocess.Popen(words, start_new_session=True, **options)
     _started.append(process)
     _tell_guard("+", process)
     return process
 
 
-def end(process: subprocess.Popen) -> None:
+def end(process: subprocess.Popen | Forked) -> None:
     """Kill a started process with all of its group."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -99,7 +112,7 @@ def run(command: Sequence[object], **options) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def start_script(*arguments: object, **options) -> subprocess.Popen:
+def start_script(*arguments: object, **options) -> subprocess.Popen | Forked:
     """Start one of the project's scripts as a user would, from the project's root."""
     return start([sys.executable, *arguments], **options)
 
@@ -119,7 +132,118 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen | None
         time.sleep(0.01)
 
 
-_started: list[subprocess.Popen] = []
+class Forked:
+    """A script in a process that `warm.py` forked, with what the tests use of `subprocess.Popen`.
+
+    It is a child of this process and the head of a session; its input is empty.
+    """
+
+    stdin = None
+
+    def __init__(
+        self, channel: socket.socket, args: list[str], env: dict[str, str], cwd: Path
+    ) -> None:
+        self.args, self.returncode = args, None
+        out, err = os.pipe(), os.pipe()
+        self.stdout, self.stderr = (os.fdopen(read, encoding="utf-8") for read, _ in (out, err))
+        empty = os.open(os.devnull, os.O_RDONLY)
+        request = json.dumps({"argv": args[1:], "env": env, "cwd": str(cwd)})
+        _adopt(True)
+        try:
+            socket.send_fds(channel, [b"+"], [empty, out[1], err[1]])
+            channel.sendall(f"{request}\n".encode())
+            self.pid = int(channel.makefile().readline())
+        finally:
+            _adopt(False)
+            for number in (empty, out[1], err[1]):
+                os.close(number)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout: float = LIMIT) -> int:
+        until = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > until:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            time.sleep(0.005)
+        return self.returncode
+
+    def communicate(self, timeout: float = LIMIT) -> tuple[str, str]:
+        texts = ["", ""]
+
+        def read(place: int, stream) -> None:
+            texts[place] = stream.read()
+
+        streams = enumerate((self.stdout, self.stderr))
+        readers = [threading.Thread(target=read, args=one, daemon=True) for one in streams]
+        for reader in readers:
+            reader.start()
+        self.wait(timeout)
+        for reader in readers:
+            reader.join()
+        return texts[0], texts[1]
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+
+class _Warm(NamedTuple):
+    """The process that forks scripts: its socket, and the environment that its imports saw."""
+
+    channel: socket.socket
+    state: dict[str, str]
+
+
+def _adopt(orphans: bool) -> int:
+    """Have grandchildren whose parent ends become this process's children, or no longer; 0 where
+    that could be done.
+    """
+    set_child_subreaper = 36  # in linux/prctl.h
+    return ctypes.CDLL(None).prctl(set_child_subreaper, int(orphans))
+
+
+@cache
+def _warm() -> _Warm | None:
+    """Start the process that forks scripts; None where there is no such thing (not on Linux)."""
+    if not sys.platform.startswith("linux") or _adopt(False):
+        return None
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    ours, theirs = socket.socketpair()
+    with theirs:
+        subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("warm.py"), str(theirs.fileno())],
+            cwd=ROOT,
+            env=environment,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+    return _Warm(ours, _read_at_import(environment))
+
+
+def _read_at_import(environment: dict[str, str]) -> dict[str, str]:
+    """The variables that Python and the heavy libraries read when they are imported."""
+    names = ("PYTHON", "LD_", "OMP_", "MKL_", "HF_", "TRANSFORMERS", "TORCH", "CUDA")
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(names) and name != "PYTHONPATH"  # which warm.py sees to
+    }
+
+
+_started: list[subprocess.Popen | Forked] = []
 _GUARD = """
 import os, signal, sys
 groups = set()

@@ -26,7 +26,7 @@ from spikescore.dialogues.config import Config
 from spikescore.report.experiment import Ablations, Experiment, Measures, Model, Slurm
 from tests.helpers.fault_server import FaultyServer, completion
 from tests.helpers.native_rows import ragtruth
-from tests.helpers.running import ROOT, run
+from tests.helpers.running import ROOT, run, run_script
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ORDER = ["README.md", "stages.md", "data.md", "own-data.md", "probes.md", "tables.md"]
@@ -160,7 +160,11 @@ def test_a_printed_command_runs_after_those_before_it(sandbox, ran, command):
     if adapted(command) in ran:
         pytest.skip("ran before, on another page")
     ran.add(adapted(command))
-    done = run(["bash", "-c", adapted(command)], cwd=folder, env=environment)
+    words = shlex.split(adapted(command))
+    if words[0] == "python" and not set(adapted(command)) & set("$|&;<>*?~"):
+        done = run_script(*words[1:], cwd=folder, env=environment)
+    else:
+        done = run(["bash", "-c", adapted(command)], cwd=folder, env=environment)
     assert done.returncode == 0, f"{adapted(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
 
 

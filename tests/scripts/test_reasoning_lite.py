@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import shutil
 import signal
 import socket
 import time
@@ -30,6 +31,7 @@ from spikescore.errors import UserError
 from spikescore.model.chat import ChatFormat
 from spikescore.model.turns import Turn, token_sequences
 from spikescore.pairs import TOKEN_KEYS, find_records, iter_records, read_states
+from tests.helpers.factories import write_config, write_sums
 from tests.helpers.fault_server import FaultyServer, completion
 from tests.helpers.oracles import assert_same_pairs, states_at
 from tests.helpers.real_server import closed_port
@@ -48,11 +50,21 @@ RECORD_KEYS = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def finished_run(config_file):
-    result = run_script("reasoning_lite.py", "--config", config_file)
+@pytest.fixture(scope="module")
+def first_run(tiny_model, tmp_path_factory):
+    """A run by the command, to be copied."""
+    folder = tmp_path_factory.mktemp("first")
+    config = write_config(folder, tiny_model, write_sums(folder / "sums.json"))
+    result = run_script("reasoning_lite.py", "--config", config)
     assert result.returncode == 0, result.stderr
-    return config_file.parent / "outputs", result
+    return folder / "outputs", result
+
+
+@pytest.fixture
+def finished_run(first_run, config_file):
+    """The run as that of `config_file`, in its folder; what the command said."""
+    folder, result = first_run
+    return Path(shutil.copytree(folder, config_file.parent / "outputs")), result
 
 
 def test_pairs_follow_the_format(finished_run):
@@ -783,9 +795,8 @@ def test_a_dry_run_says_what_the_run_takes(config_file, monkeypatch):
     assert "not measured: a server generates" in told
 
 
-def test_the_time_of_a_run_is_kept_with_its_tokens(config_file):
-    assert run_script("reasoning_lite.py", "--config", config_file).returncode == 0
-    folder = Path(json.loads(config_file.read_text())["output_dir"])
+def test_the_time_of_a_run_is_kept_with_its_tokens(finished_run, config_file):
+    folder, _ = finished_run
     told = json.loads((folder / "speed.json").read_text())
     steps = [s for _, record in iter_records(folder) for s in record["cot_steps"]]
     assert told["answer_tokens"] == sum(step["n_response_tokens"] for step in steps)
