@@ -6,12 +6,12 @@
     python benchmarks/score_speed.py --methods      # score_methods.py, 600 to 2,400 dialogues
 
 The pairs are made up in a temporary folder, which is removed at the end: 29 x 3072 states in FP16,
-three tokens, 20 turns, about 11 MB a PKL, and JSON files with texts and token ids as stage 1 writes
-them. Plain reading: `path.read_bytes()` of each PKL in turn, nothing else. Stage 2: `main` of
-metrics_probe.py, which also reads and rewrites each JSON and starts worker processes of its own; of
-a PKL it reads only what the probe needs. Each pass has a process of its own; its time is that of
-the work, without Python's start; its memory is that of its largest process. The two sides take
-turns, `--repeats` times, and the median counts.
+three tokens, 20 turns, about 11 MB a PKL, and JSON files with texts (of 20,000 words, by Zipf's
+law) and token ids as stage 1 writes them. Plain reading: `path.read_bytes()` of each PKL in turn,
+nothing else. Stage 2: `main` of metrics_probe.py, which also reads and rewrites each JSON and
+starts worker processes of its own; of a PKL it reads only what the probe needs. Each pass has a
+process of its own; its time is that of the work, without Python's start; its memory is that of its
+largest process. The two sides take turns, `--repeats` times, and the median counts.
 
 Warm: all files are in the page cache, since each was read just before (as far as memory goes round;
 both sides profit alike). Cold: the kernel was asked to drop each PKL and JSON from its cache before
@@ -61,6 +61,8 @@ MODEL = "Llama-3.2-3B-shaped"
 N_STATES, HIDDEN_SIZE, TURNS = 29, 3072, 20
 LAYER = 14
 PROMPT_TOKENS, ANSWER_TOKENS = 40, 200  # of one turn; they make the size of the JSON
+WORDS = np.array([np.base_repr(1000 + rank, 36).lower() for rank in range(1, 20_001)])
+CHANCES = 1 / np.arange(1, 20_001) / np.sum(1 / np.arange(1, 20_001))  # Zipf's law
 BYTES_PER_PAIR = 2 * N_STATES * HIDDEN_SIZE * len(TOKEN_KEYS) * TURNS + 200_000
 ASKED = 0.6
 N_DOMAINS = 6
@@ -149,10 +151,11 @@ def compare(folder: Path, state: str, args: argparse.Namespace, pkl_bytes: int) 
     }
     for side, name in (("read", "plain reading"), ("score", "metrics_probe.py")):
         slowest = max(one["seconds"] for one in passes[side])
+        cpu = statistics.median(one["cpu"] for one in passes[side])
         print(
             f"{state}: {name:16s} {pkl_bytes / 1e6 / seconds[side]:6.0f} MB/s "
             f"{args.pairs / seconds[side]:6.0f} pairs/s   {seconds[side]:.2f} s "
-            f"(slowest {slowest:.2f} s), peak memory {megabytes(*passes[side])}"
+            f"(slowest {slowest:.2f} s), CPU {cpu:.2f} s, peak memory {megabytes(*passes[side])}"
         )
     ratio = seconds["read"] / seconds["score"]
     print(f"{state}: stage 2 runs at {ratio:.0%} of plain reading (asked: {ASKED:.0%} or more)")
@@ -253,13 +256,13 @@ def make_up_domains(folder: Path, n: int, n_states: int, width: int) -> None:
 
 def make_up_record(item_id: str, *, nil_label: int, rng: np.random.Generator) -> dict[str, Any]:
     """Return a dialogue's record with the keys, texts and token ids of stage 1."""
-    words = np.array(["the", "river", "question", "because", "answer", "1929"])
+    said = rng.choice(WORDS, (TURNS, PROMPT_TOKENS + ANSWER_TOKENS), p=CHANCES)
     steps = [
         {
             "turn": turn,
             "prompt_type": "initial" if turn == 1 else "encouragement",
-            "prompt": " ".join(rng.choice(words, PROMPT_TOKENS)),
-            "response": " ".join(rng.choice(words, ANSWER_TOKENS)),
+            "prompt": " ".join(said[turn - 1, :PROMPT_TOKENS]),
+            "response": " ".join(said[turn - 1, PROMPT_TOKENS:]),
             "n_prompt_tokens": (PROMPT_TOKENS + ANSWER_TOKENS) * (turn - 1) + PROMPT_TOKENS,
             "n_response_tokens": ANSWER_TOKENS,
             "finish_reason": "stop",

@@ -10,6 +10,7 @@ Everything that waits for a server does so on an `EventLoop`.
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import multiprocessing
 import os
@@ -189,8 +190,10 @@ def worker_pool(
         # Python's own hooks around a fork swallow what a signal's handler raises
         held = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
         try:
+            gc.freeze()  # else the first collection in a worker would copy all that they share
             pool.submit(int)  # the first task starts them
         finally:
+            gc.unfreeze()
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
         yield pool
     except KeyboardInterrupt:  # nobody waits for a task; a file is written whole or not at all

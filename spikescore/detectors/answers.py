@@ -9,7 +9,7 @@ import json
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -40,17 +40,54 @@ LARGE = 2**14
 """Bytes of an array of measures from which on it is kept in a file."""
 
 
+class Records(Sequence[dict[str, Any]]):
+    """Dialogues that are read anew each time they are asked for: those at some places of more."""
+
+    def __init__(self, read: Callable[[int], dict[str, Any]], places: Sequence[int]) -> None:
+        self._read, self._places = read, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, item: Any) -> Any:
+        places = self._places[item]
+        return Records(self._read, places) if isinstance(item, slice) else self._read(places)
+
+    @classmethod
+    def in_file(cls, records: Iterable[dict[str, Any]]) -> Records:
+        """Put dialogues, without their token ids, as JSON into a nameless temporary file (in
+        TMPDIR): thousands of them are not in memory together. UserError where it cannot be had.
+        """
+        ends = [0]
+        try:
+            with tempfile.TemporaryFile(prefix="records_") as file:
+                for record in records:
+                    for step in record["cot_steps"]:
+                        step.pop("prompt_ids", None)
+                        step.pop("response_ids", None)
+                    ends.append(ends[-1] + file.write(json.dumps(record).encode()))
+                file.flush()
+                held = np.memmap(file, np.uint8, "r") if ends[-1] else None
+        except OSError as error:
+            raise refused(error, tempfile.gettempdir(), "cannot hold the dialogues") from error
+        return cls(
+            lambda place: json.loads(held[ends[place] : ends[place + 1]].tobytes()),
+            range(len(ends) - 1),
+        )
+
+
 @dataclass(frozen=True)
 class Answers:
     """Finished, labelled dialogues of one model.
 
     y [n] is 1 for a hallucinated first answer, 0 for a consistent one. `records` are the dialogue
-    JSONs, without their token ids. `domains` [n] and `groups` [n] are text; items of one group (a
-    story, a question asked twice) belong together. `left_out` counts what the folder holds besides.
+    JSONs, without their token ids; `read_answers` leaves them in a file, so that nothing written
+    into one is kept. `domains` [n] and `groups` [n] are text; items of one group (a story, a
+    question asked twice) belong together. `left_out` counts what the folder holds besides.
     """
 
     paths: tuple[Path, ...]
-    records: tuple[dict[str, Any], ...]
+    records: Sequence[dict[str, Any]]
     y: np.ndarray
     domains: np.ndarray
     groups: np.ndarray
@@ -75,7 +112,7 @@ class Answers:
         part = replace(
             self,
             paths=tuple(self.paths[place] for place in places),
-            records=tuple(self.records[place] for place in places),
+            records=Records(self.records.__getitem__, places),
             y=self.y[places],
             domains=self.domains[places],
             groups=self.groups[places],
@@ -138,6 +175,11 @@ class Answers:
             require_finite(states, pkl)
             yield states
 
+    @cached_property
+    def n_turns(self) -> np.ndarray:
+        """Turns of each dialogue [n]."""
+        return np.array([len(record["cot_steps"]) for record in self.records], dtype=np.int64)
+
     def once(self, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
         """Return what `compute` returns, worked out the first time that this name is asked for."""
         kept = self.__dict__.setdefault("_once", {})
@@ -191,9 +233,8 @@ class Answers:
 
     def measured_turns(self, name: str) -> np.ndarray:
         """Return a per-turn measure, such as "reasoning_score": float64 [n, K], NaN if absent."""
-        longest = max((len(record["cot_steps"]) for record in self.records), default=0)
         rows = [found.get("turns", {}).get(name, ()) for found in self.measures]
-        return padded(rows, width=longest)
+        return padded(rows, width=max(self.n_turns, default=0))
 
     def measured(self, name: str) -> np.ndarray:
         """Return a number measured of the first answer, such as "p_true": float64 [n]."""
@@ -247,19 +288,23 @@ def read_answers(folder: str | Path, *, token_key: str) -> Answers:
 
     Raises UserError when nothing is left, or when the dialogues come from several models.
     """
-    paths, records = [], []
+    paths, y, domains = [], [], []
     left_out: Counter[str] = Counter()
-    shared: dict[str, Any] = {}
-    for path in find_records(folder):
-        record = as_record(read_pair_json(path, ids_as_text=True), path)
-        if record is None:
-            continue
-        reason = unusable(path, record)
-        if reason:
-            left_out[reason] += 1
-            continue
-        paths.append(path)
-        records.append(_lean(record, shared))
+
+    def usable() -> Iterator[dict[str, Any]]:
+        for path in find_records(folder):
+            record = as_record(read_pair_json(path, ids_as_text=True), path)
+            if record is None:
+                continue
+            if reason := unusable(path, record):
+                left_out[reason] += 1
+                continue
+            paths.append(path)
+            y.append(1 - record["nil_label"])
+            domains.append(str(record.get("domain") or path.resolve().parent.name))
+            yield record
+
+    records = Records.in_file(usable())
     if not paths:
         counts = ", ".join(f"{n} {why}" for why, n in left_out.items()) or "none found"
         raise UserError(
@@ -270,32 +315,12 @@ def read_answers(folder: str | Path, *, token_key: str) -> Answers:
     require_one_run(zip(paths, records, strict=True))
     return Answers(
         paths=tuple(paths),
-        records=tuple(records),
-        y=np.array([1 - record["nil_label"] for record in records], dtype=np.int64),
-        domains=np.array([_domain(*pair) for pair in zip(paths, records, strict=True)]),
+        records=records,
+        y=np.array(y, dtype=np.int64),
+        domains=np.array(domains),
         groups=question_groups(records),
         model=str(records[0].get("model") or ""),
         token_key=token_key,
         left_out=dict(left_out),
         identity=next((one for record in records if (one := record.get("identity"))), {}),
     )
-
-
-def _lean(record: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
-    """Return a dialogue without its token ids, and with what many have alike (the configuration,
-    follow-up prompts) held once in `shared`: thousands of them are in memory together.
-    """
-    for step in record["cot_steps"]:
-        step.pop("prompt_ids", None)
-        step.pop("response_ids", None)
-        prompt = step.get("prompt")
-        if prompt is not None:
-            step["prompt"] = shared.setdefault(prompt, prompt) if len(prompt) < 500 else prompt
-    if record.get("config"):
-        key = json.dumps(record["config"], sort_keys=True)
-        record["config"] = shared.setdefault(key, record["config"])
-    return record
-
-
-def _domain(path: Path, record: dict[str, Any]) -> str:
-    return str(record.get("domain") or path.resolve().parent.name)

@@ -12,7 +12,7 @@ import numpy as np
 
 from spikescore.detectors.answers import Answers
 from spikescore.detectors.base import Detector
-from spikescore.detectors.lesson import LayerReader, first_answers
+from spikescore.detectors.lesson import LayerReader, first_answers, some_at_a_time
 from spikescore.detectors.networks import fit_saplma
 from spikescore.errors import UserError
 from spikescore.probes.fit import normaliser
@@ -46,8 +46,8 @@ class LengthControl(Detector):
     needs = frozenset({"texts"})
 
     def score(self, items: Answers) -> np.ndarray:
-        turns = zip(items.per_turn(TOKENS), items.records, strict=True)
-        return np.array([self.of_turns(lengths[: len(r["cot_steps"])]) for lengths, r in turns])
+        lengths = zip(items.per_turn(TOKENS), items.n_turns, strict=True)
+        return np.array([self.of_turns(own[:n]) for own, n in lengths])
 
     @staticmethod
     @abstractmethod
@@ -120,8 +120,9 @@ class TextControl(Detector):
         self.chosen["n_terms"] = len(self._model[0].vocabulary_)
 
     def score(self, items: Answers) -> np.ndarray:
-        texts = [self.text_of(record) for record in items.records]
-        return self._model.predict_proba(texts)[:, 1]
+        parts = (part for _, part in some_at_a_time(items))
+        texts = (map(self.text_of, part.records) for part in parts)
+        return np.concatenate([self._model.predict_proba(some)[:, 1] for some in texts])
 
 
 class TfidfAnswer(TextControl):

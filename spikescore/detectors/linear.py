@@ -99,9 +99,8 @@ class AllTurnProbe(LayerReader):
 def all_turns(train: Answers, val: Answers, layer: int) -> Lesson:
     """Return the lesson of all turns' states [m, H] at a layer, with their dialogues' labels."""
     parts = (train, val)
-    lengths = [[len(record["cot_steps"]) for record in part.records] for part in parts]
-    labels = [np.repeat(part.y, length) for part, length in zip(parts, lengths, strict=True)]
+    labels = [np.repeat(part.y, part.n_turns) for part in parts]
     states = gathered(
         row for part in parts for turns in part.turn_states(layers=[layer]) for row in turns[:, 0]
     )
-    return Lesson(states, np.concatenate(labels).astype(np.int64), sum(lengths[0]))
+    return Lesson(states, np.concatenate(labels).astype(np.int64), len(labels[0]))

@@ -231,6 +231,8 @@ class _Scoring:
         if n_workers < 2:
             yield from ((key, partial(_fit_one, self, key)) for key in keys)
             return
+        import sklearn.linear_model  # noqa: F401 - which most fits use: once, not in each process
+
         fork = multiprocessing.get_context("fork")  # which shares all that was read
         with worker_pool(n_workers, _scoring.append, (self,), fork) as pool:
             started = {key: pool.submit(_fit_in_worker, key) for key in ours}
@@ -322,11 +324,8 @@ class _Scoring:
             raise UserError(f"no item has a score; {_remedy(type(detector))}")
         chosen = plain(key, detector.chosen)
         if key[0] in self.turn_scorers and isinstance(detector, TurnDetector):
-            longest = max(len(record["cot_steps"]) for record in target.records)
-            turns = detector.score_turns(target)
-            book.turns[key] = checked(
-                key[0], "score_turns", turns, (len(target), longest), np.float32
-            )
+            turns, shape = detector.score_turns(target), (len(target), int(target.n_turns.max()))
+            book.turns[key] = checked(key[0], "score_turns", turns, shape, np.float32)
         book.scores[key] = scores
         if learns(type(detector)):
             book.chosen["/".join(map(str, key))] = chosen
@@ -474,7 +473,7 @@ def score_turns(
     """
     if not readers:
         return {}
-    n_turns = np.array([len(record["cot_steps"]) for record in items.records])
+    n_turns = items.n_turns
     known = [LayerReader.score_states is type(one).score_states for one in readers.values()]
     layers = sorted({one.read_layer for one in readers.values()}) if all(known) else None
     n_states, width = next(items.first_blocks()).shape[1:]

@@ -132,6 +132,7 @@ def normaliser(rows: np.ndarray, items: np.ndarray | None = None) -> tuple[np.nd
         mean, deviation = only.mean(axis=0), only.std(axis=0)
     else:
         mean = sum(rows[some].sum(axis=0, dtype=np.float64) for some in blocks) / len(items)
-        squares = sum(np.square(rows[some] - mean).sum(axis=0) for some in blocks)
+        apart = (rows[some] - mean for some in blocks)
+        squares = sum(np.square(one, out=one).sum(axis=0) for one in apart)
         mean, deviation = mean.astype(np.float32), np.sqrt(squares / len(items)).astype(np.float32)
     return mean, np.where(deviation > 1e-6, deviation, np.float32(1))

@@ -8,7 +8,7 @@ split.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import numpy as np
@@ -65,18 +65,10 @@ def fit_logistic(
     bar = progress(pairs, "logistic", total=len(candidates), unit="fit", leave=False)
     for rows, layers in bar:
         mean, scale = normaliser(rows, train) if standardise else (np.float32(0), np.float32(1))
-
-        def blocks(
-            items: np.ndarray,
-            rows: np.ndarray = rows,
-            mean: np.ndarray = mean,
-            scale: np.ndarray = scale,
-        ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            for some in in_blocks(items, rows.shape[1]):
-                yield (rows[some].astype(np.float32) - mean) / scale, labels[some]
-
-        w, b = solve_in_blocks(partial(blocks, train))
-        logits = np.concatenate([one.astype(np.float64) @ w for one, _ in blocks(val)]) + b
+        read = partial(standardised, rows, mean=mean, scale=scale)
+        cut = partial(in_blocks, width=rows.shape[1])
+        w, b = solve_in_blocks(read, list(cut(train)), labels)
+        logits = np.concatenate([read(some) @ w for some in cut(val)]) + b
         loss = np.logaddexp(0, logits) - labels[val] * logits
         area = auroc(labels[val], logits)
         weights = [("linear", w[None].astype(np.float32), np.array([b], np.float32)), ("sigmoid",)]
@@ -87,36 +79,46 @@ def fit_logistic(
     return best
 
 
-def solve_in_blocks(
-    blocks: Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]],
-) -> tuple[np.ndarray, float]:
-    """Return what `solve` does of rows and labels that come in blocks, and may come several times.
+def standardised(
+    rows: np.ndarray, items: np.ndarray, *, mean: np.ndarray, scale: np.ndarray
+) -> np.ndarray:
+    """Return (rows - mean) / scale of the items named, worked out in float32: float64 [m, d]."""
+    found = np.empty((len(items), rows.shape[1]))
+    for start in range(0, len(items), 256):  # nothing else of its size is made
+        some = slice(start, start + 256)
+        found[some] = (rows[items[some]].astype(np.float32) - mean) / scale
+    return found
 
-    A single block is given to `solve`; of several one is in memory at a time, and the same minimum
-    is looked for by the same method (L-BFGS).
+
+def solve_in_blocks(
+    read: Callable[[np.ndarray], np.ndarray], blocks: Sequence[np.ndarray], labels: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Return what `solve` does of the rows that `read` gives of items, and of their labels.
+
+    A single block of items is given to `solve`; of several the rows of one are in memory at a time,
+    and the same minimum is looked for by the same method (L-BFGS).
     """
-    passing = blocks()
-    (rows, labels), second = next(passing), next(passing, None)
-    if second is None:
-        return solve(rows, labels)
+    if len(blocks) == 1:
+        return solve(read(blocks[0]), labels[blocks[0]])
     from scipy.optimize import minimize
     from scipy.special import expit
 
-    n = sum(len(labels) for _, labels in blocks())
+    n = sum(map(len, blocks))
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         w, b = weights[:-1], weights[-1]
         value, gradient = w @ w / 2, np.append(w, 0.0)
-        for rows, labels in blocks():
-            x = rows.astype(np.float64)
+        for items in blocks:
+            x, y = read(items), labels[items]
             logits = x @ w + b
-            value += float((np.logaddexp(0, logits) - labels * logits).sum())
-            residuals = expit(logits) - labels
+            value += float((np.logaddexp(0, logits) - y * logits).sum())
+            residuals = expit(logits) - y
             gradient += np.append(residuals @ x, residuals.sum())
+            del x  # before the next block is read
         return value / n, gradient / n
 
     options = {"maxiter": 10_000, "gtol": 1e-8, "ftol": 64 * np.finfo(float).eps, "maxls": 50}
-    start = np.zeros(rows.shape[1] + 1)
+    start = np.zeros(read(blocks[0][:1]).shape[1] + 1)
     found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x
     return found[:-1], float(found[-1])
 
@@ -130,5 +132,5 @@ def solve(rows: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
     from sklearn.linear_model import LogisticRegression  # a second, which --help need not wait for
 
     model = LogisticRegression(C=1.0, tol=1e-8, max_iter=10_000)
-    model.fit(rows.astype(np.float64), labels)
+    model.fit(np.asarray(rows, np.float64), labels)
     return model.coef_[0], float(model.intercept_[0])

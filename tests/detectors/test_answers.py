@@ -1,8 +1,10 @@
-"""What is held of many dialogues: states and measures stay in files, fits gather single layers."""
+"""What is held of many dialogues: all that is large stays in files, fits gather single layers."""
 
 from __future__ import annotations
 
+import json
 import pickle
+import tracemalloc
 import weakref
 from collections import Counter
 
@@ -69,6 +71,35 @@ def test_a_full_disk_is_told_in_one_line(monkeypatch):
     monkeypatch.setattr(pairs.tempfile, "TemporaryFile", full)
     with pytest.raises(UserError, match="cannot hold the hidden states"):
         gathered([np.zeros(2), np.zeros(2)])
+
+
+def test_dialogues_lie_in_a_file_and_are_read_when_asked_for(folder, monkeypatch):
+    paths = sorted(folder.glob("*.json"))
+    for path in paths:
+        record = json.loads(path.read_text())
+        for step in record["cot_steps"]:
+            step |= {"response": f"\ud800 {path.stem} " + "said " * 4000, "prompt_ids": [1, 2]}
+        path.write_text(json.dumps(record))
+    tracemalloc.start()
+    items = read_answers(folder, token_key=KEY)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 0.2 * sum(path.stat().st_size for path in paths)
+    expected = [json.loads(path.read_text()) for path in paths]
+    for record in expected:
+        for step in record["cot_steps"]:
+            del step["prompt_ids"]
+    assert list(items.records) == expected and items.n_turns.tolist() == [4] * N
+    part = items.select(np.arange(N) > 2).select(np.array([5, 0]))
+    assert list(part.records) == [expected[8], expected[3]] == list(part.records[:2])
+    assert part.records[-1] == expected[3]
+
+    def full(**_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(answers_module.tempfile, "TemporaryFile", full)
+    with pytest.raises(UserError, match="cannot hold the dialogues"):
+        read_answers(folder, token_key=KEY)
 
 
 def test_fits_and_scores_copy_no_items_states_of_all_layers(folder, monkeypatch):

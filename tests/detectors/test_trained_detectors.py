@@ -721,7 +721,7 @@ def test_haloscope_uses_no_training_label():
     np.testing.assert_array_equal(before.score(items), after.score(items))
 
 
-def test_tfidf_against_counted_words_and_another_solver():
+def test_tfidf_against_counted_words_and_another_solver(monkeypatch):
     train = planted("a", n=30)
     rng = np.random.default_rng(0)
     words = np.array("red green blue grey".split())
@@ -745,6 +745,9 @@ def test_tfidf_against_counted_words_and_another_solver():
     w, b = solve(x, train.y)
     assert made.chosen["n_terms"] == len(terms)
     np.testing.assert_allclose(made.score(train), 1 / (1 + np.exp(-(x @ w + b))), atol=2e-3)
+    whole = made.score(train)
+    monkeypatch.setattr("spikescore.detectors.lesson.AT_ONCE", 7)
+    np.testing.assert_array_equal(made.score(train), whole)
 
 
 def test_tfidf_reads_what_its_name_says():
