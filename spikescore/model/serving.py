@@ -345,7 +345,7 @@ class ServedGenerator:
                 'server "%s" counts %d tokens in the prompt of turn %d of "%s", which has %d: '
                 "unless it leaves out those that it had cached, it cuts long dialogues without a "
                 "word, and answers are to less than their states are read from; give it a longer "
-                "context (Ollama: num_ctx), or a smaller max_context_tokens here",
+                "context (Ollama: num_ctx), or a smaller model_max_tokens here",
                 redacted(self.server.url), counted, number, item, asked,
             )  # fmt: skip
 
