@@ -64,7 +64,8 @@ _FAULTS = (
 _ENDINGS = dict.fromkeys(_ENDS, "stop") | dict.fromkeys(_CUTS, "length")
 _FULL = re.compile(
     r"context|too (?:long|large|many tokens)|(?:token|length).*(?:exceed|maximum|limit|<=)"
-    r"|(?:exceed|maximum|max_\w+|reduce|longer).*(?:token|length)",
+    r"|(?:exceed|maximum|max_\w+|reduce|longer).*(?:token|length)"
+    r"|(?:(?:less|fewer) than|up to) \d+ (?:\w+ )?tokens|length\b.{0,20}(?:>|greater)|input_length",
     re.IGNORECASE | re.DOTALL,
 )
 """How servers say that prompt and answer are more than they hold."""
