@@ -59,7 +59,8 @@ _CUTS = (
 )  # fmt: skip
 _FAULTS = (
     "content_filter", "safety", "recitation", "blocklist", "prohibited_content", "spii", "error",
-    "abort", "aborted", "cancelled", "tool_calls", "function_call",
+    "abort", "aborted", "cancelled", "tool_calls", "function_call", "network_error", "sensitive",
+    "insufficient_system_resource", "timeout",
 )  # fmt: skip
 _ENDINGS = dict.fromkeys(_ENDS, "stop") | dict.fromkeys(_CUTS, "length")
 _FULL = re.compile(

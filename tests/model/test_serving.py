@@ -190,6 +190,7 @@ def test_a_passing_fault_is_retried(start_server):
         ((200, {}, '{"choices": []}'), ["turn 2", "no chat completion"]),
         ((200, {}, '{"choices": [{"message": {"content": 5}}]}'), ["turn 2", "int"]),
         (completion("I cannot", "content_filter"), ["turn 2", "content_filter"]),
+        (completion("The", "insufficient_system_resource"), ["turn 2", "insufficient"]),
     ],
 )
 def test_a_lasting_fault_fails_that_item_alone(start_server, monkeypatch, fault, words):
