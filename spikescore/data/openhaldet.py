@@ -167,7 +167,7 @@ def _turn(states: Any, sample: str, answer: str, where: str) -> tuple[Turn | str
 def _is_said(text: str, answer: str) -> bool:
     """Whether the last token's text is a part of the answer: one that ends it is left out of it."""
     shown = text.strip()
-    return bool(shown) and answer.rstrip().endswith(shown)
+    return text.isspace() or (bool(shown) and answer.rstrip().endswith(shown))
 
 
 def _layer(name: str) -> int:

@@ -77,6 +77,14 @@ def test_the_state_at_a_token_is_the_one_kept_for_the_next(tmp_path, states):
     assert found[4][1] == "without hidden states"
 
 
+@pytest.mark.parametrize(("last", "cut"), [("<|eot_id|>", False), ("", False), (" put", True),
+                                           ("\n\n", True), (" ", True)])  # fmt: skip
+def test_an_answer_that_did_not_end_has_no_last_state(tmp_path, states, last, cut):
+    states[ROWS_MADE[0]["sample_id"]]["generated_tokens"]["token_007"].attrs["text"] = last
+    _, turn = next(read_folder(folder(tmp_path)))
+    assert (turn == "cut off, so without its last state") if cut else LAST in turn
+
+
 def test_the_models_own_name_stands_in_the_states(tmp_path, states):
     states.attrs |= {"llm_model": "meta-llama/Llama-3.2-3B-Instruct", "layer_config": '"all"'}
     record, _ = next(read_folder(folder(tmp_path)))
