@@ -349,6 +349,7 @@ def plain_digits(text: str) -> str:
         text,
     )
     text = re.sub(r"([Ww])att[-\s]hour", r"\1atthour", text)
+    text = re.sub(r"(\b(?:ft|feet|foot)\.? \d+(?:\.\d+)?) ?in\b", r"\1 inches", text)
     text = _CENTS.sub(lambda m: f"{m[1]}.{int(m[2]):02d} dollars", text)
     text = re.sub(r"10\s?\^\s?\{\s*(-?\d+)\s*\}", r"10^\1", text)
     text = _DEGREES.sub(lambda m: " °C" if m.group(1) else " °F", text)
@@ -426,8 +427,27 @@ def numbers_of(text: str) -> list[Number]:
         if unit is None and symbol:
             unit, length = unit_at(symbol.group())[0], 0
         place = end + length
-        found.append(Number(value, percent, match.start(), place, unit))
+        number = Number(value, percent, match.start(), place, unit)
+        if found and (whole := _compound(found[-1], number, text)):
+            found[-1] = whole
+        else:
+            found.append(number)
     return found
+
+
+def _compound(large: Number, small: Number, text: str) -> Number | None:
+    """Return the quantity that two make together, in the unit of the first: "3 hours 30 minutes",
+    "5 ft 10 in"; None where they are two.
+    """
+    if not (large.unit and small.unit) or large.unit[0] != small.unit[0]:
+        return None
+    if not re.fullmatch(r"\s*(?:and\s+)?", text[large.end : small.start]) or small.value < 0:
+        return None
+    rest = small.value * small.unit[1] / large.unit[1]
+    if rest >= 1 or large.value.denominator != 1 or small.unit[1] >= large.unit[1]:
+        return None
+    value = large.value + (rest if large.value >= 0 else -rest)
+    return Number(value, False, large.start, small.end, large.unit)
 
 
 def _value_of(part: dict[str, str | None]) -> Fraction | None:

@@ -120,6 +120,7 @@ _LATER = re.compile(  # "twenty-first", "nineteenth"; the ordinals below are in 
     rf"|({'|'.join(_TEENTHS)}))\b",
     re.IGNORECASE,
 )
+_NAMED_NTH = re.compile(rf"\b([A-Z][a-z]+) the ({'|'.join(map(str.title, _ORDINALS))})\b")
 _MONTHS = {one[:3]: one for one in "January February March April May June July August September "
            "October November December".split()}  # fmt: skip
 _MONTH = rf"({'|'.join(f'{one}(?:{long[3:]})?' for one, long in _MONTHS.items())}|Sept)\b\.?"
@@ -154,6 +155,7 @@ def _raw_words(text: str) -> list[str]:
     text = _LATER.sub(_ordinal, text)
     text = re.sub(r"\bcannot\b", "can not", words_to_digits(text, whole_only=True))
     text = re.sub(rf"(?<=[{_CJK}])(?=\d)|(?<=\d)(?=[{_CJK}])", " ", text)
+    text = _NAMED_NTH.sub(lambda m: f"{m[1]} {int(_ORDINALS[m[2].casefold()][:-2])}", text)
     text = _DAY_MONTH.sub(lambda m: f"{m[1]} {_MONTHS[m[2][:3]]}", text)
     text = _MONTH_DAY.sub(lambda m: f"{m[2]} {_MONTHS[m[1][:3]]}", text)
     found = [_ROMAN.get(token, token) for token in _TOKENS.findall(text)]
