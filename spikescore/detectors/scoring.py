@@ -529,10 +529,15 @@ def chosen(what: str, asked: Sequence[str] | None, known: Collection[str]) -> li
     return list(known if asked is None else dict.fromkeys(asked))
 
 
-def told(left_out: Sequence[tuple[str, str]]) -> list[str]:
-    """Return one line per reason: what was left out for it, and the reason."""
+def by_reason(left_out: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
+    """Return (all that was left out for it, the reason) of each reason, from (what, reason)."""
     reasons = dict.fromkeys(why for _, why in left_out)
-    return [", ".join(what for what, own in left_out if own == why) + f": {why}" for why in reasons]
+    return [(", ".join(what for what, own in left_out if own == why), why) for why in reasons]
+
+
+def told(left_out: Sequence[Sequence[str]]) -> list[str]:
+    """Return one line per reason: what was left out for it, and the reason."""
+    return [f"{what}: {why}" for what, why in by_reason(left_out)]
 
 
 def summary(book: ScoreBook) -> str:

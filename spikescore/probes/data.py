@@ -31,6 +31,7 @@ from spikescore.pairs import (
 )
 from spikescore.probes.layers import LayerRange, Layers, candidate_layers, is_contiguous
 from spikescore.runtime import derived_seed
+from spikescore.stats.roc import MIN_PER_CLASS, questions_needed
 
 
 @dataclass
@@ -340,7 +341,11 @@ def require_both_classes(
     counts = class_counts(labels, splits)
     if min(map(min, counts.values())) == 0:
         told = "; ".join(f"{split} {one} / {zero}" for split, (one, zero) in counts.items())
+        n, rate, more = labels.size, float((labels == 1).mean()), "more questions"
+        if 0 < rate < 1:
+            needed = questions_needed(rate, min(map(sum, counts.values())) / n)
+            more = f"about {needed - n} questions more ({MIN_PER_CLASS} of each at this rate)"
         raise UserError(
             f"every split needs both classes; {names} items: "
-            f"{told}. Use more questions, other data, or larger val and test fractions"
+            f"{told}. Use {more}, other data, or larger val and test fractions"
         )

@@ -99,7 +99,7 @@ def choose_probe(folders: Sequence[str | Path]) -> tuple[str, str]:
     """Return the kind of probe for these folders, and why, for users who name none."""
     if folders and all(is_run_folder(folder) for folder in folders):
         return "sep-logistic", "the folders hold runs of generate_answers.py"
-    return "saplma", "not all folders hold runs of generate_answers.py"
+    return "saplma", "dialogues of stage 1 are among the folders"
 
 
 def train_probe(

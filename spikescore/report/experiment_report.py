@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from spikescore.detectors.score_book import BookItem, ScoreBook, load_score_book
-from spikescore.detectors.scoring import told
+from spikescore.detectors.scoring import by_reason
 from spikescore.dialogues.config import parse_config
 from spikescore.dialogues.prompts import FORKED
 from spikescore.errors import UserError
@@ -162,6 +162,8 @@ class ModelReport:
         yield from self._layers()
         if spike:
             yield self._theory()
+        if tables := left_out(self.book, "left_out"):
+            yield Chapter("Left out", (), tables)
 
     def _main(self) -> Chapter:
         found = main_tables(self.comparison, self.entries, self.model.published)
@@ -178,7 +180,6 @@ class ModelReport:
                 "The three views are never mixed. In a pool a score that knows only the domain can "
                 "do well: see domain identity. Published figures do not say which of the two "
                 "cross-domain views they are.",
-                *left_out(self.book),
             ),
             tables,
             {"main": Figure.of_tables(png, "Mean AUROC over training domains with 95% intervals.")},
@@ -200,8 +201,8 @@ class ModelReport:
         book = load_score_book(self.experiment.book(self.model, MULTI))
         several = Comparison(book, draws=self.experiment.draws)
         table = multi_source_table(self.comparison, self.entries, several, main_entries(several))
-        text = (ABOUT_SOURCES, *left_out(book))
-        yield Chapter(table.caption, text, {"multi_source": table})
+        tables = {"multi_source": table, **left_out(book, "multi_source_left_out")}
+        yield Chapter(table.caption, (ABOUT_SOURCES,), tables)
 
     def _matrices(self) -> Iterator[Chapter]:
         shown = [entry for entry in self.entries if entry.name in MATRICES]
@@ -467,10 +468,10 @@ class ModelReport:
             )
 
 
-def left_out(book: ScoreBook) -> list[str]:
-    """Return what a score book says was left out, and why, in a sentence, if anything was."""
-    lines = told([tuple(pair) for pair in book.about.get("left_out", ())])
-    return [f"Left out: {'; '.join(lines)}."] if lines else []
+def left_out(book: ScoreBook, name: str) -> dict[str, Table]:
+    """Return by its name what a score book says was left out, and why, if anything was."""
+    rows = tuple(by_reason(book.about.get("left_out", ())))
+    return {name: Table("What has no figure, and why", ("left out", "why"), rows)} if rows else {}
 
 
 def seconds_per_token(folder: Path) -> float | None:

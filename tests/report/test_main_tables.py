@@ -607,6 +607,17 @@ def test_what_several_domains_taught_is_a_chapter_and_no_part_of_another(tmp_pat
         assert "all but" not in path.read_text()
 
 
+def test_what_was_left_out_is_a_table_behind_all_others(tmp_path):
+    why = "no item has a score; it needs samples"
+    book = scoped()
+    book.about["left_out"] = [("eigenscore", why), ("training domain d9", "too few"), ("sep", why)]
+    _, folder = report_of(book, tmp_path)
+    rows = (folder / "tables/m/left_out.csv").read_text().splitlines()
+    assert rows == ["left out,why", f'"eigenscore, sep",{why}', "training domain d9,too few"]
+    headings = re.findall(r"<h2 [^>]*>(.*?)</h2>", (folder / "report.html").read_text())
+    assert headings[0] == "Main table" and headings[-2:] == ["Left out", "Dialogues"]
+
+
 @pytest.mark.parametrize("shown", [True, False])
 def test_a_page_without_dialogues_has_no_text_of_theirs(tmp_path, shown):
     turns = (("initial", "Which zebra?", "quagga"),) * 3
