@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -22,17 +23,18 @@ _CAPABLE = (
 )
 
 
+@dataclass
 class Capability:
     """Asks a model whether it can answer. A prompt beyond `max_context` tokens is not asked."""
 
-    def __init__(
-        self, model: PreTrainedModel, chat: ChatFormat, *, max_context: int, batch_size: int
-    ) -> None:
-        self._model = model
-        self._chat = chat
-        self._max_context = max_context
-        self._batch_size = batch_size
-        self._begin, self._pair = reply_tokens(chat, ("Yes", "No"))
+    model: PreTrainedModel
+    chat: ChatFormat
+    _: KW_ONLY
+    max_context: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        self._begin, self._pair = reply_tokens(self.chat, ("Yes", "No"))
 
     def ask(self, cases: Sequence[Case]) -> list[dict[str, float]]:
         """Return the values of each case by name.
@@ -48,19 +50,19 @@ class Capability:
         prompts = []
         for case in cases:
             text = _CAPABLE.format(prompt=case.prompt)
-            ids = self._chat.render([{"role": "user", "content": text}]) + self._begin
-            fits = N_TOKENS <= len(ids) <= self._max_context
+            ids = self.chat.render([{"role": "user", "content": text}]) + self._begin
+            fits = N_TOKENS <= len(ids) <= self.max_context
             # up to each of its last tokens: each prompt begins with the one before
             ends = range(len(ids) - N_TOKENS + 1, len(ids) + 1)
             prompts.append([ids[:end] for end in ends] if fits else [])
         shares: list[list[np.ndarray]] = [[] for _ in cases]
-        for end in read_ends(self._model, prompts, slots=self._batch_size):
+        for end in read_ends(self.model, prompts, slots=self.batch_size):
             shares[end.group].append(self._shares(end))
         return [{"internal_confidence": weighted(own)} for own in shares]
 
     def _shares(self, end: End) -> np.ndarray:
         """P(Yes) against P(No) that each layer's state gives: float64 [L+1]."""
-        head, pair = self._model.get_output_embeddings(), list(self._pair)
+        head, pair = self.model.get_output_embeddings(), list(self._pair)
         if head.weight.is_meta:  # offloaded: its own pass brings the whole matrix
             logits = head(torch.stack([state.cpu() for state in end.states]))[:, pair].double()
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,12 @@ from spikescore.labels.entailment import Entailment
 from spikescore.labels.statements import plain_answer
 from spikescore.measures.clustering import cluster_many
 from spikescore.measures.rewordings import others
-from spikescore.measures.samples import draw
+from spikescore.measures.samples import replies
 from spikescore.measures.self_questions import Case, parse_confidence, reply_tokens
 from spikescore.model.chat import ChatFormat, Message
 from spikescore.model.engine import Engine
 from spikescore.model.prompt_ends import read_ends
-from spikescore.model.sampling import Sampling
+from spikescore.model.sampling import GREEDY
 from spikescore.runtime import derived_seed
 
 N_CANDIDATES = 5
@@ -74,6 +75,7 @@ def _numbered(reply: str, letter: str) -> dict[int, str]:
     return found
 
 
+@dataclass
 class Choices:
     """Puts a first answer among others. A prompt beyond the context is not asked.
 
@@ -81,25 +83,17 @@ class Choices:
     same (strictly, see `clustering`).
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        chat: ChatFormat,
-        engine: Callable[[], Engine],
-        judge: Entailment,
-        *,
-        seed: int,
-        max_context: int,
-        batch_size: int,
-    ) -> None:
-        self._model = model
-        self._chat = chat
-        self._engine = engine
-        self._judge = judge
-        self._seed = seed
-        self._max_context = max_context
-        self._batch_size = batch_size
-        self._begin, self._letters = letter_tokens(chat, LETTERS)
+    model: PreTrainedModel
+    chat: ChatFormat
+    engine: Callable[[], Engine]
+    judge: Entailment
+    _: KW_ONLY
+    seed: int
+    max_context: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        self._begin, self._letters = letter_tokens(self.chat, LETTERS)
 
     def ask(self, cases: Sequence[Case], questions: Sequence[str]) -> list[dict[str, Any]]:
         """Return the values of each case by name; `questions` are the questions by themselves.
@@ -132,12 +126,12 @@ class Choices:
             []
             if texts is None
             else [ids]
-            if len(ids := self._prompt(case, texts)) <= self._max_context
+            if len(ids := self._prompt(case, texts)) <= self.max_context
             else []
             for case, texts in zip(cases, options, strict=True)
         ]
         found = [{"p_true_choices": math.nan, "p_none": math.nan} for _ in cases]
-        for end in read_ends(self._model, prompts, slots=self._batch_size):
+        for end in read_ends(self.model, prompts, slots=self.batch_size):
             texts = options[end.group]
             shown = torch.tensor(self._letters[: len(texts)], device=end.logits.device)
             p = torch.softmax(end.logits[shown].double(), dim=-1).tolist()
@@ -148,14 +142,14 @@ class Choices:
     def _options(self, cases: Sequence[Case], questions: Sequence[str]) -> list[list[str] | None]:
         """The texts under the letters, the last one none of them; None where a judge failed."""
         texts = [[case.answer, *others(case.samples, case.answer)] for case in cases]
-        clusters = cluster_many(list(zip(questions, texts, strict=True)), self._judge, strict=True)
+        clusters = cluster_many(list(zip(questions, texts, strict=True)), self.judge, strict=True)
         found: list[list[str] | None] = []
         for case, own, ids in zip(cases, texts, clusters, strict=True):
             if ids is None or not case.answer.strip():
                 found.append(None)
                 continue
             firsts = [own[ids.index(cluster)] for cluster in dict.fromkeys(ids)][:N_CANDIDATES]
-            order = np.random.default_rng(derived_seed(self._seed, case.item_id, "choices"))
+            order = np.random.default_rng(derived_seed(self.seed, case.item_id, "choices"))
             found.append([firsts[place] for place in order.permutation(len(firsts))])
             found[-1].append(NONE_OF_THESE)
         return found
@@ -165,7 +159,7 @@ class Choices:
             f"{letter}) {text}" for letter, text in zip(LETTERS, texts, strict=False)
         )
         asked = _CHOOSE.format(prompt=case.prompt, options=options)
-        return self._chat.render([{"role": "user", "content": asked}]) + self._begin
+        return self.chat.render([{"role": "user", "content": asked}]) + self._begin
 
     # --- guesses and their probabilities ----------------------------------------------------------
 
@@ -196,9 +190,7 @@ class Choices:
                 [case.answer, *(guess for guess, _ in own.values())]
                 for case, own in zip(cases, read, strict=True)
             ]
-            judged = cluster_many(
-                list(zip(questions, texts, strict=True)), self._judge, strict=True
-            )
+            judged = cluster_many(list(zip(questions, texts, strict=True)), self.judge, strict=True)
             for values, own, ids in zip(found, read, judged, strict=True):
                 values[name] = math.nan
                 if own and ids is not None:
@@ -212,16 +204,8 @@ class Choices:
 
     def _replies(self, cases: Sequence[Case], asked: Sequence[list[Message]]) -> list[str]:
         """The greedy reply to each case's messages; "" where they are too long."""
-        greedy = Sampling(temperature=0, top_p=1, seed=0)
-        found = [""] * len(cases)
-        prompts = (
-            (case.item_id, self._chat.render(messages))
-            for case, messages in zip(cases, asked, strict=True)
-        )
-        for place, turns in draw(self._engine(), prompts, {0: greedy}):
-            if not isinstance(turns, str):
-                found[place] = self._chat.text(turns[0].answer_ids)
-        return found
+        named = [(case.item_id, messages) for case, messages in zip(cases, asked, strict=True)]
+        return ["".join(one) for one in replies(self.engine(), self.chat, named, GREEDY)]
 
 
 def _user(text: str) -> Message:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,12 @@ from spikescore.dialogues.dialogue import opening
 from spikescore.errors import UserError
 from spikescore.labels.entailment import normalised
 from spikescore.labels.statements import plain_answer
-from spikescore.measures.samples import draw
+from spikescore.measures.samples import replies
 from spikescore.measures.self_questions import Case
 from spikescore.model.chat import ChatFormat, Message
 from spikescore.model.engine import Engine
 from spikescore.model.reading import read_turns
-from spikescore.model.sampling import Sampling
+from spikescore.model.sampling import GREEDY, Sampling
 from spikescore.model.turns import Turn
 
 _REWORD = (
@@ -73,6 +73,7 @@ def others(texts: Iterable[str], than: str) -> list[str]:
     return [text for form, text in found.items() if form and form != normalised(than)]
 
 
+@dataclass
 class Rewordings:
     """Asks a model to word questions and answers anew.
 
@@ -81,24 +82,14 @@ class Rewordings:
     wording alone.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        chat: ChatFormat,
-        engine: Callable[[Sampling], Engine],
-        sampling: Sampling,
-        *,
-        n_rewordings: int,
-        n_counterfactuals: int,
-        max_context: int,
-    ) -> None:
-        self._model = model
-        self._chat = chat
-        self._engine = engine
-        self._sampling = sampling
-        self._n_rewordings = n_rewordings
-        self._n_counterfactuals = n_counterfactuals
-        self._max_context = max_context
+    model: PreTrainedModel
+    chat: ChatFormat
+    engine: Callable[[Sampling], Engine]
+    sampling: Sampling
+    _: KW_ONLY
+    n_rewordings: int
+    n_counterfactuals: int
+    max_context: int
 
     def ask(self, items: Sequence[Worded]) -> Iterator[dict[str, dict[str, Any]] | str]:
         """Yield the sections of each item in order, or why it has none.
@@ -118,8 +109,8 @@ class Rewordings:
             )
             for item in items
         ]
-        replies = self._replies(prompts, self._sampling, self._n_counterfactuals)
-        for item, pairs, texts in zip(items, worded, replies, strict=True):
+        mistakes = self._drawn(prompts, self.n_counterfactuals)
+        for item, pairs, texts in zip(items, worded, mistakes, strict=True):
             try:
                 counterfactuals = self._likelihoods(
                     item, others(map(written, texts), item.case.answer)
@@ -141,10 +132,10 @@ class Rewordings:
             (f"{items[place].name}/question", _asked(_REWORD, question=items[place].question))
             for place in asked
         ]
-        replies = self._replies(prompts, self._sampling, self._n_rewordings)
+        reworded = self._drawn(prompts, self.n_rewordings)
         new = [
             (place, text)
-            for place, texts in zip(asked, replies, strict=True)
+            for place, texts in zip(asked, reworded, strict=True)
             for text in others(map(written, texts), items[place].question)
         ]
         prompts = []
@@ -152,37 +143,27 @@ class Rewordings:
             case = items[place].case
             before, _, after = case.prompt.rpartition(items[place].question)
             prompts.append((items[place].name, opening(case.system, before + text + after)))
-        greedy = Sampling(temperature=0, top_p=1, seed=0)
         found: list[list[tuple[str, str]]] = [[] for _ in items]
-        answers = self._replies(prompts, greedy, 1)
+        answers = replies(self.engine(GREEDY), self.chat, prompts, GREEDY)
         for (place, text), answered in zip(new, answers, strict=True):
             found[place] += [(text, answer) for answer in answered]
         return found
 
-    def _replies(
-        self, prompts: Sequence[tuple[str, list[Message]]], sampling: Sampling, n: int
-    ) -> list[list[str]]:
-        """The n replies to each (name, messages); none where the messages are too long."""
-        found: list[list[str]] = [[] for _ in prompts]
-        rendered = ((name, self._chat.render(messages)) for name, messages in prompts)
-        numbers = dict.fromkeys(range(1, n + 1), sampling)
-        for place, turns in draw(self._engine(sampling), rendered, numbers):
-            if not isinstance(turns, str):
-                found[place] = [self._chat.text(turn.answer_ids) for turn in turns]
-        return found
+    def _drawn(self, prompts: Sequence[tuple[str, list[Message]]], n: int) -> list[list[str]]:
+        return replies(self.engine(self.sampling), self.chat, prompts, self.sampling, n)
 
     def _likelihoods(self, item: Worded, rewritten: Sequence[str]) -> dict[str, Any]:
         before = opening(item.case.system, item.case.prompt)
         texts, answers = [item.case.answer], [item.answer_ids]
         for text in rewritten:
-            ids = self._chat.answer_ids(before, text)
-            if len(item.prompt_ids) + len(ids) <= self._max_context:
+            ids = self.chat.answer_ids(before, text)
+            if len(item.prompt_ids) + len(ids) <= self.max_context:
                 texts.append(text)
                 answers.append(ids)
         turns = [
             Turn(number, item.prompt_ids, answer_ids=ids) for number, ids in enumerate(answers, 1)
         ]
-        read_turns(self._model, turns)
+        read_turns(self.model, turns)
         logliks = np.array([sum(turn.logprobs) for turn in turns], dtype=np.float64)
         return {"texts": texts, "logliks": logliks, "n_tokens": [len(ids) for ids in answers]}
 

@@ -132,6 +132,22 @@ def draw(
             yield one.place, errors[0] if errors else turns
 
 
+def replies(
+    engine: Engine,
+    chat: ChatFormat,
+    prompts: Sequence[tuple[str, list[Message]]],
+    sampling: Sampling,
+    n: int = 1,
+) -> list[list[str]]:
+    """Return the n replies to each (name, messages); none where the messages are too long."""
+    found: list[list[str]] = [[] for _ in prompts]
+    rendered = ((name, chat.render(messages)) for name, messages in prompts)
+    for place, turns in draw(engine, rendered, dict.fromkeys(range(1, n + 1), sampling)):
+        if not isinstance(turns, str):
+            found[place] = [chat.text(turn.answer_ids) for turn in turns]
+    return found
+
+
 def fitting(states: np.ndarray) -> np.ndarray:
     """FP16 states as they are, or NaN where one of them is beyond its range: never infinite."""
     return states if np.isfinite(states).all() else np.full_like(states, np.nan)

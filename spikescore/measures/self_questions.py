@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from itertools import chain
 from typing import Any
 
@@ -21,12 +21,12 @@ from spikescore.dialogues.dialogue import opening
 from spikescore.errors import UserError
 from spikescore.labels.entailment import NLIEntailment, Pair
 from spikescore.labels.statements import plain_answer
-from spikescore.measures.samples import AnswerPrompt, draw, fitting
+from spikescore.measures.samples import AnswerPrompt, fitting, replies
 from spikescore.model.architecture import text_config
 from spikescore.model.chat import ChatFormat, Message
 from spikescore.model.engine import Engine
 from spikescore.model.prompt_ends import End, read_ends
-from spikescore.model.sampling import Sampling
+from spikescore.model.sampling import GREEDY
 from spikescore.model.turns import Limits, common_prefix
 
 CONFIDENCE_TOKENS = 32  # of the reply that names a number
@@ -139,26 +139,21 @@ def parse_confidence(reply: str) -> float:
     return min(found)[2] / 100 if found else math.nan
 
 
+@dataclass
 class SelfQuestions:
     """Asks a model about its own answers. A prompt beyond `max_context` tokens is not asked."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        chat: ChatFormat,
-        *,
-        stop_ids: set[int],
-        max_context: int,
-        batch_size: int,
-    ) -> None:
-        self._model = model
-        self._chat = chat
-        self._stop_ids = stop_ids
-        self._max_context = max_context
-        self._batch_size = batch_size
-        self._prompt = AnswerPrompt(chat)
+    model: PreTrainedModel
+    chat: ChatFormat
+    _: KW_ONLY
+    stop_ids: set[int]
+    max_context: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        self._prompt = AnswerPrompt(self.chat)
         self._before_a, self._a = option_tokens(self._prompt)
-        self._before_yes, (self._yes, self._no) = reply_tokens(chat, ("Yes", "No"))
+        self._before_yes, (self._yes, self._no) = reply_tokens(self.chat, ("Yes", "No"))
         self._read = {"p_true": self._p_true, "selfcheck_prompt": self._share_of_no, "truth": _half}
 
     def ask(self, cases: Sequence[Case]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -193,7 +188,7 @@ class SelfQuestions:
         read: list[list[Any]] = [[] for _ in cases]  # a group's ends come in their order
         for place in (place for place, group in enumerate(groups) if not group):
             yield place, self._values([], [], confidences[place])
-        for end in read_ends(self._model, groups, slots=self._batch_size):
+        for end in read_ends(self.model, groups, slots=self.batch_size):
             place = end.group
             read[place].append(self._read[kinds[place][end.number]](end))
             if len(read[place]) == len(groups[place]):
@@ -218,12 +213,12 @@ class SelfQuestions:
                 truth, *([*truth, *self._before_yes, token] for token in (self._yes, self._no))
             ],
         }  # fmt: skip
-        most = self._max_context
+        most = self.max_context
         return {kind: own for kind, own in prompts.items() if max(map(len, own), default=0) <= most}
 
     def _render(self, template: str, case: Case, **texts: str) -> list[int]:
         text = template.format(prompt=case.prompt, answer=case.answer, **texts)
-        return self._chat.render([{"role": "user", "content": text}])
+        return self.chat.render([{"role": "user", "content": text}])
 
     def _p_true(self, end: End) -> float:
         return probability(end, self._a)
@@ -236,7 +231,7 @@ class SelfQuestions:
         found: dict[str, list[Any]] = {kind: [] for kind in self._read}
         for kind, value in zip(kinds, read, strict=True):
             found[kind].append(value)
-        config = text_config(self._model.config)
+        config = text_config(self.model.config)
         shape = config.num_hidden_layers + 1, config.hidden_size
         states = found["truth"] or [np.full(shape, np.nan, np.float16)] * len(TRUTH_STATES)
         return {
@@ -247,20 +242,16 @@ class SelfQuestions:
         }
 
     def _confidences(self, cases: Sequence[Case]) -> list[float]:
-        greedy = Sampling(temperature=0, top_p=1, seed=0)
         engine = Engine(
-            self._model,
-            stop_ids=self._stop_ids,
-            sampling=greedy,
-            limits=Limits(CONFIDENCE_TOKENS, self._max_context),
-            batch_size=self._batch_size,
+            self.model,
+            stop_ids=self.stop_ids,
+            sampling=GREEDY,
+            limits=Limits(CONFIDENCE_TOKENS, self.max_context),
+            batch_size=self.batch_size,
         )
-        prompts = ((case.item_id, self._chat.render(confidence_messages(case))) for case in cases)
-        found = [math.nan] * len(cases)
-        for place, turns in draw(engine, prompts, {0: greedy}):
-            if not isinstance(turns, str):
-                found[place] = parse_confidence(self._chat.text(turns[0].answer_ids))
-        return found
+        asked = [(case.item_id, confidence_messages(case)) for case in cases]
+        said = replies(engine, self.chat, asked, GREEDY)
+        return [parse_confidence("".join(one)) for one in said]
 
 
 def _half(end: End) -> np.ndarray:

@@ -38,6 +38,7 @@ from spikescore.model.attention import Part
 from spikescore.model.hidden_states import beyond_half, rows_of, to_half
 from spikescore.model.memory import DRAFT_TOKENS
 from spikescore.model.sampling import (
+    GREEDY,
     DraftTable,
     Sampling,
     choose_tokens,
@@ -158,7 +159,7 @@ class Engine:
         trial = Engine(
             self.model,
             stop_ids=(),
-            sampling=Sampling(temperature=0, top_p=1, seed=0),
+            sampling=GREEDY,
             limits=Limits(n_tokens, held + prompt + n_tokens, None),
             batch_size=size,
             draft_tokens=0,  # a trial about nothing would be guessed too well

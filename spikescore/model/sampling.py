@@ -34,6 +34,9 @@ class Sampling:
     processors: LogitsProcessorList | None = None
 
 
+GREEDY = Sampling(temperature=0, top_p=1, seed=0)
+
+
 def turn_uniforms(sampling: Sampling, item_id: str, turn: int, n: int) -> np.ndarray:
     """Return the n uniforms in [0, 1) that a turn's tokens are drawn with: a function of names
     only.
