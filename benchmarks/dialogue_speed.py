@@ -241,9 +241,7 @@ def make_dialogues(args: argparse.Namespace, n: int, config: Any, chat: Any) -> 
 
 
 class Measured:
-    """Time and memory from when it was made: of memory, the peak beyond what was held then (GPU:
-    allocated; CPU: resident).
-    """
+    """Time from when it was made, and memory (GPU: allocated; CPU: resident) beyond then's."""
 
     def __init__(self, model: Any = None) -> None:
         self.on_gpu = model is not None and model.device.type == "cuda"

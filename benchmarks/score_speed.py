@@ -162,9 +162,7 @@ def compare(folder: Path, state: str, args: argparse.Namespace, pkl_bytes: int) 
 
 
 def compare_sizes(folder: Path, args: argparse.Namespace) -> None:
-    """Time score_methods.py, and make_tables.py on its book, on more and more dialogues; print a
-    line for each of the two and each size.
-    """
+    """Time score_methods.py, and make_tables.py on its book, on more and more dialogues."""
     print(
         f"{','.join(METHODS)}; fitted on {args.trained_on} of {N_DOMAINS} domains, one probe seed; "
         f"{TURNS} turns, states {args.shape}; {usable_cores()} CPU cores"
@@ -229,9 +227,7 @@ def make_up_pairs(folder: Path, n: int) -> None:
 
 
 def make_up_domains(folder: Path, n: int, n_states: int, width: int) -> None:
-    """Write n dialogues with states [n_states, width], every other one hallucinated, a folder a
-    domain.
-    """
+    """Write n dialogues with states [n_states, width], half hallucinated, a folder a domain."""
     rng = np.random.default_rng(0)
     size = n_states * width
     pool = rng.standard_normal(3 * size * TURNS + 24_000, dtype=np.float32).astype(np.float16)
@@ -301,9 +297,7 @@ def child(side: str, folder: str | Path, *options: object) -> dict[str, Any]:
 
 
 def measured(pass_over: Any, folder: Path, trained_on: int) -> dict[str, Any]:
-    """Run a pass and return its wall-clock seconds, the CPU seconds of its processes and the peak
-    memory of one of them in bytes.
-    """
+    """Run a pass; return its seconds, CPU seconds and one process's peak memory in bytes."""
     started, cpu = time.perf_counter(), sum(os.times()[:4])
     found = pass_over(folder, trained_on)
     seconds, cpu = time.perf_counter() - started, sum(os.times()[:4]) - cpu
@@ -340,9 +334,7 @@ def evaluate(folder: Path, *_: object) -> None:
 
 
 def score_by_methods(folder: Path, trained_on: int) -> dict[str, Any]:
-    """Run score_methods.py; return the seconds of its slowest parts, and the peak of all
-    processes' own memory in bytes.
-    """
+    """Run score_methods.py; return the seconds of its slowest parts and the peak in bytes."""
     book, taught = book_of(folder), [f"domain-{place}" for place in range(trained_on)]
     with watched() as peaks:
         run_script("scripts/score_methods.py", "--data_dir", folder / "pairs", "--save_path", book,

@@ -74,9 +74,7 @@ def walk(folder: str | Path) -> list[Path]:
 
 @cache
 def content_digest(path: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of all files under a folder; "" for neither
-    (a name on the hub).
-    """
+    """SHA-256 of a file, or of all names and contents under a folder; "" for neither."""
     if path.is_file():
         with open(path, "rb") as file:
             return file_digest(file, "sha256").hexdigest()

@@ -89,9 +89,7 @@ class Journal:
             self._left.setdefault(self._path, set()).add(self._key(entry))
 
     def close(self, is_done: Callable[[Any], bool]) -> None:
-        """End the run: remove each file of which the results of all keys are there, unless another
-        process still writes it.
-        """
+        """End the run: remove each file whose results are all there and nobody still writes."""
         if self._file is not None:
             os.close(self._file)
             self._file = None

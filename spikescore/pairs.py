@@ -53,9 +53,7 @@ _NOT_PAIRS = {"config.json", "run.json", "summary.json", "progress.json", "speed
 
 
 def file_id(own_id: object, content: str) -> str:
-    """Return the data set's own id made safe for a file name, or 12 hex digits of the content's
-    hash.
-    """
+    """Return the set's own id made safe for a file name, or 12 hex digits of the content's hash."""
     if own_id is not None:
         text = _UNSAFE.sub("_", str(own_id)).strip("._")
         taken = f"{text}.json" in _NOT_PAIRS or text.endswith((".error", "_error", ".measures"))
@@ -488,9 +486,7 @@ def gathered(arrays: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def require_finite(values: np.ndarray, path: str | Path) -> None:
-    """Raise UserError naming the file when hidden states, or features made of them, are not
-    finite.
-    """
+    """Raise UserError naming the file when states, or features of them, are not finite."""
     if not np.isfinite(values).all():
         raise UserError(f'"{path}": a hidden state is not finite; run stage 1 again for this item')
 

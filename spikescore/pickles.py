@@ -195,9 +195,7 @@ class _Array:
 
 @dataclass(frozen=True)
 class _Layout:
-    """A file that was read: what it holds, an `_Array` for each array; the stretches outside the
-    arrays' bytes, and all that stands there.
-    """
+    """A file's content, with an `_Array` for each array, and all bytes outside of these."""
 
     content: Any
     outside: list[slice]
@@ -561,9 +559,7 @@ class _Machine:
         self.budget.left -= 128
 
     def _size(self, value: Any) -> int:
-        """Return about how many bytes a value would take if it were copied with all that it holds;
-        what holds others is looked through once.
-        """
+        """Return about how many bytes a deep copy takes; each container is looked through once."""
         if isinstance(value, _CONTAINERS):
             if id(value) not in self.sizes:
                 inner = [*value, *value.values()] if isinstance(value, dict) else value

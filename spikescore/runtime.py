@@ -95,9 +95,7 @@ def this_process() -> Process:
 
 
 def _slurm_task() -> Process:
-    """What srun says of its task; alone elsewhere, as in a batch script, whose SLURM_NTASKS is that
-    of the whole job.
-    """
+    """What srun says of its task; alone elsewhere, as in a batch script of many tasks."""
     rank, step = _number("SLURM_PROCID"), _number("SLURM_STEP_ID")
     size = _number("SLURM_STEP_NUM_TASKS")
     if size is None and (step is not None or os.environ.get("ENVIRONMENT") != "BATCH"):

@@ -192,9 +192,7 @@ class Packed:
         return self._tensors[shard]
 
     def turns(self, name: str) -> tuple[list[int], dict[str, np.ndarray]] | None:
-        """Return a pair's turns, and its states by token key, each [K, L+1, H]; None when its
-        pickle was packed as it is.
-        """
+        """Return a pair's turns, and states by token key [K, L+1, H]; None of a pickle as such."""
         tensors, pair = self.tensors(name), name.removesuffix(".pkl")
         if name in tensors:
             return None

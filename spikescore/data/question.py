@@ -216,9 +216,7 @@ def first_message(question: Question) -> str:
 
 
 def asked_blocks(question: Question, *, history: str) -> list[str]:
-    """Return what is asked, a block each for passage, history (under that heading), question and
-    choices; no other field is read.
-    """
+    """Return passage, history (under that heading), question and choices, a block each."""
     blocks = []
     if question.context:
         blocks.append(f"Passage:\n{question.context}")

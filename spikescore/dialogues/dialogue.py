@@ -95,9 +95,7 @@ class Dialogue:
         return ids
 
     def next_prompt(self, last: Turn | None) -> list[int] | None:
-        """Return the ids of the next turn's prompt, for the engine; None when the dialogue is
-        over.
-        """
+        """Return the ids of the next turn's prompt; None when the dialogue is over."""
         if last is not None:
             text = self._chat.text(last.answer_ids)
             if not self.answered(text, len(last.answer_ids), last.perplexity):

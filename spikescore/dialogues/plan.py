@@ -406,9 +406,7 @@ def check_disk(needed: int, config: Config) -> None:
 def write_run_file(
     config: Config, items: list[Item], identity: Mapping[str, str], command: str
 ) -> None:
-    """Keep what was run, by which model, on which questions, and what the leak guard found, next
-    to the pairs.
-    """
+    """Keep next to the pairs what was run, by which model, on what, and the leak guard's finds."""
     for folder in dict.fromkeys(item.folder for item in items):
         here = [item for item in items if item.folder == folder]
         write_json(

@@ -193,9 +193,7 @@ def _ladder(
     families: dict[str, tuple[Prompt, ...]],
     real: list[str],
 ) -> Prompt:
-    """Walk the rungs in order; inside a rung the intensity rises, and past the last rung its top
-    prompt repeats.
-    """
+    """Walk the rungs in order, with rising intensity; past the last its top prompt repeats."""
     present = [(name, turns) for name, turns in rungs if name in families] or [(real[0], 1)]
     for name, turns in present:
         family = families[name]

@@ -144,9 +144,7 @@ def block(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 
 def connect(config: Config, chat: ChatFormat) -> ServedGenerator:
-    """Set up the server that holds the dialogues, or reads them, and see that it answers, and how
-    it differs from the local model.
-    """
+    """Connect to the server of the dialogues; see that it answers and how it differs from here."""
     # a key goes only to the place that it is meant for
     name = "SERVER_API_KEY" if config.server_url else "OPENAI_API_KEY"
     key = os.environ.get(name, "").strip() or "none"
@@ -348,9 +346,7 @@ def families_of(config: Config) -> dict[str, tuple[Prompt, ...]]:
 
 
 class Progress(AbstractContextManager):
-    """The bar: turns, and after them dialogues, speed and failures. Turns may come from any
-    thread.
-    """
+    """The bar: turns, and after them dialogues, speed and failures; for any thread."""
 
     def __init__(
         self,

@@ -21,9 +21,7 @@ _SAID_BY_NOBODY = "0.000000000271828"  # the rule for numbers needs one to compa
 
 
 def stated(question: Question, answer: str) -> Stated | None:
-    """Return what an answer states, as the rule of the question's `answer_type` reads it; None
-    where nothing can be read of it.
-    """
+    """Return what an answer states, as the rule of the `answer_type` reads it; None for nothing."""
     statement = read_statement(answer)
     if question.answer_type == "choice" and question.choices:
         options = [f"{letter}. {text}" for letter, text in lettered(question.choices)]

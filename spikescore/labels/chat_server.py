@@ -356,9 +356,7 @@ class Asker:
 
 
 def _text(completion: Any, parse: Parse | None) -> str:
-    """Return the text of a chat completion; UnusableReply when it has none that the parser
-    accepts.
-    """
+    """Return the text of a chat completion; UnusableReply if the parser accepts none."""
     try:
         text = completion["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError) as error:

@@ -41,9 +41,7 @@ class Check:
 
 
 def check_rules(path: Path, judge: Judge | None = None) -> Check:
-    """Label a file's answers, by their rules unless a judge is given; UserError naming the line
-    that cannot be read.
-    """
+    """Label a file's answers, by rule without a judge; UserError names a line that is none."""
     cases: list[tuple[Question, str, int | None]] = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

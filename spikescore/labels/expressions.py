@@ -333,9 +333,7 @@ def _matrix(text: str) -> list[str]:
 
 
 def _members(text: str) -> tuple[str, list[str]]:
-    r"""Split "(1,4]", "\{1,2\}", "x=1 or x=2" into brackets and members; one member where it is
-    no list.
-    """
+    r"""Split "(1,4]", "\{1,2\}", "x=1 or x=2" into brackets and members; one if no list."""
     text = re.sub(r"(?<=[\w)}])\s*(?:,\s*(?:and|or)|;|\band\b|\bor\b)\s+(?=[-\\\w(])", " , ", text)
     bare = _NAME.sub("", text).strip()
     match = re.fullmatch(r"(\\\{|[(\[])?(.*?)(\\\}|[)\]])?", bare, re.DOTALL)

@@ -95,9 +95,7 @@ class Judge:
 
 
 def judge_names(judge: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the names in "auto", "auto,openai" or ["auto", "openai"]; UserError for an unknown
-    one.
-    """
+    """Return the names in "auto", "auto,openai" or ["auto", "openai"]; UserError for an unknown."""
     names = tuple(judge.split(",") if isinstance(judge, str) else judge)
     if not names or len(set(names)) < len(names) or ("none" in names and len(names) > 1):
         raise UserError(f'judge {list(names)}: give one name, or several different ones, no "none"')
@@ -365,9 +363,7 @@ class OwnJudge(Judge):
 
 
 class NLIJudge(Judge):
-    """A local model of natural language inference: the answer is consistent when, as a reply to the
-    question, a reference follows from it.
-    """
+    """A local NLI model: consistent is what, as a reply to the question, entails a reference."""
 
     def __init__(self, model: str) -> None:
         self.name = "nli"
@@ -436,9 +432,7 @@ def is_grounded(question: Question) -> bool:
 
 
 def judge_messages(*, question: Question, answer: str) -> list[dict[str, str]]:
-    """Return the chat messages that ask whether the answer is consistent with the gold answers, or
-    of a grounded question with its passage.
-    """
+    """Return the messages that ask whether an answer agrees with the gold answers, or passage."""
     if is_grounded(question):
         instruction = _GROUNDED
         examples = [

@@ -55,9 +55,7 @@ def _unread(statement: Statement) -> Reading | None:
 
 
 def _names_another(statement: Statement) -> bool:
-    """True where what is marked as the answer is a few words ("The answer is wine."): it can be
-    read, and is of another kind than the gold answer.
-    """
+    """True where a few marked words can be read, and are of another kind than the gold answer."""
     few = len(statement.text.split()) <= 6 and folded(statement.text) not in ("n a", "na", "tbd")
     return bool(statement.mark) and few and not says_nothing(statement.text)
 
@@ -179,9 +177,7 @@ def _is_word(token: str) -> bool:
 
 
 def _find(needle: list[str], tokens: list[str]) -> list[tuple[int, int]]:
-    """Return [start, end) of the places where the words stand one after another, marks ignored;
-    none where there is no word to find.
-    """
+    """Return [start, end) of the places where the words, if any, stand in a row, marks ignored."""
     if not needle:
         return []
     places = [index for index, token in enumerate(tokens) if _is_word(token)]
@@ -561,9 +557,7 @@ def _compared(statement: Statement, golds: Sequence[Number]) -> Reading:
 
 
 def _not_meant(read: Number, text: str) -> str:
-    """Say why a number of a text is not what it states, "not 5", "5, one of several"; "" where it
-    is.
-    """
+    """Say why a number is not what the text states, "not 5", "5, one of several"; else ""."""
     said = text[read.start : read.end].strip()
     before, after = text[: read.start].casefold(), text[read.end :]
     if re.search(
@@ -636,9 +630,7 @@ def _before_reasons(text: str) -> str:
 
 
 def _number_of(text: str) -> tuple[Number | None, str]:
-    """Return the number of a clause or a marked answer: after the last "=", else the first; a sum
-    that is not worked out counts as its value.
-    """
+    """Return the number of a clause or marked answer: after the last "=" or sum, else the first."""
     found, written = read_numbers(_before_reasons(text))
     if not found:
         return None, text
@@ -744,9 +736,7 @@ def _pick(letters: set[int], texts: set[int]) -> int | None:
 
 
 def _upper(n: int) -> str:
-    """Return the pattern of an option's letter, of A to H or to the last of more; "I think" is no
-    letter.
-    """
+    """Return the pattern of an option's letter, A to H or beyond; "I think" is no letter."""
     if n <= len(_NTH):
         return "[A-H]"
     return rf"(?:[A-HJ-{chr(ord('A') + max(n, 10) - 1)}]|I(?!['’]|\s+[a-z]))"
@@ -1047,9 +1037,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def squad_tokens(text: str) -> list[str]:
-    """Return the words of a text as SQuAD compares them: small letters, no ASCII punctuation, no
-    articles (Rajpurkar et al. 2016, section 6).
-    """
+    """Return a text's words as SQuAD compares them (Rajpurkar et al. 2016, section 6)."""
     text = text.lower().translate(_PUNCTUATION)
     return re.sub(r"\b(?:a|an|the)\b", " ", text).split()
 

@@ -363,9 +363,7 @@ class AnswerRun:
                     self._refuse(f'question "{question.id}" of the data set has changed')
 
     def _describe(self) -> None:
-        """Write what the run is made of, before its first answer; refuse to go on with another
-        model, or other prompts, under the same names.
-        """
+        """Write what the run is made of; refuse to go on with another model, or other prompts."""
         from spikescore.model.architecture import text_config
         from spikescore.model.loading import model_identity
 

@@ -148,9 +148,7 @@ class Lens:
         return tuple(few.float() for few in logits.split(self._few))
 
     def divergences(self, states: Sequence[torch.Tensor], layers: Sequence[int]) -> torch.Tensor:
-        """Mean over `layers` of JSD(final distribution, that layer's), given L + 1 states
-        `[rows, H]`: `[rows]`.
-        """
+        """Mean over layers of JSD(final, layer's): `[rows]`, given L + 1 states `[rows, H]`."""
         final = [torch.softmax(few, dim=-1) for few in self._logits(states[-1], norm=False)]
         entropies = [entropy(p) for p in final]
         total = torch.zeros(len(states[-1]), device=final[0].device)

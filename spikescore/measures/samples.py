@@ -53,9 +53,7 @@ class AnswerPrompt:
         return self.encode(self.text(question))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text that the model is to continue: they end with its last word, whatever
-        the tokenizer puts after a text.
-        """
+        """Ids of plain text for the model to continue: nothing comes after its last word."""
         return self.chat.plain_ids(text)
 
     def messages(self, question: Question) -> list[Message]:

@@ -214,9 +214,7 @@ def _span(model: PreTrainedModel, group: list[tuple[Part, int]], capacity: int) 
 def _mask(
     positions: torch.Tensor, view: int, window: int | None, dtype: torch.dtype
 ) -> torch.Tensor:
-    """A token at position p sees entries p - window < j <= p. Padding stands at 0, so that no
-    softmax is over nothing.
-    """
+    """A token at p sees entries p - window < j <= p; padding stands at 0, so that it sees one."""
     entry = torch.arange(view, device=positions.device)
     query = positions[:, None, :, None]
     unseen = entry > query

@@ -76,9 +76,7 @@ class ChatFormat:
         self._controls = re.compile("|".join(map(re.escape, longest_first)))
 
     def _control_tokens(self, added: dict[int, Any]) -> set[str]:
-        """Spellings that make a token of their own: all special ones, and those added ones with
-        which the template says who speaks.
-        """
+        """Spellings of special tokens, and of those with which the template says who speaks."""
         controls = {*self.tokenizer.all_special_tokens, *self._dividers.values(), _MARK[0]} - {""}
         if self._plain:
             return controls
@@ -141,9 +139,7 @@ class ChatFormat:
         return {name: value for name, value in known.items() if name in template}
 
     def accepted(self, messages: Sequence[Message]) -> list[Message]:
-        """The messages as the template takes them: without a system or tool role where it has
-        none.
-        """
+        """The messages as the template takes them: without a system or tool role if need be."""
         messages = list(messages)
         if self._fold_system and messages[0]["role"] == "system" and len(messages) > 1:
             system, first, *rest = messages
@@ -196,9 +192,7 @@ class ChatFormat:
         return self._encode(message["content"], spelled, plain=True)
 
     def _marked(self, messages: Iterable[Message]) -> tuple[list[Message], list[str]]:
-        """The messages with a mark for each control token that their texts spell, and what those
-        marks stand for.
-        """
+        """The messages with a mark for each control token that they spell, and these tokens."""
         messages, spelled = list(messages), []
 
         def mark(hit: re.Match) -> str:

@@ -222,9 +222,7 @@ class Engine:
     # --- dialogues come and go ------------------------------------------------------------------
 
     def _fill_slots(self) -> None:
-        """Give free slots to the next dialogues; when there are no more, drop slots that only cost
-        time.
-        """
+        """Give free slots to the next dialogues; without any, drop slots that only cost time."""
         free = [slot for slot, row in enumerate(self._rows) if row is None]
         new = list(islice(iter(self._next_row, None), len(free)))
         # neighbours of about the same length read about as many keys
@@ -304,9 +302,7 @@ class Engine:
 
     @torch.inference_mode()
     def _share(self, slot: int, row: Row) -> None:
-        """Give a row that holds nothing what some slot holds of its prompt, or have it wait for the
-        row that is encoding more of it.
-        """
+        """Give an empty row what a slot holds of its prompt, or have it wait for more of it."""
         most = row.ids[:-1]  # the last token is fed in any case, for its logits
         held, source = 0, slot
         row.leader, row.shared = None, 0
@@ -384,9 +380,7 @@ class Engine:
         return self._ask(row)
 
     def _next_parts(self) -> tuple[list[Part], dict[int, Fed]]:
-        """What the next pass encodes, and by slot what it feeds to rows up to their last known
-        token.
-        """
+        """What the next pass encodes, and by slot what it feeds up to the last known token."""
         parts: list[Part] = []
         fed: dict[int, Fed] = {}
         waiting = {slot for slot, row in enumerate(self._rows) if row and self._waits(slot, row)}
@@ -536,9 +530,7 @@ class Engine:
 
 
 class _Trial:
-    """One turn about nothing. Its first `held` tokens count as encoded: keys of zeros take as long
-    to attend.
-    """
+    """One turn about nothing; its first `held` tokens count as encoded, their keys as zeros."""
 
     def __init__(self, number: int, held: int, prompt: int) -> None:
         self.item_id = f"trial {number}"

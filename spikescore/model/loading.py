@@ -1,6 +1,4 @@
-"""Loading a chat model and its tokenizer from a folder or the hub, with errors that say what is
-missing.
-"""
+"""Loading a chat model and its tokenizer from a folder or the hub, or saying what is missing."""
 
 from __future__ import annotations
 
@@ -287,9 +285,7 @@ def model_identity(model_path: str, weights: str | None = None) -> dict[str, str
 
 
 def weights_digest(model_path: str) -> str:
-    """As `model_identity` says which weights they are; "" where none lie on this machine, and none
-    are fetched.
-    """
+    """As `model_identity` says which weights they are; "" where none lie on this machine."""
     try:
         return _digest_of_files(weight_files(model_path, fetch=False))
     except UserError:

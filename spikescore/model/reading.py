@@ -162,9 +162,7 @@ def places(turn: Turn) -> dict[str, int]:
 
 
 def reread(model: PreTrainedModel, finished: Finished) -> None:
-    """Fill in the states of turns that an earlier run generated, of which only ids are kept; where
-    that cannot be done, the dialogue gets its error.
-    """
+    """Fill in the states of turns of which an earlier run kept ids alone, or set the error."""
     known = [turn for turn in finished.turns if not turn.states]
     try:
         if known and finished.error is None:

@@ -38,9 +38,7 @@ GREEDY = Sampling(temperature=0, top_p=1, seed=0)
 
 
 def turn_uniforms(sampling: Sampling, item_id: str, turn: int, n: int) -> np.ndarray:
-    """Return the n uniforms in [0, 1) that a turn's tokens are drawn with: a function of names
-    only.
-    """
+    """Return the n uniforms in [0, 1) that draw a turn's tokens: a function of names only."""
     seed = derived_seed(sampling.seed, item_id, turn, "tokens")
     return np.random.Generator(np.random.Philox(seed)).random(n)
 

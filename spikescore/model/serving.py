@@ -87,9 +87,7 @@ class Spoken(Protocol):
 
 @dataclass(frozen=True)
 class Server:
-    """Where the requests go. `client_factory(timeout=, max_retries=)` makes an AsyncOpenAI client
-    (seconds per call).
-    """
+    """Where the requests go; `client_factory(timeout=, max_retries=)` takes seconds per call."""
 
     url: str  # for messages
     model: str

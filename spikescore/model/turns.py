@@ -49,9 +49,7 @@ class Turn:
 
     @property
     def perplexity(self) -> float | None:
-        """exp of the mean negative log-probability of the answer's tokens; None for an empty
-        answer.
-        """
+        """exp of the mean negative log-probability of the answer's tokens; None if it has none."""
         if not self.logprobs:
             return None
         return math.exp(min(-sum(self.logprobs) / len(self.logprobs), 700.0))
@@ -74,9 +72,7 @@ class Conversation(Protocol):
 
 @dataclass
 class Finished:
-    """A dialogue that ended: its turns and why (complete | context | timeout), or the error it
-    met.
-    """
+    """A dialogue that ended: its turns and why (complete, context, timeout), or its error."""
 
     conversation: Conversation
     turns: list[Turn]
@@ -98,9 +94,7 @@ class Limits:
 
 
 class Stopwatch:
-    """Seconds since it was made: on CPU at most the processor time of this process, so that other
-    programs' work is not counted.
-    """
+    """Seconds since it was made; on CPU of this process's own work alone, if that is less."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_cpu = device.type == "cpu"

@@ -68,9 +68,7 @@ def is_arc(row: Row) -> bool:
 
 
 def arc(row: Row) -> Iterable[Question]:
-    """AI2's ARC in the same two shapes (Clark et al. 2018); options are labelled A, B, ... or 1, 2,
-    ... Easy and Challenge are told apart by the path alone.
-    """
+    """AI2's ARC in these two shapes (Clark et al. 2018); the path tells Easy from Challenge."""
     yield _labelled(row, "arc", {})
 
 
