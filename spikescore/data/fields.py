@@ -288,10 +288,7 @@ def flag(row: Row, name: str) -> bool:
 
 
 def own_id(row: Row, name: str | None) -> str:
-    """Return the row's own id as it stands there, or else a hash of the row's content.
-
-    The hash also where the id could not be part of a file name, however it is made safe.
-    """
+    """Return the row's own id, or a hash of its content where no file could be named by that."""
     own = optional(row, name) if name else None
     content = json.dumps(row, sort_keys=True, default=str)
     if own is None:

@@ -78,10 +78,7 @@ Rows = Iterator[tuple[str, Any]]
 
 
 def data_files(path: Path) -> list[Path]:
-    """Return the data files of a path: itself, or all below a folder, links followed, sorted.
-
-    Raises UserError for a folder without any.
-    """
+    """Return the data files of a path, or all below a folder, sorted; UserError without any."""
     if not path.is_dir():
         return [path]
     found, others, seen = [], set(), set()
@@ -140,11 +137,7 @@ def split_of(file: Path, root: Path) -> str | None:
 
 
 def read_rows(path: Path) -> Rows:
-    """Yield (where, row) for each row of a file; the row is a BadRow where it is broken.
-
-    Raises UserError for a path that is missing, empty, unreadable or of no kind that
-    is read.
-    """
+    """Yield (where, row or BadRow) of a file; UserError where it is missing or of no known kind."""
     where = "row 1"
     try:
         with _opened(path) as file:
@@ -426,10 +419,7 @@ _SOURCES, _RESPONSES = "source_info.jsonl", "response.jsonl"
 
 
 def ragtruth_rows(path: Path) -> Rows | None:
-    """Yield (where, response joined with its source), or None where the path is not RAGTruth's.
-
-    The path is the folder of the two files, or the file of responses.
-    """
+    """Yield (where, response with its source) of RAGTruth's folder or file; None for another."""
     folder = path if path.is_dir() else path.parent
     sources, responses = folder / _SOURCES, folder / _RESPONSES
     if path not in (folder, responses) or not (sources.is_file() and responses.is_file()):

@@ -207,11 +207,7 @@ def _given(first: Mapping[str, Any], record: Mapping[str, Any]) -> GivenAnswer:
 
 
 def first_message(question: Question) -> str:
-    """Render the first user message from context, history, question and choices: these fields and
-    no other.
-
-    Blocks that are empty are left out; choices are lettered A, B, C, ...
-    """
+    """Render the first user message from context, history, question and lettered choices alone."""
     return "\n\n".join(asked_blocks(question, history="Conversation so far"))
 
 
@@ -231,10 +227,7 @@ def asked_blocks(question: Question, *, history: str) -> list[str]:
 
 
 def leaked_lines(question: Question) -> str:
-    """Return the lines by which the public release's prompt gives the id and gold answer away.
-
-    Only the setting `leak_answer` shows them, to measure what the release's fault does.
-    """
+    """Return the lines by which the public release's prompt leaks (setting `leak_answer`)."""
     gold = question.gold_answers[0] if question.gold_answers else ""
     return f"Id: {question.seed_id}\n\nAnswer: {gold}"
 

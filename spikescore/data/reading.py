@@ -283,10 +283,7 @@ class QuestionStream:
         return alike
 
     def _told_apart(self, item: str, question: Question, row: Any, field: str) -> str:
-        """Return the id, and the field that tells rows of one id apart where they differ by it.
-
-        Rows that have that field alike, too, and differ all the same get a hash of their own.
-        """
+        """Return the id, with the field that tells rows of one id apart and, if need be, a hash."""
         if self._apart is None:
             self._apart = self._contents_by_id(field)
         named = self._apart.get(question.id, {})
@@ -319,10 +316,7 @@ class QuestionStream:
         return all(fits(question, row, name, wanted) for name, wanted in self._filters.items())
 
     def _check_filter_keys(self) -> None:
-        """Raise UserError for a filter by a key that no row has: it would let all or none pass.
-
-        Reads no further than all keys have been seen.
-        """
+        """Raise UserError for a filter by a key that no row has, having read until all are seen."""
         self._start()
         keys = set(FILTERED_FIELDS)
         for file, _, row in self._rows():

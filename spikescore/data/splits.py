@@ -73,10 +73,7 @@ def find_dataset(name: str, root: Path) -> Path:
 
 
 def load_splits(path: Path, *, seed: int, answerable_only: bool) -> Splits:
-    """Read a data set's training and validation questions.
-
-    What a publisher calls test is the validation split where there is no other.
-    """
+    """Read a data set's questions; its test split is the validation split for want of one."""
     theirs = {split_of(file, path) for file in data_files(path)} if path.is_dir() else set()
     held_out = next((split for split in ("validation", "test") if split in theirs), None)
     if "train" in theirs and held_out:

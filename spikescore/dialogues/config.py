@@ -339,10 +339,7 @@ def _check_value(key: str, value: Any, rules: Mapping[str, Any], source: str) ->
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:
-    """Set a key of plain settings as "key=value" says, dotted keys reaching into objects.
-
-    The value is read as JSON, else as a text. UserError for another form.
-    """
+    """Set a (dotted) key as "key=value" says, the value being JSON or else text."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f'--set "{override}": write it as key=value, for example --set max_steps=5')

@@ -111,10 +111,7 @@ def opening(system_prompt: str | None, first: str) -> list[Message]:
 
 
 def after_first(messages: list[Message], question: Question, history: str) -> list[Message]:
-    """What of the opening stays in the conversation once the first answer is there.
-
-    `question_only` is the public release's behaviour, kept as a switch to measure what it does.
-    """
+    """What of the opening stays after the first answer: all, or (public release) the question."""
     if history == "question_only":
         return [{"role": "user", "content": question.question}]
     return messages

@@ -228,10 +228,7 @@ def unfinished(items: list[Item], config: Config) -> list[Item]:
 
 
 def is_finished(item: Item, config: Config) -> bool:
-    """True when the item's pair can be read and was made from this question under this config.
-
-    A pair that is damaged is named, and made again.
-    """
+    """True when a pair can be read and is of this question and config; a damaged one is named."""
     path = item.folder / f"{item.question.id}.json"
     if not is_file(path):
         return False
@@ -425,10 +422,7 @@ def write_run_file(
 
 
 def write_speed(config: Config, seconds: float, n_tokens: int) -> None:
-    """Add a run's wall-clock seconds and answer tokens to `speed.json` in the output folder.
-
-    A resumed run adds its own part; a killed one leaves nothing, neither seconds nor tokens.
-    """
+    """Add a run's seconds and answer tokens to `speed.json`; a killed run leaves neither."""
     path = Path(config.output_dir) / "speed.json"
     before = read_json(path) if path.exists() else {"seconds": 0.0, "answer_tokens": 0}
     write_json(

@@ -205,11 +205,7 @@ def _ladder(
 
 
 def load_prompts(path: str | Path) -> dict[str, tuple[Prompt, ...]]:
-    """Read a user's own follow-ups: a JSON object {family: [text, ...] or [{"intensity": 1,
-    "text": ...}]}.
-
-    Raises UserError when the file is missing, is not of that form, or holds no prompt.
-    """
+    """Read {family: [text or {"intensity": 1, "text": ...}, ...]}; UserError for another form."""
     path = Path(path)
     try:
         raw = read_json(path, by_hand=True)

@@ -542,10 +542,7 @@ class Job:
 
 
 class Run:
-    """What the jobs of one run share, and how they begin and end.
-
-    `labels` and `progress` are set while it runs, but not in a process that only follows.
-    """
+    """What the jobs of one run share; without `labels` and `progress` where it only follows."""
 
     def __init__(
         self,
@@ -662,10 +659,7 @@ def read_dialogue(
     chat: ChatFormat | None = None,
     identity: dict[str, str] | None = None,
 ) -> tuple[dict[str, Any], Recorded, list[Exchange]]:
-    """Read an item's dialogue, and the fields of its record that are carried over.
-
-    UserError naming the file when it lacks something.
-    """
+    """Read an item's dialogue, and what its record carries over; UserError naming the file."""
     try:
         if "shipped" in item.question.meta:
             return shipped_fields(item.question), *shipped_dialogue(item.question)

@@ -185,10 +185,7 @@ def _is_chat(name: str) -> bool:
 
 
 def shipped_judgement(shipped: Mapping[str, Any]) -> Judgement:
-    """Return the label that a dialogue came with; the reply is what its publisher said, as JSON.
-
-    Of a dialogue with several answers it is about how the whole ended, and the reply says so.
-    """
+    """Return the label that a dialogue came with; the reply is what its publisher said, as JSON."""
     hallucinated = shipped["hallucinated"]
     n_answers = sum(message.get("role") == "assistant" for message in shipped["messages"])
     about = "the answer" if n_answers == 1 else f"the whole dialogue of {n_answers} answers"
@@ -529,10 +526,7 @@ class Accuracy:
 
 
 def make_accuracy(name: str, **options: Any) -> Accuracy:
-    """Return the accuracy measure of this name: squad, a rule, auto, llm or llm_<model>.
-
-    `options` are those of `make_judge`. Raises UserError for an unknown name or a missing key.
-    """
+    """Return the accuracy measure squad, a rule, auto, llm or llm_<model>; UserError for others."""
     if name == "llm":
         name = LLM_PREFIX + DEFAULT_MODEL
     if name not in ("squad", *RULE_NAMES) and not name.startswith(LLM_PREFIX):

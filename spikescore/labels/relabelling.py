@@ -33,10 +33,7 @@ class FirstAnswer:
 
 
 def first_answers(folder: Path) -> list[FirstAnswer]:
-    """Return the first answer of every pair under a folder; UserError when it holds none.
-
-    A file that cannot be read is left out, with a warning that says why.
-    """
+    """Return every readable pair's first answer; UserError without any, a warning for the rest."""
     damaged: list[Path] = []
     found = [_first_answer(path, record) for path, record in iter_records(folder, damaged)]
     for path in damaged:

@@ -25,10 +25,7 @@ _SCHEMA = (
 
 
 def request_key(endpoint: str, request: dict[str, Any]) -> str:
-    """Return the sha256, in hex, of all that decides a reply: endpoint, model, messages, settings.
-
-    `request` is the body as sent; the order of its fields does not matter.
-    """
+    """Return the hex sha256 of what decides a reply: endpoint, model, messages, settings."""
     whole = json.dumps({"endpoint": endpoint, "request": request}, sort_keys=True)
     return sha256(whole.encode()).hexdigest()
 

@@ -1043,10 +1043,7 @@ def squad_tokens(text: str) -> list[str]:
 
 
 def squad_f1(answer: str, gold: str) -> float:
-    """Return the F1 of the answer's words against the gold answer's, 0 to 100.
-
-    Words are counted with repetition. Where one side has no words, 100 if both have none, else 0.
-    """
+    """Return the F1 of the words, 0 to 100, counted with repetition; 100 where both have none."""
     given, wanted = squad_tokens(answer), squad_tokens(gold)
     if not given or not wanted:
         return 100.0 if given == wanted else 0.0

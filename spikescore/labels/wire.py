@@ -156,10 +156,7 @@ class _Line(asyncio.Protocol):
 
 
 class Lane:
-    """The quick way to a client's server for chat completions, an asynchronous context.
-
-    `timeout` is in seconds, between one byte and the next.
-    """
+    """The quick way to a client's server, a context; `timeout` seconds between two bytes."""
 
     def __init__(self, client: AsyncOpenAI, timeout: float) -> None:
         import openai

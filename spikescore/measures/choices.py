@@ -229,10 +229,7 @@ def _after(example: list[Message], template: str, case: Case) -> list[Message]:
 
 
 def letter_tokens(chat: ChatFormat, letters: str) -> tuple[list[int], list[int]]:
-    """Return what a reply of one letter begins with, and the token of each letter.
-
-    Raises UserError where the tokenizer cannot tell them apart (`reply_tokens`).
-    """
+    """Return what a reply of one letter begins with, and each letter's token (`reply_tokens`)."""
     first, *rest = letters
     pairs = [reply_tokens(chat, (first, letter)) for letter in rest]
     return pairs[0][0], [pairs[0][1][0], *(token for _, (_, token) in pairs)]

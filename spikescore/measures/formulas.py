@@ -87,10 +87,7 @@ def lexical_similarity(answers: Sequence[str]) -> float:
 
 
 def rouge_l(first: Sequence[str], second: Sequence[str]) -> float:
-    """ROUGE-L F1 of two word sequences: 2 LCS / (len + len), LCS = longest common subsequence.
-
-    Range 0 to 1, symmetric; two empty sequences are equal, hence 1.
-    """
+    """ROUGE-L F1 of two word sequences: 2 LCS / (len + len), 0 to 1; two empty ones are equal."""
     total = len(first) + len(second)
     return 2 * _common_subsequence(first, second) / total if total else 1.0
 

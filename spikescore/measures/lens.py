@@ -76,10 +76,7 @@ def js_divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 
 
 def context_entropy(log_p: torch.Tensor) -> torch.Tensor:
-    """Entropy over positions, given log-probabilities `[positions, tokens]`: `[tokens]`.
-
-    For each token the probabilities at the positions are divided by their sum.
-    """
+    """Entropy over positions of log-probabilities `[positions, tokens]`, normed: `[tokens]`."""
     return entropy(torch.softmax(log_p, dim=0).T)
 
 

@@ -204,10 +204,7 @@ def _read_measures(folder: Path) -> dict[str, Any] | None:
 
 
 def read_generations(path: Path) -> Generations:
-    """Read a file of questions, states as FP16; {} when there is none.
-
-    Raises UserError, naming question and field, when something in it is not what it should be.
-    """
+    """Read a file of questions, {} if there is none; UserError naming question and field."""
     if not path.exists():
         return {}
     content = load_pickle(path)
@@ -346,10 +343,7 @@ def _require_one_shape(run: RunFolder) -> None:
 
 
 def write_generations(folder: str | Path, split: str, generations: Generations) -> None:
-    """Write a split's questions, "train" or "validation", atomically.
-
-    Raises UserError, naming question and position, when a state is not finite.
-    """
+    """Write a split's questions atomically; UserError, naming which, for a state not finite."""
     if split not in SPLIT_NAMES:
         raise ValueError(f"split is {split!r}, expected one of {SPLIT_NAMES}")
     for question_id, entry in generations.items():

@@ -116,10 +116,7 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def kinds_of_layers(config: PreTrainedConfig) -> dict[str, int | None]:
-    """Return {attention type: sliding window or None} of a model's layers, sorted by type.
-
-    Raises UserError for attention types whose state is not a plain key/value cache.
-    """
+    """Return {attention type: sliding window or None}, sorted; UserError for any other state."""
     config = text_config(config)
     window = getattr(config, "sliding_window", None)
     if getattr(config, "use_sliding_window", True) is False:

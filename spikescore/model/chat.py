@@ -151,10 +151,7 @@ class ChatFormat:
         return messages
 
     def render(self, messages: Sequence[Message], *, closed: bool = False) -> list[int]:
-        """Return the ids of the messages; one BOS at most.
-
-        The opening of the assistant's next turn follows, unless they are the `closed` end.
-        """
+        """Return the messages' ids, and the opening of an assistant's turn unless `closed`."""
         return self.rendering(messages, closed=closed).ids
 
     def rendering(

@@ -105,10 +105,7 @@ class Fed:
 
 
 class Engine:
-    """Runs conversations on one model, one run at a time.
-
-    `stats` counts what was done since the engine was made.
-    """
+    """Runs conversations on one model, one run at a time; `stats` counts what was done so far."""
 
     def __init__(
         self,

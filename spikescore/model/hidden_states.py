@@ -21,11 +21,7 @@ TEACHER_CHUNK = 512  # tokens per forward pass; bounds memory to chunk x layers 
 
 
 class StateTap(AbstractContextManager):
-    """Collects, during one forward pass over one row of tokens, `states`: L + 1 tensors
-    `[columns, hidden]`.
-
-    Hooks keep those columns alone, so nothing of size [tokens, layers, hidden] is ever held.
-    """
+    """Collects during one forward pass `states`, L + 1 of `[columns, hidden]`, and no others."""
 
     def __init__(self, model: PreTrainedModel, columns: Sequence[int]) -> None:
         self._decoder = decoder_of(model)
@@ -55,11 +51,7 @@ class StateTap(AbstractContextManager):
 
 
 def to_half(states: Sequence[torch.Tensor], rows: torch.Tensor) -> np.ndarray:
-    """Stack the chosen rows of L + 1 states `[batch, hidden]` into FP16 `[rows, L + 1, hidden]` on
-    the CPU.
-
-    A value beyond FP16's range becomes infinite: `beyond_half` says so.
-    """
+    """Stack chosen rows of L + 1 states into FP16 `[rows, L + 1, hidden]`; see `beyond_half`."""
     picked = [state.to(torch.float16) for state in rows_of(states, rows)]
     if len({one.device for one in picked}) > 1:
         picked = [one.cpu() for one in picked]

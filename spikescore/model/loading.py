@@ -141,10 +141,7 @@ def chosen_devices(
 
 
 def weight_bytes(files: Sequence[Path], architecture: PreTrainedConfig, dtype: torch.dtype) -> int:
-    """How many bytes a model's weights take when they are loaded in a dtype.
-
-    What the files keep as integers, as quantised models do, stays as it is.
-    """
+    """How many bytes a model's weights take in a dtype, which integers do not change."""
     total = 0
     for file in files:
         tensors = _header(file)[0]

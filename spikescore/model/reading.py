@@ -51,10 +51,7 @@ class Exchange:
 
 @dataclass
 class Transcript:
-    """A dialogue that was held elsewhere: its exchanges and why it ended (as in `Finished`).
-
-    `turns` are there where whoever held it has read the states as well.
-    """
+    """A dialogue that was held elsewhere, and why it ended; `turns` where its states were read."""
 
     conversation: Any
     exchanges: list[Exchange]

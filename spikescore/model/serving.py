@@ -96,10 +96,7 @@ class Server:
 
 
 class ServedGenerator:
-    """Holds conversations on a server; `in_flight` says how many just now.
-
-    With `states` the server reads each that has ended as well.
-    """
+    """Holds conversations on a server, `in_flight` just now; with `states` it reads them too."""
 
     def __init__(
         self,

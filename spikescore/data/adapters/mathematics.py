@@ -45,10 +45,7 @@ def ends_with_number(row: Row) -> bool:
 
 
 def gsm8k(row: Row) -> Iterable[Question]:
-    """{question, answer}; the answer is worked out and ends "#### 7" (Cobbe et al. 2021).
-
-    A row with more keys is of another set that took the form.
-    """
+    """{question, answer}, ending in "#### 7" (Cobbe et al. 2021); more keys are another set's."""
     worked = text(row, "answer")
     solution, mark, gold = worked.rpartition("####")
     if not mark or not gold.strip():

@@ -129,10 +129,7 @@ def mmlu(row: Row) -> Iterable[Question]:
 
 
 def mmlu_table(row: Row) -> Iterable[Question]:
-    """The publisher's CSV files without a header, one a subject: question, A, B, C, D, answer.
-
-    `files` names their columns so, and the subject after the file.
-    """
+    """The publisher's CSV files, to which `files` gives columns and the subject."""
     yield _mmlu(row, "question", _lettered(row), "answer", "ABCD", "subject")
 
 
@@ -186,10 +183,7 @@ def hellaswag(row: Row) -> Iterable[Question]:
 
 
 def sciq(row: Row) -> Iterable[Question]:
-    """{question, correct_answer, distractor1..3, support} (Welbl et al. 2017), options shuffled.
-
-    The support is not shown: it is the passage that the question was written from.
-    """
+    """{question, correct_answer, distractor1..3, support} (Welbl et al. 2017); no support shown."""
     right = text(row, "correct_answer")
     wrong = tuple(text(row, f"distractor{number}") for number in (1, 2, 3))
     if right in wrong:
@@ -318,10 +312,7 @@ def _targets(row: Row, choices: str, labels: str) -> _Targets:
 
 
 def true_false(row: Row) -> Iterable[Question]:
-    """{statement, label}: is the statement true? (Azaria and Mitchell 2023, SAPLMA's own sets.)
-
-    A row with more keys is of another set that took the form.
-    """
+    """{statement, label} (Azaria and Mitchell 2023, SAPLMA's own sets); more keys are another's."""
     is_true, statement = flag(row, "label"), text(row, "statement")
     choices = ("True", "False")
     yield Question(

@@ -27,10 +27,7 @@ from spikescore.pairs import file_id
 
 
 def triviaqa(row: Row) -> Iterable[Question]:
-    """The publisher's record; every alias is gold (Joshi et al. 2017).
-
-    `meta["evidence"]` names its documents as they lie in the publisher's folder `evidence`.
-    """
+    """The publisher's record (Joshi et al. 2017): all aliases gold, `evidence` its documents."""
     golds = _value_and_aliases(row, "Answer", "Value", "Aliases")
     evidence = (
         f"{folder}/{name}"
