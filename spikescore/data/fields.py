@@ -83,11 +83,6 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float | Decimal) and math.isnan(value))
 
 
-def is_null_text(value: Any) -> bool:
-    """True where a text column holds what became of a missing value: "null", "None", "nan"."""
-    return isinstance(value, str) and value.strip() in _NULLS
-
-
 def is_withheld(value: Any) -> bool:
     """True where an answer is missing, or is a mark for one that is not given: "<unk>", "?"."""
     if isinstance(value, str):
@@ -246,10 +241,12 @@ def texts(row: Row, name: str, *, some: bool = False, brackets: bool = False) ->
     With `brackets` a text of numbers in brackets stays one text: an interval, a point.
     """
     value = get(row, name)
-    listed = parsed(value, name) if not (brackets and _is_mathematics(value)) else value
+    # (1, 2), [0, x], {3}: in brackets, and nothing is quoted
+    one = brackets and isinstance(value, str) and not re.search("[\"']", value)
+    listed = value if one else parsed(value, name)
     if isinstance(listed, dict):
         raise BadRow(name, f"expected text or a list of texts, found {kind(listed)}")
-    if is_null_text(listed):
+    if isinstance(listed, str) and listed.strip() in _NULLS:
         raise BadRow(name, f'"{listed}" is a missing value written as text; leave it empty')
     values = listed if isinstance(listed, list) else [listed]
     if some and not values:
@@ -260,11 +257,6 @@ def texts(row: Row, name: str, *, some: bool = False, brackets: bool = False) ->
 def optional_texts(row: Row, name: str) -> tuple[str, ...]:
     """Return a list of texts, () where the field is missing."""
     return () if optional(row, name) is None else texts(row, name)
-
-
-def _is_mathematics(value: Any) -> bool:
-    """True for text in brackets that quotes nothing: (1, 2), [0, x], {3}."""
-    return isinstance(value, str) and not re.search("[\"']", value)
 
 
 def joined_texts(row: Row, name: str, separator: str) -> tuple[str, ...]:

@@ -293,7 +293,9 @@ def _csv_rows(path: Path, file: BinaryIO, first: str) -> Rows:
         if not cells:
             continue
         if names is None and _is_mmlu(cells):
-            names, more = ["question", "A", "B", "C", "D", "answer"], {"subject": _subject(path)}
+            # MMLU names its files by their subject: abstract_algebra_test.csv
+            names = ["question", "A", "B", "C", "D", "answer"]
+            more = {"subject": re.sub("_(test|dev|val)$", "", plain_name(path))}
         elif names is None:
             names = [name.strip() for name in cells]
             twice = len(set(names)) < len(names)
@@ -314,11 +316,6 @@ def _is_mmlu(cells: list[str]) -> bool:
     letters = list("ABCD")
     answered = len(cells) == 6 and cells[5].strip() in letters
     return answered and letters not in (cells[1:5], cells[2:])
-
-
-def _subject(path: Path) -> str:
-    """Return the subject that a file of MMLU is named after: abstract_algebra_test.csv."""
-    return re.sub("_(test|dev|val)$", "", plain_name(path))
 
 
 _SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
@@ -439,14 +436,9 @@ def _joined(sources: Path, responses: Path) -> Rows:
     for where, row in read_rows(responses):
         if isinstance(row, dict):
             try:
-                row = _join(row, by_id)
+                source = text(row, "source_id")
+                unknown = BadRow("source_id", f'"{shown(source)}" is not in {_SOURCES}')
+                row = {**by_id[source], **row} if source in by_id else unknown
             except BadRow as bad:
                 row = bad
         yield f'file "{_RESPONSES}" {where}', row
-
-
-def _join(response: Row, sources: dict[str, Row]) -> Row:
-    source = text(response, "source_id")
-    if source not in sources:
-        raise BadRow("source_id", f'"{shown(source)}" is not in {_SOURCES}')
-    return {**sources[source], **response}

@@ -96,6 +96,7 @@ def iter_questions(
     )  # fmt: skip
 
 
+@dataclass(eq=False)
 class QuestionStream:
     """The questions of a file or folder, read anew by every `iter()`.
 
@@ -103,30 +104,21 @@ class QuestionStream:
     `dataset_format`.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        wanted_format: str,
-        fields: Mapping[str, str] | None,
-        skip: bool,
-        filters: Mapping[str, Any],
-        answerable_only: bool,
-        split: str | None,
-    ) -> None:
-        self._path = path
-        self._wanted = wanted_format
-        self._fields = fields
-        self._skip = skip
-        self._filters = filters
-        self._answerable_only = answerable_only
-        self._selects = bool(filters) or answerable_only
-        self._split = split
+    path: Path
+    wanted: str
+    fields: Mapping[str, str] | None
+    skip: bool
+    filters: Mapping[str, Any]
+    answerable_only: bool
+    split: str | None
+
+    def __post_init__(self) -> None:
         self._start()
 
     def _start(self) -> None:
         self.skipped: list[Skipped] = []
         self.filtered = self.repeated = 0
-        self.dataset_format = self._wanted
+        self.dataset_format = self.wanted
         self._format: Format | None = None
         self._withholds = False
         self._domain = ""
@@ -137,13 +129,13 @@ class QuestionStream:
         self._apart: dict[str, dict[str, set[str]]] | None = None
 
     def __iter__(self) -> Iterator[Question]:
-        if self._filters:
+        if self.filters:
             self._check_filter_keys()
         self._start()
         n = bare = 0
         for file, where, row in self._rows():
             for question in self._questions(file, where, row):
-                if self._selects and not self._passes(question, row):
+                if not self._passes(question, row):
                     self.filtered += 1
                     continue
                 n += 1
@@ -154,24 +146,24 @@ class QuestionStream:
         if self.skipped:
             first = self.skipped[0]
             log.warning("%s: %d bad rows skipped; the first: %s, %s",
-                        self._path, len(self.skipped), first.where, first.reason)  # fmt: skip
+                        self.path, len(self.skipped), first.where, first.reason)  # fmt: skip
         if self.repeated:
-            log.info("%s: %d questions stand there again and count once", self._path, self.repeated)
+            log.info("%s: %d questions stand there again and count once", self.path, self.repeated)
         if bare:
             log.warning("%s: %d of %d questions come without an answer (some test splits withhold "
-                        "theirs): they get no label by rule", self._path, bare, n)  # fmt: skip
+                        "theirs): they get no label by rule", self.path, bare, n)  # fmt: skip
 
     # --- rows ---------------------------------------------------------------------------------
 
     def _rows(self) -> Iterator[tuple[Path, str, Any]]:
         """Yield (file, where, row) of all files of the split that is wanted."""
-        joined = ragtruth_rows(self._path) if self._wanted in ("auto", "ragtruth") else None
+        joined = ragtruth_rows(self.path) if self.wanted in ("auto", "ragtruth") else None
         if joined is not None:
-            yield from ((self._path, where, row) for where, row in joined)
+            yield from ((self.path, where, row) for where, row in joined)
             return
-        for file in data_files(self._path):
-            if self._split in (None, split_of(file, self._path)):
-                prefix = f'file "{file.relative_to(self._path)}" ' if file != self._path else ""
+        for file in data_files(self.path):
+            if self.split in (None, split_of(file, self.path)):
+                prefix = f'file "{file.relative_to(self.path)}" ' if file != self.path else ""
                 for where, row in read_rows(file):
                     yield file, f"{prefix}{where}", row
 
@@ -184,10 +176,10 @@ class QuestionStream:
             bad = BadRow(None, "lists or objects are nested too deeply")
         except BadRow as error:
             bad = error
-        if not self._skip:
-            mend = 'mend "fields" or the row' if self._fields else "mend the row"
+        if not self.skip:
+            mend = 'mend "fields" or the row' if self.fields else "mend the row"
             raise UserError(
-                f'dataset "{self._path}", {where}, {bad}; '
+                f'dataset "{self.path}", {where}, {bad}; '
                 f'{mend}, or set "on_bad_row": "skip" to leave such rows out'
             ) from bad
         self.skipped.append(Skipped(where, str(bad)))
@@ -198,7 +190,7 @@ class QuestionStream:
             raise row
         if not isinstance(row, dict):
             raise BadRow(None, f"expected a JSON object, found {kind(row)}")
-        found = self._format or find_format(row, self._wanted, self._fields)
+        found = self._format or find_format(row, self.wanted, self.fields)
         withholds = found.withholds(row)
         if withholds and self._format and not self._withholds:
             given = f"the rows before have one ({shown(row.get(found.gold))!r} here)"
@@ -216,22 +208,19 @@ class QuestionStream:
         known = self._format
         if file is not self._file:
             told = told_by_path(known.name, file)
-            self._file, self._told = file, (split_of(file, self._path), *told)
+            self._file, self._told = file, (split_of(file, self.path), *told)
         split, edition, language = self._told
         said = {}
         if known.is_publishers and not known.tells_all:
             said = described(row, _content(question), question.meta)
         if not question.domain and not self._domain:
-            self._domain = domain_of(self._path, known.name)
-        domain = question.domain or self._domain
-        domain = edition or domain
+            self._domain = domain_of(self.path, known.name)
+        domain = edition or question.domain or self._domain
         meta = {**({"split": split} if split else {}), **said, **question.meta}
         if language and "language" not in question.meta:
             meta["language"] = language
             domain = domain if language == "en" else f"{domain}_{language}"
-        golds = question.gold_answers
-        if any(map(is_withheld, golds)):
-            golds = tuple([gold for gold in golds if not is_withheld(gold)])
+        golds = tuple([gold for gold in question.gold_answers if not is_withheld(gold)])
         return _changed(question, domain=domain, gold_answers=golds, meta=make_plain(meta))
 
     # --- ids ----------------------------------------------------------------------------------
@@ -311,9 +300,9 @@ class QuestionStream:
     # --- filters ------------------------------------------------------------------------------
 
     def _passes(self, question: Question, row: Any) -> bool:
-        if self._answerable_only and question.meta.get("answerable") is False:
+        if self.answerable_only and question.meta.get("answerable") is False:
             return False
-        return all(fits(question, row, name, wanted) for name, wanted in self._filters.items())
+        return all(fits(question, row, name, wanted) for name, wanted in self.filters.items())
 
     def _check_filter_keys(self) -> None:
         """Raise UserError for a filter by a key that no row has, having read until all are seen."""
@@ -325,14 +314,14 @@ class QuestionStream:
             except (BadRow, RecursionError):
                 continue
             keys = keys.union(row, *(question.meta for question in questions))
-            if keys >= set(self._filters):
+            if keys >= set(self.filters):
                 return
-        unknown = sorted(set(self._filters) - keys)
+        unknown = sorted(set(self.filters) - keys)
         if self._format is not None and unknown:
             near = difflib.get_close_matches(unknown[0], map(str, keys), n=1)
             hint = f'did you mean "{near[0]}"?' if near else f"it has {shown(sorted(keys))}"
             raise UserError(
-                f'config key "filters": no question of "{self._path}" has "{unknown[0]}"; {hint}'
+                f'config key "filters": no question of "{self.path}" has "{unknown[0]}"; {hint}'
             )
 
     def _refuse_empty(self) -> None:
@@ -343,9 +332,9 @@ class QuestionStream:
             why = f" ({n} rows skipped; the first: {first.where}, {first.reason})"
         if self.filtered:
             why += f" ({self.filtered} questions do not pass the filters)"
-        if self._split:
-            why += f" (of its split {self._split})"
-        raise UserError(f'dataset "{self._path}" holds no question{why}; check "dataset_path"')
+        if self.split:
+            why += f" (of its split {self.split})"
+        raise UserError(f'dataset "{self.path}" holds no question{why}; check "dataset_path"')
 
 
 def _changed(question: Question, **values: Any) -> Question:
