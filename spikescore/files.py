@@ -72,12 +72,17 @@ def walk(folder: str | Path) -> list[Path]:
     return sorted(map(Path, files))
 
 
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as it is now, in hex."""
+    with open(path, "rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
 @cache
 def content_digest(path: Path) -> str:
     """SHA-256 of a file, or of all names and contents under a folder; "" for neither."""
     if path.is_file():
-        with open(path, "rb") as file:
-            return file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     if not path.is_dir():
         return ""
     parts = [f"{file.relative_to(path)} {content_digest(file)}" for file in walk(path)]

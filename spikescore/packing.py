@@ -16,14 +16,14 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from spikescore.errors import Refused, UserError, refused
-from spikescore.files import locked, make_folder, walk, write_json
+from spikescore.files import file_sha256, locked, make_folder, walk, write_json
 from spikescore.pairs import find_records, read_record
 from spikescore.pickles import put_together, take_apart
 from spikescore.runtime import progress
@@ -165,8 +165,7 @@ def _pair(source: Path, path: Path, record: dict[str, Any]) -> _Pair:
         row[f"{column}_sha256"] = None
         if not beside.is_file():
             continue
-        with open(beside, "rb") as file:
-            row[f"{column}_sha256"] = file_digest(file, "sha256").hexdigest()
+        row[f"{column}_sha256"] = file_sha256(beside)
         pair.files.append(name + ending)
         if column != "pkl" or not _add_states(pair, beside):
             size = (beside.stat().st_size,)
@@ -275,8 +274,7 @@ def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def part_of(folder: Path, name: str) -> Part:
     """Return a file's name, size and SHA-256."""
-    with open(folder / name, "rb") as file:
-        return Part(name, os.fstat(file.fileno()).st_size, file_digest(file, "sha256").hexdigest())
+    return Part(name, (folder / name).stat().st_size, file_sha256(folder / name))
 
 
 def _copied(path: Path, to: Path, name: str) -> Part:

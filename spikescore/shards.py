@@ -20,7 +20,6 @@ import mmap
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from hashlib import file_digest
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any
@@ -28,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from spikescore.errors import UserError, refused
-from spikescore.files import read_json, write_json
+from spikescore.files import file_sha256, read_json, write_json
 from spikescore.pickles import load_pickle, map_pickle, read_pickle
 
 log = logging.getLogger("spikescore")
@@ -255,8 +254,7 @@ def require_hash(folder: Path, part: Part) -> None:
     age_of(folder, part)
     path = folder / part.name
     try:
-        with open(path, "rb") as file:
-            found = file_digest(file, "sha256").hexdigest()
+        found = file_sha256(path)
     except OSError as error:
         raise refused(error, path, "cannot be read") from error
     if found != part.sha256:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import shutil
@@ -20,7 +18,7 @@ from spikescore.data.reading import QuestionStream, iter_questions
 from spikescore.data.retrieval import with_passages
 from spikescore.data.selection import sample_questions
 from spikescore.dialogues.config import Config
-from spikescore.dialogues.keeping import has_turns
+from spikescore.dialogues.keeping import digest, has_turns
 from spikescore.dialogues.leaks import Leak, holds_gold
 from spikescore.errors import Refused, UserError, redacted
 from spikescore.files import content_digest, locked_by_launch, read_json, write_json
@@ -151,7 +149,7 @@ def _pairs(source: Path, output: Path) -> list[Item]:
                 {
                     "model": record.get("model"),
                     "config_hash": record.get("config_hash"),
-                    "texts": hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:12],
+                    "texts": digest(texts)[:12],
                 },
             )
         )
@@ -214,7 +212,7 @@ def _shipped_item(question: Question, source: Path, output: Path) -> Item:
     origin = {
         "model": shipped["model"],
         "config_hash": None,
-        "texts": hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12],
+        "texts": digest(content)[:12],
     }
     return Item(question, output, n_turns, source, origin)
 

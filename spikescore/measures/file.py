@@ -13,8 +13,6 @@ at layer L // 2.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from spikescore.dialogues.keeping import digest
 from spikescore.errors import UserError
 from spikescore.files import write_atomic
 from spikescore.model.turns import token_sequences
@@ -122,7 +121,7 @@ def measures_path(pair: Path) -> Path:
 def texts_digest(record: dict[str, Any]) -> str:
     """12 hex digits over all prompts and answers of a dialogue."""
     texts = [[step.get("prompt"), step.get("response")] for step in record["cot_steps"]]
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:12]
+    return digest(texts)[:12]
 
 
 def read_measures(path: Path, record: dict[str, Any]) -> Measures:

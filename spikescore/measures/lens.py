@@ -9,21 +9,20 @@ logarithms are natural.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from spikescore.errors import UserError
 from spikescore.measures.file import FIXED
-from spikescore.model.architecture import decoder_of, text_config
+from spikescore.model.architecture import final_norm_of, text_config
 from spikescore.model.attention import Part
 from spikescore.model.memory import cached_rows
 from spikescore.model.slots import SlotModel
-from spikescore.model.turns import common_prefix
+from spikescore.model.turns import common_prefix, runs
 
 Exchange = tuple[list[int], list[int]]
 """Ids of one turn: its whole prompt, and its answer."""
@@ -37,7 +36,6 @@ SHARPNESS = {"sharpness": True, "sharpness_raw": False}
 """Its two ways: whether the layer's states get the final norm."""
 LENS_NUMBERS = {"cpu": 2**23, "cuda": 2**26}
 """Numbers of one matrix [rows, vocabulary] of a lens; bounds memory."""
-_FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm")
 _TINY = torch.finfo(torch.float32).tiny  # a probability below it adds nothing to an entropy
 
 
@@ -90,15 +88,12 @@ class Lens:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        decoder = decoder_of(model)
-        names = [name for name in _FINAL_NORMS if hasattr(decoder, name)]
-        self._head = model.get_output_embeddings()
-        if not names or self._head is None:
+        self._norm, self._head = final_norm_of(model), model.get_output_embeddings()
+        if self._norm is None or self._head is None:
             raise UserError(
                 f"{type(model).__name__} keeps its final norm or output matrix in no known place, "
                 'which the logit lens needs; leave "lens" and "contrast" out of --groups'
             )
-        self._norm: nn.Module = getattr(decoder, names[0])
         config = text_config(model.config)
         self._cap = getattr(config, "final_logit_softcapping", None)
         self.n_layers: int = config.num_hidden_layers
@@ -201,7 +196,7 @@ class LensReader:
         template rewrote earlier turns, only what differs is encoded again.
         """
         reading = _Reading(turns)
-        for run in _runs(turns):
+        for run in runs(turns, lambda turn: turn):
             self._read_run(run, reading)
             for prompt, answer in run:
                 reading.close_turn(len(prompt), answer)
@@ -299,13 +294,3 @@ class _Reading:
             mind = torch.cat([over_layers, over_tokens]).numpy()
         names = ("reasoning_score", *SHARPNESS)
         return LensMeasures(dict(zip(names, scores, strict=True)), mind)
-
-
-def _runs(turns: Sequence[Exchange]) -> Iterator[Sequence[Exchange]]:
-    """Cut a dialogue into runs of turns of which each prompt begins with the whole turn before."""
-    start = 0
-    for end in range(1, len(turns) + 1):
-        before = turns[end - 1][0] + turns[end - 1][1]
-        if end == len(turns) or turns[end][0][: len(before)] != before:
-            yield turns[start:end]
-            start = end

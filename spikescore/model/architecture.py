@@ -92,6 +92,14 @@ def decoder_of(model: PreTrainedModel) -> nn.Module:
     return model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
 
 
+def final_norm_of(model: PreTrainedModel) -> nn.Module | None:
+    """The norm between the last layer and the head; None where it is in no known place."""
+    decoder = decoder_of(model)
+    decoder = getattr(decoder, "decoder", decoder)  # OPT has a decoder in its decoder
+    names = ("norm", "ln_f", "final_layernorm", "final_layer_norm")
+    return next((one for name in names if (one := getattr(decoder, name, None)) is not None), None)
+
+
 def layers_of(decoder: nn.Module) -> nn.ModuleList:
     """The decoder's layers; UserError when the architecture keeps them in no usual place."""
     places = (decoder, getattr(decoder, "decoder", None))  # OPT has a decoder in its decoder

@@ -37,6 +37,7 @@ from transformers.utils import (
 from transformers.utils.logging import disable_progress_bar
 
 from spikescore.errors import UserError
+from spikescore.files import file_sha256
 from spikescore.model.architecture import cache_values_per_token, text_config
 from spikescore.model.chat import ChatFormat
 from spikescore.model.placement import Placement, checked_path
@@ -348,12 +349,8 @@ def _digest(*parts: bytes) -> str:
 
 
 def _digest_of_files(paths: list[Path]) -> str:
-    def digest(path: Path) -> str:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
     with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(digest, paths))
+        found = list(threads.map(file_sha256, paths))
     return found[0] if len(found) == 1 else _digest("".join(found).encode())
 
 

@@ -29,6 +29,7 @@ from spikescore.model.turns import (
     Finished,
     Turn,
     common_prefix,
+    runs,
 )
 
 LOGIT_ROWS = 64  # rows of float32 logits measured at once; bounds them to rows x vocabulary
@@ -140,14 +141,8 @@ def read_turns(model: PreTrainedModel, turns: Sequence[Turn]) -> None:
 
 
 def passes(turns: Sequence[Turn]) -> Iterator[Sequence[Turn]]:
-    """Yield turns in runs that one pass reads: each prompt begins with the whole turn before."""
-    start = 0
-    while start < len(turns):
-        end = start + 1
-        while end < len(turns) and _continues(turns[end - 1], turns[end]):
-            end += 1
-        yield turns[start:end]
-        start = end
+    """Yield turns in the `runs` that one pass reads each."""
+    return runs(turns, lambda turn: (turn.prompt_ids, turn.answer_ids))
 
 
 def places(turn: Turn) -> dict[str, int]:
@@ -168,11 +163,6 @@ def reread(model: PreTrainedModel, finished: Finished) -> None:
         finished.error = str(error)
     except torch.OutOfMemoryError:
         finished.error = "out of memory while reading the states; lower model_max_tokens"
-
-
-def _continues(before: Turn, turn: Turn) -> bool:
-    whole = before.prompt_ids + before.answer_ids
-    return turn.prompt_ids[: len(whole)] == whole
 
 
 class _Reader:
@@ -231,16 +221,10 @@ class _Reader:
                 if problem := beyond_half(state):
                     raise UserError(f"turn {turn.number}: {problem}")
                 turn.states[key] = state
-        for rows, positions in zip(
-            logits.split(LOGIT_ROWS), _batches(predicting, LOGIT_ROWS), strict=False
-        ):
-            predicted = [(position, logits_of.pop(position)) for position in positions]
-            _measure(rows.float(), predicted)
-
-
-def _batches(values: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(values), size):
-        yield values[start : start + size]
+        predicted = [(position, logits_of.pop(position)) for position in predicting]
+        for first in range(0, len(predicted), LOGIT_ROWS):
+            few = slice(first, first + LOGIT_ROWS)
+            _measure(logits[few].float(), predicted[few])
 
 
 def _measure(logits: torch.Tensor, predicted: list[tuple[int, Turn]]) -> None:

@@ -33,7 +33,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from spikescore.errors import UserError
-from spikescore.model.architecture import decoder_of, rotation_switch, size_of
+from spikescore.model.architecture import final_norm_of, rotation_switch, size_of
 from spikescore.model.hidden_states import beyond_half
 from spikescore.model.loading import weights_digest
 from spikescore.model.reading import passes, places
@@ -91,14 +91,9 @@ class FinalNorm:
     def __init__(self, architecture: PreTrainedConfig) -> None:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(architecture)
-        decoder = decoder_of(model)
-        decoder = getattr(decoder, "decoder", decoder)
-        for name in ("norm", "final_layernorm", "final_layer_norm", "ln_f"):
-            if (module := getattr(decoder, name, None)) is not None:
-                break
-        else:
+        if (module := final_norm_of(model)) is None:
             raise UserError(
-                f'"states": "server": {type(decoder).__name__} keeps its final norm in no known '
+                f'"states": "server": {type(model).__name__} keeps its final norm in no known '
                 'place; use "states": "local"'
             )
         self._module = module

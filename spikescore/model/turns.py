@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 
 from spikescore.pairs import TOKEN_KEYS
 
+T = TypeVar("T")
 LAST, SECOND_LAST, BEFORE_GENERATION = TOKEN_KEYS
 
 
@@ -113,6 +114,21 @@ def token_sequences(record: dict[str, Any]) -> list[tuple[list[int], list[int]]]
         sequences.append((prompt, step["response_ids"]))
         before = prompt + step["response_ids"]
     return sequences
+
+
+def runs(
+    turns: Sequence[T], ids: Callable[[T], tuple[list[int], list[int]]]
+) -> Iterator[Sequence[T]]:
+    """Cut turns, whose (prompt ids, answer ids) `ids` gives, into runs of which each prompt begins
+    with the whole turn before.
+    """
+    start = 0
+    for end in range(1, len(turns) + 1):
+        prompt, answer = ids(turns[end - 1])
+        whole = prompt + answer
+        if end == len(turns) or ids(turns[end])[0][: len(whole)] != whole:
+            yield turns[start:end]
+            start = end
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
