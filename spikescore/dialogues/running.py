@@ -541,25 +541,20 @@ class Job:
         return self.label is None or self.label.done()
 
 
+@dataclass
 class Run:
     """What the jobs of one run share; without `labels` and `progress` where it only follows."""
 
-    def __init__(
-        self,
-        config: Config,
-        chat: ChatFormat,
-        identity: dict[str, str],
-        tally: Tally,
-        server: ServedGenerator | None = None,
-    ) -> None:
-        self.config = config
-        self.chat = chat
-        self.identity = identity
-        self.tally = tally
-        self.server = server
-        self.labels: BackgroundLabels | None = None
-        self.progress: Progress | None = None
-        self.kept = KeptTurns(config, digest([config.hash(), identity]))
+    config: Config
+    chat: ChatFormat
+    identity: dict[str, str]
+    tally: Tally
+    server: ServedGenerator | None = None
+    labels: BackgroundLabels | None = None
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        self.kept = KeptTurns(self.config, digest([self.config.hash(), self.identity]))
         self._under_way: set[Job] = set()
 
     def jobs(self, todo: list[Item]) -> Iterator[Job]:

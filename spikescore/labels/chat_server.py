@@ -28,7 +28,7 @@ from spikescore.errors import UserError, redacted
 from spikescore.labels.reply_cache import ReplyCache, request_key
 from spikescore.labels.statements import plain_answer
 from spikescore.labels.wire import PATH, Lane, has_lane
-from spikescore.runtime import EventLoop, brief, progress, without_refused
+from spikescore.runtime import EventLoop, brief, without_refused
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -145,8 +145,8 @@ class Asker:
     `stats` counts conversations: those `asked` of the server, those `from_cache`, those
     `deduplicated` (equal to another one under way) and those that `failed` to get a reply.
 
-    `ask_many` asks and waits. `ask` is for coroutines, between `__aenter__` and `__aexit__` (see
-    `EventLoop.open`), all on one loop, on which it may be entered several times.
+    `ask` is for coroutines, between `__aenter__` and `__aexit__` (see `EventLoop.open`), all on one
+    loop, on which it may be entered several times.
     """
 
     def __init__(
@@ -244,38 +244,12 @@ class Asker:
         if not self._n_entered:
             await self._opened.aclose()
 
-    def ask_many(
-        self,
-        conversations: Sequence[list[Message]],
-        *,
-        desc: str | None = None,
-        parse: Parse | None = None,
-    ) -> list[Reply]:
-        """Return the reply to each conversation, in their order; blocks until all are there.
-
-        `parse`, where given, returns None for a text that cannot be used. `desc` names a progress
-        bar. Raises UserError when the server refuses the key or does not know the model: then
-        nothing can be asked.
-        """
-        hidden = desc is None
-        with progress(
-            desc=desc, total=len(conversations), unit="reply", disable=hidden, leave=False
-        ) as bar:
-
-            async def ask(messages: list[Message]) -> Reply:
-                reply = await self.ask(messages, parse)
-                bar.update()
-                return reply
-
-            async def all_of_them() -> list[Reply]:
-                return await asyncio.gather(*map(ask, conversations))
-
-            with EventLoop() as loop:
-                loop.open(self)
-                return loop.run(all_of_them())
-
     async def ask(self, messages: list[Message], parse: Parse | None = None) -> Reply:
-        """Return the reply to one conversation; see `ask_many`. A good one is on disk by then."""
+        """Return the reply to one conversation; a good one is on disk by then.
+
+        `parse`, where given, returns None for a text that cannot be used. UserError when the server
+        refuses the key or does not know the model: then nothing can be asked.
+        """
         request = {"model": self.model, "messages": messages}
         key = request_key(self._endpoint, {**request, **_SETTINGS})
         task = self._under_way.get(key)

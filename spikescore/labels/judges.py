@@ -500,12 +500,12 @@ class ChatJudge(Judge):
 # --- accuracy ---------------------------------------------------------------------------------
 
 
+@dataclass
 class Accuracy:
     """Says of (question, answer) whether the answer is right, by one of the judges."""
 
-    def __init__(self, name: str, judge: Judge) -> None:
-        self.name = name
-        self.judge = judge
+    name: str
+    judge: Judge
 
     def judge_many(self, items: Sequence[Item]) -> list[float | None]:
         """Return 1.0 right, 0.0 wrong, None where that could not be judged; log how many."""

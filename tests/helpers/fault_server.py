@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import re
@@ -11,6 +12,9 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from openai import AsyncOpenAI
+
+from spikescore.labels.chat_server import Asker, Reply
+from spikescore.runtime import EventLoop
 
 
 def client(url, *, timeout, max_retries):
@@ -140,3 +144,15 @@ def failing(answer, *, seed: int, rates=RATES, slow: float = 0.7):
 
     reply.fault = fault
     return reply
+
+
+class WaitingAsker(Asker):
+    """An asker that several conversations can be given to, and that waits for the replies."""
+
+    def ask_many(self, conversations, *, parse=None) -> list[Reply]:
+        async def all_of_them() -> list[Reply]:
+            return await asyncio.gather(*(self.ask(one, parse) for one in conversations))
+
+        with EventLoop() as loop:
+            loop.open(self)
+            return loop.run(all_of_them())

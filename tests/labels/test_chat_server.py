@@ -22,7 +22,7 @@ from spikescore.labels.chat_server import GIVE_UP_AFTER, Asker, Reply, Slots
 from spikescore.labels.chat_server import make_asker as make_asker_of
 from spikescore.labels.reply_cache import ReplyCache, request_key
 from spikescore.runtime import EventLoop
-from tests.helpers.fault_server import FaultyServer, client, completion, failing
+from tests.helpers.fault_server import FaultyServer, WaitingAsker, client, completion, failing
 from tests.helpers.running import LIMIT, start_script
 
 
@@ -39,8 +39,8 @@ def way(request, monkeypatch: pytest.MonkeyPatch) -> str:
     return request.param
 
 
-def make_asker(server, cache=None, *, model="m", **options) -> Asker:
-    return Asker(partial(client, server.url), model, cache=cache, **options)
+def make_asker(server, cache=None, *, model="m", **options) -> WaitingAsker:
+    return WaitingAsker(partial(client, server.url), model, cache=cache, **options)
 
 
 def talk(text: str) -> list[dict[str, str]]:
@@ -300,7 +300,7 @@ def test_a_reply_that_only_drips_is_given_up(way, monkeypatch: pytest.MonkeyPatc
         thread = threading.Thread(target=serve, args=(listener,), daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        asker = Asker(partial(client, url), "m", cache=None, timeout=0.3, max_retries=0)
+        asker = WaitingAsker(partial(client, url), "m", cache=None, timeout=0.3, max_retries=0)
         begin = time.monotonic()
         (reply,) = asker.ask_many([talk("a")])
         took = time.monotonic() - begin
@@ -374,7 +374,7 @@ def test_a_dead_server_is_given_up(way, caplog: pytest.LogCaptureFixture, monkey
     monkeypatch.setattr(logging.getLogger("spikescore"), "propagate", True)
     with FaultyServer(echo) as gone:
         url = gone.url
-    asker = Asker(partial(client, url), "m", cache=None, concurrency=8, max_retries=0)
+    asker = WaitingAsker(partial(client, url), "m", cache=None, concurrency=8, max_retries=0)
     replies = asker.ask_many([talk(str(n)) for n in range(500)])
     assert all(one.error for one in replies) and asker.stats["failed"] == 500
     assert GIVE_UP_AFTER <= asker.stats["asked"] < GIVE_UP_AFTER + 8
@@ -386,9 +386,9 @@ def test_bad_set_up_is_a_user_error(tmp_path: Path) -> None:
         raise UserError("no key")
 
     with pytest.raises(UserError, match="no key"):
-        Asker(keyless, "m", cache=None)
+        WaitingAsker(keyless, "m", cache=None)
     with pytest.raises(UserError, match="at least 1"):
-        Asker(partial(client, "http://127.0.0.1:1/v1"), "m", cache=None, concurrency=0)
+        WaitingAsker(partial(client, "http://127.0.0.1:1/v1"), "m", cache=None, concurrency=0)
 
 
 # --- the cache --------------------------------------------------------------------------------
@@ -445,7 +445,7 @@ def test_a_damaged_cache_says_what_to_do(tmp_path: Path) -> None:
     noise = tmp_path / "noise.sqlite"
     noise.write_bytes(b"this is no data base at all, however long one looks at it" * 30)
     with pytest.raises(UserError, match=r'"\S*noise.sqlite" is damaged .*delete it'):
-        Asker(partial(client, "http://127.0.0.1:1/v1"), "m", cache=noise)
+        WaitingAsker(partial(client, "http://127.0.0.1:1/v1"), "m", cache=noise)
 
     bitten = tmp_path / "bitten.sqlite"
     with ReplyCache(bitten) as cache:

@@ -13,9 +13,9 @@ import openai
 import pytest
 
 import utils
-from spikescore.labels.chat_server import Asker, Reply
+from spikescore.labels.chat_server import Reply
 from spikescore.labels.wire import PATH, Lane, has_lane, read_response
-from tests.helpers.fault_server import FaultyServer, client, completion
+from tests.helpers.fault_server import FaultyServer, WaitingAsker, client, completion
 from tests.helpers.running import LIMIT
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -136,7 +136,7 @@ def test_a_connection_that_the_server_closes_costs_no_reply(last) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=serve, args=(listener,), daemon=True).start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        asker = Asker(partial(client, url), "m", cache=None, concurrency=1, timeout=LIMIT)
+        asker = WaitingAsker(partial(client, url), "m", cache=None, concurrency=1, timeout=LIMIT)
         replies = asker.ask_many([talk(str(n)) for n in range(4)])
         listener.shutdown(socket.SHUT_RDWR)
     assert replies == [Reply("hello")] * 4
@@ -154,6 +154,6 @@ def test_a_packed_reply_and_one_on_the_way_when_the_work_ends() -> None:
             return super().encode("latin-1")
 
     with FaultyServer(lambda *given: (*packed(*given)[:2], Latin(packed(*given)[2]))) as server:
-        asker = Asker(partial(client, server.url), "m", cache=None)
+        asker = WaitingAsker(partial(client, server.url), "m", cache=None)
         assert asker.ask_many([talk()]) == [Reply("hello")]
         assert len(server.bodies) == 1 and json.loads(text)["choices"]
