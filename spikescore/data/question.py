@@ -226,6 +226,17 @@ def asked_blocks(question: Question, *, history: str) -> list[str]:
     return blocks
 
 
+def few_shot(
+    instruction: str | None, examples: Iterable[tuple[str, str]], asked: str
+) -> list[dict[str, str]]:
+    """Return chat messages: an instruction, examples as (asked, answered), and what is asked."""
+    messages = [{"role": "system", "content": instruction}] if instruction else []
+    for shown, answered in examples:
+        messages.append({"role": "user", "content": shown})
+        messages.append({"role": "assistant", "content": answered})
+    return [*messages, {"role": "user", "content": asked}]
+
+
 def leaked_lines(question: Question) -> str:
     """Return the lines by which the public release's prompt leaks (setting `leak_answer`)."""
     gold = question.gold_answers[0] if question.gold_answers else ""

@@ -18,6 +18,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from spikescore.data.question import few_shot
 from spikescore.errors import UserError
 from spikescore.labels.chat_server import (
     LLM_PREFIX,
@@ -141,11 +142,8 @@ _EXAMPLES = (
 
 def entailment_messages(pair: Pair) -> list[Message]:
     """Return the chat messages that ask how the hypothesis (B) stands to the premise (A)."""
-    messages = [{"role": "system", "content": _INSTRUCTION}]
-    for *example, verdict in _EXAMPLES:
-        messages.append({"role": "user", "content": _case(*example)})
-        messages.append({"role": "assistant", "content": f"VERDICT: {verdict}"})
-    return [*messages, {"role": "user", "content": _case(*pair)}]
+    shown = [(_case(*example), f"VERDICT: {verdict}") for *example, verdict in _EXAMPLES]
+    return few_shot(_INSTRUCTION, shown, _case(*pair))
 
 
 def _case(question: str | None, premise: str, hypothesis: str) -> str:

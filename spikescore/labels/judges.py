@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from spikescore.data.question import Question, asked_blocks
+from spikescore.data.question import Question, asked_blocks, few_shot
 from spikescore.errors import UserError
 from spikescore.labels.chat_server import (
     DEFAULT_MODEL,
@@ -442,17 +442,11 @@ def judge_messages(*, question: Question, answer: str) -> list[dict[str, str]]:
             (Question("example", "", asked, gold_answers=references), given, verdict)
             for asked, references, given, verdict in _EXAMPLES
         ]
-    messages = [{"role": "system", "content": instruction}]
-    for example, given, verdict in examples:
-        messages.append({"role": "user", "content": _case(question=example, answer=given)})
-        messages.append({"role": "assistant", "content": f"VERDICT: {verdict}"})
-    messages.append(
-        {"role": "user", "content": _case(question=question, answer=plain_answer(answer))}
-    )
-    return messages
+    shown = [(_case(example, given), f"VERDICT: {verdict}") for example, given, verdict in examples]
+    return few_shot(instruction, shown, _case(question, plain_answer(answer)))
 
 
-def _case(*, question: Question, answer: str) -> str:
+def _case(question: Question, answer: str) -> str:
     blocks = asked_blocks(question, history="Earlier turns")
     if not is_grounded(question):
         listed = "\n".join(f"- {one}" for one in question.gold_answers)

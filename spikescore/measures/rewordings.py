@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from spikescore.data.question import few_shot
 from spikescore.dialogues.dialogue import opening
 from spikescore.errors import UserError
 from spikescore.labels.entailment import normalised
@@ -170,8 +171,5 @@ class Rewordings:
 
 def _asked(template: str, **texts: str) -> list[Message]:
     """The example and its reply, then what is asked."""
-    return [
-        {"role": "user", "content": template.format(**{name: _EXAMPLE[name] for name in texts})},
-        {"role": "assistant", "content": _EXAMPLE_REPLIES[template]},
-        {"role": "user", "content": template.format(**texts)},
-    ]
+    shown = template.format(**{name: _EXAMPLE[name] for name in texts})
+    return few_shot(None, [(shown, _EXAMPLE_REPLIES[template])], template.format(**texts))

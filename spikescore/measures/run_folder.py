@@ -298,7 +298,8 @@ def _settle_positions(run: RunFolder, swapped: bool) -> None:
         return
     if swapped:
         for _, _, entry in run.items():
-            _exchange(entry["most_likely_answer"], *POSITIONS.values())
+            answer, (first, second) = entry["most_likely_answer"], POSITIONS.values()
+            answer[first], answer[second] = answer.get(second), answer.get(first)
     before, content = list(POSITIONS.values())[:: -1 if swapped else 1]
     log.warning(
         '"%s" does not say which tokens its states belong to: %s is read as the last prompt token, '
@@ -311,10 +312,6 @@ def _settle_positions(run: RunFolder, swapped: bool) -> None:
         else "--swapped_positions reads them the other way round, for files of public scripts "
         "before July 2026",
     )
-
-
-def _exchange(answer: dict[str, Any], first: str, second: str) -> None:
-    answer[first], answer[second] = answer.get(second), answer.get(first)
 
 
 def _require_one_shape(run: RunFolder) -> None:

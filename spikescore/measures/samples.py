@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spikescore.data.question import Question, first_message
+from spikescore.data.question import Question, few_shot, first_message
 from spikescore.model.turns import BEFORE_GENERATION, LAST, Turn
 
 if TYPE_CHECKING:  # a command is checked before these, and torch with them, are loaded
@@ -58,13 +58,8 @@ class AnswerPrompt:
 
     def messages(self, question: Question) -> list[Message]:
         """The prompt as chat messages."""
-        messages: list[Message] = []
-        if self.instruction:
-            messages.append({"role": "system", "content": self.instruction})
-        for example in self.examples:
-            messages.append({"role": "user", "content": self.shown(example)})
-            messages.append({"role": "assistant", "content": example.gold_answers[0]})
-        return [*messages, {"role": "user", "content": self.shown(question)}]
+        examples = [(self.shown(one), one.gold_answers[0]) for one in self.examples]
+        return few_shot(self.instruction, examples, self.shown(question))
 
     def text(self, question: Question) -> str:
         """The prompt as plain text that the answer continues."""

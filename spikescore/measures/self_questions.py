@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from spikescore.data.question import few_shot
 from spikescore.dialogues.dialogue import opening
 from spikescore.errors import UserError
 from spikescore.labels.entailment import NLIEntailment, Pair
@@ -281,17 +282,12 @@ def p_true_prompt(
     4. The semantic-uncertainty scripts list the most likely answer among the ideas as well, and
     stored the log-probability under this name.
     """
-    letters = ["A" if one["most_likely_answer"]["accuracy"] else "B" for one in examples]
-    if prompt.use_template:
-        messages = [{"role": "system", "content": _JUDGE_IDEAS}]
-        for example, letter in zip(examples, letters, strict=True):
-            messages.append({"role": "user", "content": _idea_of(example)})
-            messages.append({"role": "assistant", "content": letter})
-        return prompt.chat.render([*messages, {"role": "user", "content": _idea_of(entry)}])
-    blocks = [
-        f"{_idea_of(example)}\nThe possible answer is: {letter}"
-        for example, letter in zip(examples, letters, strict=True)
+    shown = [
+        (_idea_of(one), "A" if one["most_likely_answer"]["accuracy"] else "B") for one in examples
     ]
+    if prompt.use_template:
+        return prompt.chat.render(few_shot(_JUDGE_IDEAS, shown, _idea_of(entry)))
+    blocks = [f"{idea}\nThe possible answer is: {letter}" for idea, letter in shown]
     text = "\n\n".join([_JUDGE_IDEAS, *blocks, f"{_idea_of(entry)}\nThe possible answer is:"])
     return prompt.encode(text)
 

@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from spikescore.model.architecture import decoder_of, layers_of
@@ -31,20 +30,18 @@ class StateTap(AbstractContextManager):
 
     def __enter__(self) -> StateTap:
         for layer in layers_of(self._decoder):
-            hook = layer.register_forward_pre_hook(self._before_layer, with_kwargs=True)
+            hook = layer.register_forward_pre_hook(
+                lambda _, args, kwargs: self._keep(args[0] if args else kwargs["hidden_states"]),
+                with_kwargs=True,
+            )
             self._hooks.append(hook)
-        self._hooks.append(self._decoder.register_forward_hook(self._after_decoder))
+        hook = self._decoder.register_forward_hook(lambda _, args, output: self._keep(output[0]))
+        self._hooks.append(hook)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         while self._hooks:
             self._hooks.pop().remove()
-
-    def _before_layer(self, layer: nn.Module, args: tuple, kwargs: dict) -> None:
-        self._keep(args[0] if args else kwargs["hidden_states"])
-
-    def _after_decoder(self, decoder: nn.Module, args: tuple, output: object) -> None:
-        self._keep(output[0])
 
     def _keep(self, hidden: torch.Tensor) -> None:
         self.states.append(hidden[0, self._columns.to(hidden.device)])

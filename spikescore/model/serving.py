@@ -296,7 +296,8 @@ class ServedGenerator:
                 spent += seconds
                 answer, ending = _read(response)
             except openai.APIStatusError as error:
-                if number > 1 and _is_full(error):
+                refused = error.status_code in (400, 413, 422)
+                if number > 1 and refused and _FULL.search(error.response.text):
                     return self._end_by_context(transcript, "the server")
                 said = "the server refused it: " if error.status_code in (400, 422) else ""
                 raise UserError(f"turn {number}: {said}{brief(error)}") from error
@@ -407,11 +408,6 @@ def _read(response: Any) -> tuple[str, str]:
     if not isinstance(answer, str | None):
         raise ValueError(f"the answer is {type(answer).__name__}, not text")
     return (answer or "").strip(), _ENDINGS.get(plain, str(ending))
-
-
-def _is_full(error: Any) -> bool:
-    """Whether a refusal says that the context is full."""
-    return error.status_code in (400, 413, 422) and bool(_FULL.search(error.response.text))
 
 
 class _SharedTime:
