@@ -6,20 +6,21 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from spikescore.dialogues.dialogue import opening
+from spikescore.data.question import few_shot
 from spikescore.labels.entailment import Entailment
 from spikescore.labels.statements import plain_answer
 from spikescore.measures.clustering import cluster_many
 from spikescore.measures.rewordings import others
 from spikescore.measures.samples import replies
 from spikescore.measures.self_questions import Case, parse_confidence, reply_tokens
-from spikescore.model.chat import ChatFormat, Message
+from spikescore.model.chat import ChatFormat
 from spikescore.model.engine import Engine
 from spikescore.model.prompt_ends import read_ends
 from spikescore.model.sampling import GREEDY
@@ -122,14 +123,10 @@ class Choices:
 
     def _chosen(self, cases: Sequence[Case], questions: Sequence[str]) -> list[dict[str, float]]:
         options = self._options(cases, questions)
-        prompts = [
-            []
-            if texts is None
-            else [ids]
-            if len(ids := self._prompt(case, texts)) <= self.max_context
-            else []
-            for case, texts in zip(cases, options, strict=True)
-        ]
+        prompts = []
+        for case, texts in zip(cases, options, strict=True):
+            ids = self._prompt(case, texts) if texts else []
+            prompts.append([ids] if 0 < len(ids) <= self.max_context else [])
         found = [{"p_true_choices": math.nan, "p_none": math.nan} for _ in cases]
         for end in read_ends(self.model, prompts, slots=self.batch_size):
             texts = options[end.group]
@@ -164,68 +161,53 @@ class Choices:
     # --- guesses and their probabilities ----------------------------------------------------------
 
     def _rated(self, cases: Sequence[Case], questions: Sequence[str]) -> list[dict[str, float]]:
-        both = zip(_EXAMPLE_GUESSES, _EXAMPLE_RATINGS, strict=True)
-        in_one = _turns(_GUESS_AND_RATE, "\n".join(line for pair in both for line in pair))
-        in_two = _turns(_GUESS, "\n".join(_EXAMPLE_GUESSES), "\n".join(_EXAMPLE_RATINGS))
-        together = self._replies(cases, [_after(in_one, _GUESS_AND_RATE, case) for case in cases])
-        first = [_after(in_two, _GUESS, case) for case in cases]
-        named = self._replies(cases, first)
-        rated = self._replies(
-            cases,
-            [
-                [*asked, _said(reply), _user(_RATE)]
-                for asked, reply in zip(first, named, strict=True)
-            ],
-        )
+        lines = zip(_EXAMPLE_GUESSES, _EXAMPLE_RATINGS, strict=True)
+        in_one = [(_asked(_GUESS_AND_RATE, _EXAMPLE), "\n".join(chain.from_iterable(lines)))]
+        in_two = [
+            (_asked(_GUESS, _EXAMPLE), "\n".join(_EXAMPLE_GUESSES)),
+            (_RATE, "\n".join(_EXAMPLE_RATINGS)),
+        ]
+        together = self._replies(cases, _GUESS_AND_RATE, [in_one] * len(cases))
+        named = self._replies(cases, _GUESS, [in_two] * len(cases))
+        said = [
+            [*in_two, (_asked(_GUESS, case.prompt), reply)]
+            for case, reply in zip(cases, named, strict=True)
+        ]
+        rated = self._replies(cases, _RATE, said)
         found: list[dict[str, float]] = [{} for _ in cases]
         for name, guesses, ratings in (
             ("verbalised_top_k", together, together),
             ("verbalised_two_stage", named, rated),
         ):
             read = [
-                {n: (guess, p[n]) for n, guess in parse_guesses(one).items() if n in p}
+                [(guess, p[n]) for n, guess in parse_guesses(one).items() if n in p]
                 for one, p in zip(guesses, map(parse_ratings, ratings), strict=True)
             ]
             texts = [
-                [case.answer, *(guess for guess, _ in own.values())]
+                [case.answer, *(guess for guess, _ in own)]
                 for case, own in zip(cases, read, strict=True)
             ]
             judged = cluster_many(list(zip(questions, texts, strict=True)), self.judge, strict=True)
             for values, own, ids in zip(found, read, judged, strict=True):
                 values[name] = math.nan
                 if own and ids is not None:
-                    same = [
-                        p
-                        for (_, p), one in zip(own.values(), ids[1:], strict=True)
-                        if one == ids[0]
-                    ]
+                    same = (p for (_, p), one in zip(own, ids[1:], strict=True) if one == ids[0])
                     values[name] = float(min(1.0, sum(same)))
         return found
 
-    def _replies(self, cases: Sequence[Case], asked: Sequence[list[Message]]) -> list[str]:
-        """The greedy reply to each case's messages; "" where they are too long."""
-        named = [(case.item_id, messages) for case, messages in zip(cases, asked, strict=True)]
-        return ["".join(one) for one in replies(self.engine(), self.chat, named, GREEDY)]
+    def _replies(
+        self, cases: Sequence[Case], template: str, examples: Sequence[list[tuple[str, str]]]
+    ) -> list[str]:
+        """The greedy reply to each case after its examples; "" where they are too long."""
+        asked = [
+            (case.item_id, few_shot(case.system, shown, _asked(template, case.prompt)))
+            for case, shown in zip(cases, examples, strict=True)
+        ]
+        return ["".join(one) for one in replies(self.engine(), self.chat, asked, GREEDY)]
 
 
-def _user(text: str) -> Message:
-    return {"role": "user", "content": text}
-
-
-def _said(text: str) -> Message:
-    return {"role": "assistant", "content": text}
-
-
-def _turns(template: str, reply: str, ratings: str = "") -> list[Message]:
-    """The example as turns, with the second question where that has a reply."""
-    turns = [_user(template.format(prompt=_EXAMPLE, n=N_GUESSES)), _said(reply)]
-    return [*turns, _user(_RATE), _said(ratings)] if ratings else turns
-
-
-def _after(example: list[Message], template: str, case: Case) -> list[Message]:
-    """The system prompt, the example, and what is asked of a case."""
-    *system, asked = opening(case.system, template.format(prompt=case.prompt, n=N_GUESSES))
-    return [*system, *example, asked]
+def _asked(template: str, prompt: str) -> str:
+    return template.format(prompt=prompt, n=N_GUESSES)
 
 
 def letter_tokens(chat: ChatFormat, letters: str) -> tuple[list[int], list[int]]:

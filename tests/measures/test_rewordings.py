@@ -12,10 +12,11 @@ from spikescore.labels.entailment import ExactEntailment
 from spikescore.measures import choices
 from spikescore.measures.choices import Choices, letter_tokens, parse_guesses, parse_ratings
 from spikescore.measures.rewordings import Rewordings, Worded, others, written
+from spikescore.measures.samples import replies
 from spikescore.measures.self_questions import Case
 from spikescore.model.chat import ChatFormat
 from spikescore.model.engine import Engine
-from spikescore.model.sampling import Sampling
+from spikescore.model.sampling import GREEDY, Sampling
 from spikescore.model.turns import Limits
 from tests.helpers.models import make_model
 from tests.helpers.running import CHAT_TEMPLATE, make_tokenizer
@@ -200,11 +201,11 @@ def test_guesses_that_mean_the_same_are_added_up(asked, monkeypatch):
         "the number of your first guess": ["P1: 70\nP2: 30", "P1: 90", "P1: 50", "P1: 5"],
     }
 
-    def replies(self, cases, asked):
-        (key,) = [key for key in said if key in asked[0][-1]["content"]]
-        return said[key]
+    def replies(engine, chat, prompts, sampling):
+        (key,) = [key for key in said if key in prompts[0][1][-1]["content"]]
+        return [[reply] for reply in said[key]]
 
-    monkeypatch.setattr(Choices, "_replies", replies)
+    monkeypatch.setattr(choices, "replies", replies)
     cases = [Case(str(n), None, "the question", "Paris", ()) for n in range(4)]
     found = make_choices(*asked).ask(cases, ["?"] * 4)
     top_k = [values["verbalised_top_k"] for values in found]
@@ -217,11 +218,11 @@ def test_the_second_stage_is_asked_after_the_guesses(asked, monkeypatch):
     model, chat = asked
     seen = []
 
-    def replies(self, cases, asked):
-        seen.append([[message["role"] for message in messages] for messages in asked])
-        return [f"reply {len(seen)}"] * len(cases)
+    def replies(engine, chat, prompts, sampling):
+        seen.append([[message["role"] for message in messages] for _, messages in prompts])
+        return [[f"reply {len(seen)}"]] * len(prompts)
 
-    monkeypatch.setattr(Choices, "_replies", replies)
+    monkeypatch.setattr(choices, "replies", replies)
     make_choices(model, chat).ask([Case("x", "system text", "the question", "a", ())], ["?"])
     one, two = ["user", "assistant"], ["user", "assistant"] * 2
     assert seen == [
@@ -235,7 +236,7 @@ def test_the_second_stage_is_asked_after_the_guesses(asked, monkeypatch):
 def test_replies_are_greedy(asked):
     model, chat = asked
     messages = [{"role": "user", "content": "the question of the passage"}]
-    (reply,) = make_choices(model, chat)._replies([Case("x", None, "q", "a", ())], [messages])
+    ((reply,),) = replies(engine_of(model)(), chat, [("x", messages)], GREEDY)
     ids = chat.render(messages)
     begun = len(ids)
     while len(ids) < begun + TOKENS and (token := int(plain_logits(model, ids)[-1].argmax())) != 2:
