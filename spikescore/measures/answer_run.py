@@ -32,6 +32,7 @@ from spikescore.measures.run_folder import (
 )
 from spikescore.measures.run_plan import BRIEF, Plan
 from spikescore.measures.samples import AnswerPrompt, as_entry, asked_of, draw
+from spikescore.model.placement import Placement
 from spikescore.pairs import model_difference
 from spikescore.pickles import load_pickle
 from spikescore.runtime import progress
@@ -41,7 +42,6 @@ if TYPE_CHECKING:  # a folder is checked before these, and torch with them, are 
 
     from spikescore.labels.judges import Accuracy
     from spikescore.model.engine import Engine
-    from spikescore.model.loading import Placement
     from spikescore.model.sampling import Sampling
 
 log = logging.getLogger("spikescore")
@@ -110,8 +110,6 @@ class AnswerRun:
 
     @property
     def _placement(self) -> Placement:
-        from spikescore.model.loading import Placement
-
         return Placement(self.plan.args.model_name, self.plan.args.dtype)
 
     @property

@@ -50,11 +50,7 @@ class AnswerPrompt:
         """The whole prompt of a question as token ids."""
         if self.use_template:
             return self.chat.render(self.messages(question))
-        return self.encode(self.text(question))
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of plain text for the model to continue: nothing comes after its last word."""
-        return self.chat.plain_ids(text)
+        return self.chat.plain_ids(self.text(question))
 
     def messages(self, question: Question) -> list[Message]:
         """The prompt as chat messages."""

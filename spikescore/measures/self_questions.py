@@ -289,7 +289,7 @@ def p_true_prompt(
         return prompt.chat.render(few_shot(_JUDGE_IDEAS, shown, _idea_of(entry)))
     blocks = [f"{idea}\nThe possible answer is: {letter}" for idea, letter in shown]
     text = "\n\n".join([_JUDGE_IDEAS, *blocks, f"{_idea_of(entry)}\nThe possible answer is:"])
-    return prompt.encode(text)
+    return prompt.chat.plain_ids(text)
 
 
 def _idea_of(entry: dict[str, Any]) -> str:

@@ -174,10 +174,7 @@ class ServedStates:
         for number in range(1, TRIES + 1):
             try:
                 for together in passes(turns):
-                    if self._engine == "sglang":
-                        await self._read_sglang(client, together)
-                    else:
-                        await self._read_vllm(client, together)
+                    await self._read_pass(client, together)
                 return
             except BadReply as error:
                 if number == TRIES:
@@ -185,16 +182,15 @@ class ServedStates:
             except (openai.OpenAIError, ValueError) as error:
                 raise UserError(f"the server's states: {brief(error)}") from error
 
-    def _fill(
-        self,
-        turns: Sequence[Turn],
-        states: dict[int, np.ndarray],
-        logprobs: Sequence[float | None],
-        highest: Sequence[float | None],
-    ) -> None:
-        """Give turns of one pass what stands at their positions. The token at position n was
-        predicted with `logprobs[n]`, the likeliest there with `highest[n]`.
-        """
+    async def _read_pass(self, client: AsyncOpenAI, turns: Sequence[Turn]) -> None:
+        """Give turns of one pass what stands at their positions."""
+        ids = turns[-1].prompt_ids + turns[-1].answer_ids
+        wanted = sorted({place for turn in turns for place in places(turn).values()})
+        ask = self._read_sglang if self._engine == "sglang" else self._read_vllm
+        # the token at position n was predicted with logprobs[n], the likeliest with highest[n]
+        found, last, logprobs, highest = await ask(client, ids, wanted)
+        found[:, -1] = self.norm(last)
+        states = dict(zip(wanted, found, strict=True))
         for turn in turns:
             turn.states = {}
             for key, place in places(turn).items():
@@ -221,15 +217,13 @@ class ServedStates:
             )
         return {name: torch.from_numpy(file[f"tensor.{name}"]) for name in names}
 
-    async def _read_vllm(self, client: AsyncOpenAI, turns: Sequence[Turn]) -> None:
-        ids = turns[-1].prompt_ids + turns[-1].answer_ids
-        wanted = sorted({place for turn in turns for place in places(turn).values()})
+    async def _read_vllm(
+        self, client: AsyncOpenAI, ids: list[int], wanted: list[int]
+    ) -> tuple[Any, ...]:
+        """Return FP16 states, the last layer's in float32, and log-probabilities (`_read_pass`)."""
         asked = {"positions": wanted}
         choice, _, file, _ = await self._ask_vllm(client, ids, asked, FILE_SECONDS)
-        logprobs, highest = _prompt_logprobs(choice, ids)
-        states = file["states"].copy()
-        states[:, -1] = self.norm(file["last"])
-        self._fill(turns, dict(zip(wanted, states, strict=True)), logprobs, highest)
+        return file["states"].copy(), file["last"], *_prompt_logprobs(choice, ids)
 
     async def _ask_vllm(
         self, client: AsyncOpenAI, ids: list[int], asked: dict[str, Any], seconds: float
@@ -319,18 +313,17 @@ class ServedStates:
         await self._ask_sglang(client, [1, 2, 3])
         return tensors
 
-    async def _read_sglang(self, client: AsyncOpenAI, turns: Sequence[Turn]) -> None:
-        ids = turns[-1].prompt_ids + turns[-1].answer_ids
-        wanted = sorted({place for turn in turns for place in places(turn).values()})
+    async def _read_sglang(
+        self, client: AsyncOpenAI, ids: list[int], wanted: list[int]
+    ) -> tuple[Any, ...]:
+        """As `_read_vllm`."""
         rows, info = [], {}
         for place in wanted:  # one after the other: each goes on from what the cache has
             # the last of them reads the log-probabilities of all tokens
             row, info = await self._ask_sglang(client, ids[: place + 1], place == wanted[-1])
             rows.append(row)
-        states = np.stack(rows).astype(np.float16)
-        states[:, -1] = self.norm(np.stack(rows)[:, -1])
-        logprobs, highest = _sglang_logprobs(info, ids)
-        self._fill(turns, dict(zip(wanted, states, strict=True)), logprobs, highest)
+        states = np.stack(rows)
+        return states.astype(np.float16), states[:, -1], *_sglang_logprobs(info, ids)
 
     async def _ask_sglang(
         self, client: AsyncOpenAI, ids: list[int], logprobs: bool = False
