@@ -42,10 +42,8 @@ class Capability:
         internal_confidence: sum over the prompt's last tokens n and all layers l, the embeddings
         included, of u_n v_l P(Yes | state), P of "Yes" against "No" alone, read by the output
         matrix, with the final norm at the last layer only; the weights u and v fall by exp(-d^2)
-        over the distance d from the last token and layer, and sum to 1 each. Range 0 to 1; higher =
-        LESS hallucinated; NaN where it was not asked. Source: Chen et al. (2025), "Query-Level
-        Uncertainty in Large Language Models", arXiv 2506.09669, formula and constants by the
-        authors' code. There a system prompt asks, in other words.
+        over the distance d from the last token and layer, and sum to 1 each, as in the authors'
+        code; NaN where it was not asked. Its source: the detector of that name.
         """
         prompts = []
         for case in cases:

@@ -101,18 +101,14 @@ class Choices:
 
         p_true_choices, p_none: the first answer and up to four samples that mean something else,
         in a random order, and last "None of the above", stand under letters; the probability of the
-        first answer's letter, and of the last one, among the letters shown. Range 0 to 1. Source:
-        Kadavath et al. (2022), "Language Models (Mostly) Know What They Know", whose P(True) shows
-        samples beside one answer to be called true or false, and whose multiple choice has "none of
-        the above" for its last option; here both are one question.
+        first answer's letter, and of the last one, among the letters shown.
 
         verbalised_top_k, verbalised_two_stage: the model names its best guesses and how probable
         each is, in one reply, or the guesses first and their probabilities when asked for them;
         the sum of the probabilities of guesses that mean the same as the first answer, at most 1,
-        and 0 where none does. Source: Tian et al. (2023), "Just Ask for Calibration", whose "1S
-        top-k" and "2S top-k" take the likeliest guess for the answer and show no example; here one
-        is shown.
+        and 0 where none does.
 
+        The detectors of these names say what they mean, and their sources.
         What could not be asked or read is NaN.
         """
         chosen = self._chosen(cases, questions)

@@ -31,22 +31,17 @@ class ContrastReader:
     """Measures first answers one after another, each in the one slot of a cache.
 
     answer_logprobs, prior_logprobs: log-probabilities of the answer's tokens after its prompt, and
-    after a prompt that asks "?" under the same system prompt, as Goel (2023), "On the Truthfulness
-    of 'Surprisingly Likely' Responses of Large Language Models", arXiv 2311.07692, asks for what is
-    likely without the question.
+    after a prompt that asks "?" under the same system prompt.
 
     dola_divergence: at the position that predicts a token, the largest Jensen-Shannon divergence of
     the final layer's distribution q_N and that of a candidate layer (`premature_layers`).
     dola_contrast: log q_N(x) - log q_M(x) of the token x itself, M the layer of that largest one.
-    Source: Chuang et al. (2024), "DoLa: Decoding by Contrasting Layers Improves Factuality in Large
-    Language Models", arXiv 2309.03883, whose candidates are the even layers of one bucket of the
-    model's, the bucket chosen by validation; here it is always the upper half. Their code reads a
-    candidate's states without the final norm; here every layer gets it.
 
     true_logprobs, wrong_logprobs: log-probabilities of two other answers after the same prompt, the
     reference and one that is known to be wrong; of no tokens where they are not known.
 
-    All are float32, one number per token; an empty answer has none.
+    All are float32, one number per token; an empty answer has none. The detectors that read them
+    say what they mean, and their sources.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:

@@ -159,26 +159,21 @@ class Lens:
 class LensReader:
     """Measures dialogues one after another, each in the one slot of a cache.
 
-    reasoning_score: for each answer token, at the position that predicts it, the Jensen-Shannon
-    divergence between the final layer's distribution and each late layer's (`late_layers`); mean
-    over these layers, then over the answer's tokens. Range 0 to log 2; higher = the late layers
-    still change what is said. Source: Sun et al. (2025), "Detection and Mitigation of Hallucination
-    in Large Reasoning Models", arXiv 2505.12886. SpikeScore's public release leaves the final norm
-    out for all layers but the last; here every layer gets it.
+    reasoning_score: for each answer token, at the position that predicts it, the JSD of the final
+    layer's distribution and each late layer's (`late_layers`); mean over these layers, then over
+    the answer's tokens. SpikeScore's public release leaves the final norm out for all layers but
+    the last; here every layer gets it.
 
     sharpness: for each answer token v, p_i = the probability of v that the state of one late layer
     (`sharpness_layer`) gives at position i of the turn's prompt, earlier turns and template tokens
     included; the entropy of p_i / sum_j p_j over these positions; mean over the answer's tokens.
-    Range 0 to log of the prompt's length, so later turns are higher by themselves; higher = less
-    sharp = more hallucinated. Source: Chen et al. (2024), "In-Context Sharpness as Alerts", arXiv
-    2403.01548; their code takes the softmax of v's logits over the positions instead.
-    sharpness_raw: the same from the state as it is, without the final norm.
+    The authors' code takes the softmax of v's logits over the positions instead. sharpness_raw: the
+    same from the state as it is, without the final norm.
 
     mind: of the first answer, the mean over layers 1 .. L of its last token's state, then the mean
-    over its tokens of the last layer's state, after the final norm. No direction: features for a
-    classifier. Source: Su et al. (2024), "Unsupervised Real-Time Hallucination Detection based on
-    the Internal States of Large Language Models" (MIND), arXiv 2403.06448.
+    over its tokens of the last layer's state, after the final norm.
 
+    The detectors of these names say what they mean, and their sources.
     An empty answer has no value: NaN.
     """
 

@@ -76,12 +76,8 @@ def sentences(text: str) -> list[str]:
 
 def selfcheck_nli(judge: NLIEntailment, cases: Sequence[Case]) -> list[float]:
     """SelfCheck-NLI: mean over the answer's sentences of the mean over samples of P(contradiction),
-    in {entailment, contradiction}, of the sentence (hypothesis) by the sample (premise).
-
-    Range 0 to 1; higher = the samples contradict the answer = more hallucinated. Empty samples say
-    nothing and are left out; NaN without a sentence or a sample. Source: Manakul, Liusie and Gales
-    (2023), SelfCheckGPT; their code gives the NLI model the pair the other way round, the sentence
-    first and the sample second.
+    in {entailment, contradiction}, of the sentence (hypothesis) by the sample (premise). Empty
+    samples say nothing and are left out; NaN without a sentence or a sample.
     """
     pairs: list[list[list[Pair]]] = [
         [
@@ -161,25 +157,18 @@ class SelfQuestions:
         """Yield (place, values by name) of each case as soon as all its questions are answered.
 
         p_true: the probability of "A", shown question, samples and answer (`p_true_prompt`), with
-        no examples. Range 0 to 1; higher = LESS hallucinated. Of all tokens, not of "A" and "B"
-        alone.
+        no examples; of all tokens, not of "A" and "B" alone.
 
-        selfcheck_prompt: is the answer supported by this sample? A sample counts
-        P(No) / (P(Yes) + P(No)) of the next token, where the source takes a written reply as 0, 1
-        or, unclear, 0.5; mean over the samples. Range 0 to 1; higher = more hallucinated. Empty
-        samples are left out. Source: Manakul, Liusie and Gales (2023).
+        selfcheck_prompt: is the answer supported by this sample? Mean of P(No) / (P(Yes) + P(No))
+        of the next token over the samples that are not empty.
 
         truth_state, truth_state_yes, truth_state_no: float16 `[L+1, H]` at the end of a prompt that
-        asks whether the answer reflects the truth, features for a probe (PRISM, Zhang et al., 2024,
-        "Prompt-Guided Internal States for Hallucination Detection of Large Language Models", arXiv
-        2411.04847), and at the end of the replies "Yes" and "No" to it, a contrast pair (CCS, Burns
-        et al., 2023). The prompt is a message in the chat template; PRISM's code gives the model
-        the bare text.
+        asks whether the answer reflects the truth, and of the replies "Yes" and "No" to it.
 
         verbalised_confidence: 0 to 1, what the model names when asked after its answer, decoded
-        greedily (`parse_confidence`). Higher = LESS hallucinated. Source: Lin, Hilton and Evans
-        (2022); Tian et al. (2023), "Just Ask for Calibration".
+        greedily (`parse_confidence`).
 
+        The detectors that read these say what they mean, and their sources.
         What could not be asked or read is NaN, as are states of which one is beyond FP16.
         """
         confidences = self._confidences(cases)
