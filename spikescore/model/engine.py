@@ -276,8 +276,8 @@ class Engine:
         """Set the row to the start of its next turn, keeping what the cache holds of its prompt."""
         limits = self.limits
         turn = row.turn = Turn(len(row.turns) + 1, prompt)
-        turn.reused = min(common_prefix(row.ids[: row.cached], turn.prompt), len(prompt) - 1)
-        row.ids, row.cached, row.closing = turn.prompt[:], turn.reused, False
+        held = min(common_prefix(row.ids[: row.cached], turn.prompt), len(prompt) - 1)
+        row.ids, row.cached, row.closing = turn.prompt[:], held, False
         row.budget = min(limits.max_new_tokens, limits.max_context - len(prompt))
         if row.given:
             row.budget = len(row.given)
@@ -319,7 +319,7 @@ class Engine:
             row.leader = None
         if held and not row.leader:
             self._slots.cache.copy(source, slot, held)
-            row.cached = row.turn.reused = held
+            row.cached = held
             self.stats["reused_tokens"] += held
             self.stats["encoded_tokens"] -= held
 

@@ -185,8 +185,7 @@ class _Reader:
             if not turn.logprobs:
                 for position in range(at[BEFORE_GENERATION], max(at[LAST], len(turn.prompt))):
                     logits_of[position] = turn
-        turns[0].reused = min(common_prefix(self.cached, ids), len(turns[0].prompt) - 1)
-        self.cached = self.cached[: turns[0].reused]
+        self.cached = self.cached[: min(common_prefix(self.cached, ids), len(turns[0].prompt) - 1)]
         # up to where positions are turned otherwise (LongRoPE), and what is beyond
         switch = self.passes.switch or len(ids)
         for end in sorted({min(switch, len(ids)), len(ids)}):

@@ -30,7 +30,6 @@ class Turn:
 
     number: int
     prompt: Sequence[int]  # kept as an array: lists of ids would outweigh the states
-    reused: int = 0
     answer_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     entropies: list[float] = field(default_factory=list)
