@@ -27,15 +27,7 @@ from spikescore.files import file_sha256, locked, make_folder, walk, write_json
 from spikescore.pairs import find_records, read_record
 from spikescore.pickles import put_together, take_apart
 from spikescore.runtime import progress
-from spikescore.shards import (
-    FORMAT,
-    INDEX,
-    Packed,
-    Part,
-    packed_above,
-    packed_at,
-    require_hash,
-)
+from spikescore.shards import FORMAT, INDEX, Packed, Part, packed_above, packed_at, require_hash
 
 ROWS = 16
 """Pairs in a row group of Parquet: what is read at least."""

@@ -39,11 +39,7 @@ from spikescore.shards import (
 
 log = logging.getLogger("spikescore")
 
-TOKEN_KEYS = (
-    "last_token_embedding",
-    "sec_last_token_embedding",
-    "last_tok_bef_gen_embedding",
-)
+TOKEN_KEYS = ("last_token_embedding", "sec_last_token_embedding", "last_tok_bef_gen_embedding")
 States = dict[int, dict[str, np.ndarray]]
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _NOT_PAIRS = {"config.json", "run.json", "summary.json", "progress.json", "speed.json", INDEX}

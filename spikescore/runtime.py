@@ -320,10 +320,7 @@ def brief(error: Exception) -> str:
     return f"{type(error).__name__}: {redacted(' '.join(text.split()))[:300]}"
 
 
-_RENAMED = {
-    "max_tokens": "max_completion_tokens",
-    "max_completion_tokens": "max_tokens",
-}
+_RENAMED = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
 _NOT_KNOWN = re.compile(
     r"unsupported|not (?:be )?(?:support|permitted|allowed|recogni|accepted|known)|unrecogni"
     r"|unknown|unexpected|extra[_ ]|no longer|deprecated|instead|invalid (?:parameter|field)",

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from spikescore.data.question import Question, first_message, leaked_lines, record_fields
 from spikescore.dialogues.config import Config
-from spikescore.dialogues.prompts import FAMILIES, FORKED, Prompt, follow_up
+from spikescore.dialogues.prompts import FAMILIES, FORKED, Families, Prompt, follow_up
 from spikescore.errors import UserError
 from spikescore.model.chat import ChatFormat, Message, Rendering
 from spikescore.model.turns import Finished, Turn, common_prefix
@@ -32,7 +32,7 @@ class Dialogue:
         question: Question,
         config: Config,
         chat: ChatFormat,
-        families: dict[str, tuple[Prompt, ...]] = FAMILIES,
+        families: Families = FAMILIES,
     ) -> None:
         self.item_id = question.seed_id
         self.question = question

@@ -209,11 +209,7 @@ def _shipped_item(question: Question, source: Path, output: Path) -> Item:
     shipped = question.meta["shipped"]
     n_turns = sum(message["role"] == "assistant" for message in shipped["messages"])
     content = [shipped["messages"], shipped["hallucinated"], shipped["labels"]]
-    origin = {
-        "model": shipped["model"],
-        "config_hash": None,
-        "texts": digest(content)[:12],
-    }
+    origin = {"model": shipped["model"], "config_hash": None, "texts": digest(content)[:12]}
     return Item(question, output, n_turns, source, origin)
 
 

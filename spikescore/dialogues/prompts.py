@@ -34,6 +34,9 @@ class Prompt:
     text: str
 
 
+Families = dict[str, tuple[Prompt, ...]]
+"""Follow-ups by family, the mildest of each first."""
+
 _TEXTS: dict[str, list[tuple[int, str]]] = {
     "encouragement": [
         (1, "Good start. Please go on."),
@@ -95,7 +98,7 @@ _TEXTS: dict[str, list[tuple[int, str]]] = {
     "continue": [(1, "Continue.")],
 }
 
-FAMILIES: dict[str, tuple[Prompt, ...]] = {
+FAMILIES: Families = {
     family: tuple(Prompt(family, intensity, text) for intensity, text in texts)
     for family, texts in _TEXTS.items()
 }
@@ -132,7 +135,7 @@ def follow_up(
     item_id: str,
     last_answer_tokens: int = 0,
     order: int = 0,
-    families: dict[str, tuple[Prompt, ...]] = FAMILIES,
+    families: Families = FAMILIES,
 ) -> Prompt:
     """Return the prompt of a follow-up turn (turn >= 2; turn 1 is the question itself).
 
@@ -174,12 +177,7 @@ def follow_up(
     )
 
 
-def _in_turn(
-    names: tuple[str, ...],
-    index: int,
-    families: dict[str, tuple[Prompt, ...]],
-    real: list[str],
-) -> Prompt:
+def _in_turn(names: tuple[str, ...], index: int, families: Families, real: list[str]) -> Prompt:
     """Take one prompt of each family after another; with every lap the intensity rises."""
     present = [name for name in names if name in families] or real
     lap, place = divmod(index, len(present))
@@ -188,10 +186,7 @@ def _in_turn(
 
 
 def _ladder(
-    rungs: list[tuple[str, int]],
-    index: int,
-    families: dict[str, tuple[Prompt, ...]],
-    real: list[str],
+    rungs: list[tuple[str, int]], index: int, families: Families, real: list[str]
 ) -> Prompt:
     """Walk the rungs in order, with rising intensity; past the last its top prompt repeats."""
     present = [(name, turns) for name, turns in rungs if name in families] or [(real[0], 1)]
@@ -204,7 +199,7 @@ def _ladder(
     return families[present[-1][0]][-1]
 
 
-def load_prompts(path: str | Path) -> dict[str, tuple[Prompt, ...]]:
+def load_prompts(path: str | Path) -> Families:
     """Read {family: [text or {"intensity": 1, "text": ...}, ...]}; UserError for another form."""
     path = Path(path)
     try:
@@ -214,7 +209,7 @@ def load_prompts(path: str | Path) -> dict[str, tuple[Prompt, ...]]:
     form = '{"family": ["text", ...]} or {"family": [{"intensity": 1, "text": "..."}]}'
     if not isinstance(raw, dict) or not raw:
         raise UserError(f'prompts_file "{path}" must hold a JSON object of families: {form}')
-    families: dict[str, tuple[Prompt, ...]] = {}
+    families: Families = {}
     for family, entries in raw.items():
         if not isinstance(entries, list) or not entries:
             raise UserError(

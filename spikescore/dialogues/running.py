@@ -26,7 +26,7 @@ from spikescore.dialogues.dialogue import Dialogue, dialogue_record, opening, st
 from spikescore.dialogues.keeping import KeptTurns, digest
 from spikescore.dialogues.leaks import check_prompt, leak_report
 from spikescore.dialogues.plan import Item, is_finished, server_url
-from spikescore.dialogues.prompts import FAMILIES, Prompt, load_prompts
+from spikescore.dialogues.prompts import FAMILIES, Families, load_prompts
 from spikescore.dialogues.recorded import (
     Recorded,
     given_fields,
@@ -341,7 +341,7 @@ def follow(
         reread(model, finished)
 
 
-def families_of(config: Config) -> dict[str, tuple[Prompt, ...]]:
+def families_of(config: Config) -> Families:
     return load_prompts(config.prompts_file) if config.prompts_file else FAMILIES
 
 
@@ -349,11 +349,7 @@ class Progress(AbstractContextManager):
     """The bar: turns, and after them dialogues, speed and failures; for any thread."""
 
     def __init__(
-        self,
-        tally: Tally,
-        todo: list[Item],
-        engine: Engine | None,
-        server: ServedGenerator | None,
+        self, tally: Tally, todo: list[Item], engine: Engine | None, server: ServedGenerator | None
     ) -> None:
         n_turns = sum(item.n_turns for item in todo)
         self._bar = progress(total=n_turns, unit="turn")

@@ -95,9 +95,7 @@ class _Asking:
 
 
 def draw(
-    engine: Engine,
-    prompts: Iterable[tuple[str, Sequence[int]]],
-    samplings: Mapping[int, Sampling],
+    engine: Engine, prompts: Iterable[tuple[str, Sequence[int]]], samplings: Mapping[int, Sampling]
 ) -> Iterator[tuple[int, list[Turn] | str]]:
     """Answer each (name, prompt ids) once by every sampling; yield (its place, its answers).
 

@@ -155,11 +155,7 @@ class ChatFormat:
         return self.rendering(messages, closed=closed).ids
 
     def rendering(
-        self,
-        messages: Sequence[Message],
-        before: Rendering | None = None,
-        *,
-        closed: bool = False,
+        self, messages: Sequence[Message], before: Rendering | None = None, *, closed: bool = False
     ) -> Rendering:
         """As `render`, with the text; UserError when the template refuses the messages.
 

@@ -169,11 +169,7 @@ class SlotModel:
         return self.switch - length if self.switch and length <= self.switch else length
 
     def feed(
-        self,
-        parts: Sequence[Part],
-        *,
-        states_of: Sequence[int],
-        logits_of: Sequence[int],
+        self, parts: Sequence[Part], *, states_of: Sequence[int], logits_of: Sequence[int]
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Encode the parts, at most about `room` tokens, and keep their keys and values.
 
