@@ -9,7 +9,7 @@ steps and the record on disk (docs/design.md, section 3).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from spikescore.data.question import Question, first_message, leaked_lines, record_fields
 from spikescore.dialogues.config import Config
@@ -18,6 +18,9 @@ from spikescore.errors import UserError
 from spikescore.model.chat import ChatFormat, Message, Rendering
 from spikescore.model.turns import Finished, Turn, common_prefix
 from spikescore.pairs import cut_off
+
+if TYPE_CHECKING:
+    from spikescore.dialogues.recorded import Recorded
 
 
 class Dialogue:
@@ -138,20 +141,8 @@ def stop_late(finished: Finished, dialogue: Dialogue, config: Config) -> None:
             return
 
 
-class Held(Protocol):
-    """What a record is written from: the question and the texts of a dialogue that was held.
-
-    `stopped` is the reason of its end, "" for the one that the turns' maker gives.
-    """
-
-    question: Question
-    prompts: list[Prompt]
-    answers: list[str]
-    stopped: str
-
-
 def dialogue_record(
-    finished: Finished, dialogue: Held, config: Config, chat: ChatFormat
+    finished: Finished, dialogue: Dialogue | Recorded, config: Config, chat: ChatFormat
 ) -> dict[str, Any]:
     """The JSON of a finished dialogue, label still open.
 

@@ -27,7 +27,7 @@ _ROLES = ("system", "user", "assistant", "tool")
 
 @dataclass
 class Recorded:
-    """A dialogue that was held before, in the shape that a record is written from (`Held`)."""
+    """A dialogue that was held before, in the shape that a record is written from."""
 
     question: Question
     prompts: list[Prompt] = field(default_factory=list)

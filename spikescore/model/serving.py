@@ -95,28 +95,24 @@ class Server:
     max_in_flight: int
 
 
+@dataclass(eq=False)
 class ServedGenerator:
     """Holds conversations on a server, `in_flight` just now; with `states` it reads them too."""
 
-    def __init__(
-        self,
-        server: Server,
-        chat: ChatFormat,
-        sampling: Sampling,
-        states: ServedStates | None = None,
-    ) -> None:
-        self.server = server
-        self.states = states
+    server: Server
+    chat: ChatFormat
+    sampling: Sampling
+    states: ServedStates | None = None
+
+    def __post_init__(self) -> None:
         self.probe = Probe()
         self.longest = 0  # tokens that the server holds of a dialogue; 0: not known
-        self.chat = chat
-        self.sampling = sampling
         self.in_flight = 0
         self._time = _SharedTime()
         self._refused: dict[str, str | None] = {}  # parameters, and their other names
         self._has_warned = False  # of a prompt that it cut
         self._cap = 0  # most tokens of an answer, where the server allows fewer than asked for
-        options = chat.server_options
+        options = self.chat.server_options
         self._extra: dict[str, Any] = {"chat_template_kwargs": options} if options else {}
 
     def check(self) -> None:
