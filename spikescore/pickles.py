@@ -619,7 +619,7 @@ class _Machine:
         self._name(module, name)
 
     def _name(self, module: str, name: str) -> None:
-        full = f"{module}.{name}"
+        full = f"{_SAME_MODULES.get(module, module)}.{name}"
         if name == "TrainingConfig" or full == "argparse.Namespace":
             full = _SETTINGS  # whatever module it names, that module is not imported
         elif module == "torch" and name in _STORAGES:
@@ -763,29 +763,23 @@ _FLAT = _LIGHT | {str, memoryview, bytes, np.ndarray}
 _SETTINGS = _Name("settings")
 _STOP, _GET, _MEMOIZE, _SMALL, _FLOAT = ord("."), ord("h"), 0x94, ord("K"), ord("G")
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
+_SAME_MODULES = {
+    "numpy._core.multiarray": "numpy.core.multiarray", "numpy._core.numeric": "numpy.core.numeric",
+    "__builtin__": "builtins",
+}  # fmt: skip
 _ARRAY_NAMES = {
-    "numpy.dtype", "numpy.ndarray",
-    "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
-    "numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer",
+    "numpy.dtype", "numpy.ndarray", "numpy.core.multiarray._reconstruct",
+    "numpy.core.numeric._frombuffer",
 }  # fmt: skip
 _MAKERS: dict[str, Callable[..., Any]] = {
     "numpy.dtype": lambda machine, *given: _dtype(*given),
-    **dict.fromkeys(
-        ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),
-        lambda machine, *given: _Unmade(),
-    ),
-    **dict.fromkeys(
-        ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"), _Machine._scalar
-    ),
-    **dict.fromkeys(
-        ("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer"), _Machine._array
-    ),
+    "numpy.core.multiarray._reconstruct": lambda machine, *given: _Unmade(),
+    "numpy.core.multiarray.scalar": _Machine._scalar,
+    "numpy.core.numeric._frombuffer": _Machine._array,
     "_codecs.encode": _Machine._encoded,
-    **dict.fromkeys(("builtins.bytes", "__builtin__.bytes"), lambda machine: memoryview(b"")),
-    **dict.fromkeys(
-        ("builtins.set", "__builtin__.set", "builtins.frozenset", "__builtin__.frozenset"),
-        _Machine._set,
-    ),
+    "builtins.bytes": lambda machine: memoryview(b""),
+    "builtins.set": _Machine._set,
+    "builtins.frozenset": _Machine._set,
     "collections.OrderedDict": lambda machine: {},
     "torch.Size": lambda machine, size: _shape(size),
     "torch.storage._load_from_bytes": _Machine._storage_from_bytes,

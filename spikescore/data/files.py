@@ -22,7 +22,7 @@ import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -184,9 +184,9 @@ def _plain_rows(path: Path, file: BinaryIO, first: bytes, more: bytes) -> Rows:
     """
     suffix = plain_suffix(path)
     if first.startswith(b"PAR1") or suffix == ".parquet":
-        return _parquet_rows(path, file)
+        return _column_rows(path, file, "Parquet", _parquet_batches)
     if first.startswith(b"ARROW1") or suffix == ".arrow":
-        return _arrow_rows(path, file)
+        return _column_rows(path, file, "Arrow", _arrow_batches)
     head = first[:4096]
     what = next((what for mark, what in _NOT_READ.items() if head.startswith(mark)), "")
     if what or head[257:262] == b"ustar":
@@ -324,26 +324,48 @@ _SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 # --- Parquet and Arrow ------------------------------------------------------------------------
 
 
-def _parquet_rows(path: Path, file: BinaryIO) -> Rows:
-    # imported here: the other formats need no pyarrow, and it takes a while to load
-    import pyarrow
-    from pyarrow import parquet
+def _column_rows(path: Path, file: BinaryIO, what: str, batches: Callable[..., Any]) -> Rows:
+    """Yield rows of the record batches that `batches` finds in an opened file."""
+    import pyarrow  # here: the other formats need none, and it takes a while to load
 
-    damaged = (pyarrow.ArrowException, OSError, *_NO_VALUE)
-    with _seekable(file) as whole:  # Parquet is read from its end
+    damaged, number = (pyarrow.ArrowException, OSError, *_NO_VALUE), 0
+    with _seekable(file) as whole:
         try:
-            table = parquet.ParquetFile(whole)
+            found = batches(whole)
         except damaged as error:
             raise UserError(
-                f'dataset "{path}" is not valid Parquet ({shown(error)}); '
+                f'dataset "{path}" is not valid {what} ({shown(error)}); '
                 "it may be cut short, fetch it again"
             ) from error
-        batches = (  # all row groups at once would take more memory
-            batch
-            for group in range(table.num_row_groups)
-            for batch in table.iter_batches(_BATCH, row_groups=[group])
-        )
-        yield from _batch_rows(batches, damaged, "Parquet")
+        try:
+            parts = (one.slice(at, _ROWS) for one in found for at in range(0, len(one), _ROWS))
+            for part in parts:
+                for row in _python_rows(part):
+                    number += 1
+                    yield f"row {number}", row
+        except damaged as error:
+            yield f"row {number + 1}", BadRow(None, f"damaged {what} ({shown(error)})")
+
+
+def _parquet_batches(file: BinaryIO) -> Iterable[Any]:
+    from pyarrow import parquet
+
+    table = parquet.ParquetFile(file)
+    return (  # all row groups at once would take more memory
+        batch
+        for group in range(table.num_row_groups)
+        for batch in table.iter_batches(_BATCH, row_groups=[group])
+    )
+
+
+def _arrow_batches(file: BinaryIO) -> Iterable[Any]:
+    """Read an Arrow file, or a stream, as `datasets.save_to_disk` and its cache write it."""
+    from pyarrow import ipc
+
+    is_file = file.read(6) == b"ARROW1"
+    file.seek(0)
+    table = ipc.open_file(file) if is_file else ipc.open_stream(file)
+    return map(table.get_batch, range(table.num_record_batches)) if is_file else table
 
 
 @contextmanager
@@ -356,38 +378,6 @@ def _seekable(file: BinaryIO) -> Iterator[BinaryIO]:
         shutil.copyfileobj(file, plain)
         plain.seek(0)
         yield plain
-
-
-def _arrow_rows(path: Path, file: BinaryIO) -> Rows:
-    """Read an Arrow file, or a stream, as `datasets.save_to_disk` and its cache write it."""
-    import pyarrow
-    from pyarrow import ipc
-
-    damaged = (pyarrow.ArrowException, OSError, *_NO_VALUE)
-    with _seekable(file) as whole:
-        try:
-            is_file = whole.read(6) == b"ARROW1"
-            whole.seek(0)
-            table = ipc.open_file(whole) if is_file else ipc.open_stream(whole)
-        except damaged as error:
-            raise UserError(
-                f'dataset "{path}" is not a valid Arrow file ({shown(error)}); '
-                "it may be cut short, fetch or save it again"
-            ) from error
-        found = map(table.get_batch, range(table.num_record_batches)) if is_file else table
-        yield from _batch_rows(found, damaged, "Arrow")
-
-
-def _batch_rows(batches: Iterable[Any], damaged: tuple[type[Exception], ...], what: str) -> Rows:
-    number = 0
-    try:
-        parts = (batch.slice(at, _ROWS) for batch in batches for at in range(0, len(batch), _ROWS))
-        for part in parts:
-            for row in _python_rows(part):
-                number += 1
-                yield f"row {number}", row
-    except damaged as error:
-        yield f"row {number + 1}", BadRow(None, f"damaged {what} ({shown(error)})")
 
 
 def _python_rows(batch: Any) -> list[Any]:

@@ -168,7 +168,7 @@ def test_what_save_to_disk_writes_is_read(tmp_path: Path) -> None:
         ("a.jsonl.zst", b"\x28\xb5\x2f\xfd\x04\x00", "compressed file is cut short or damaged"),
         ("a.jsonl.xz", b"\xfd7zXZ\0\0", "compressed file is cut short or damaged"),
         ("a.json.bz2", b"BZh91AY", "compressed file is cut short or damaged"),
-        ("a.arrow", b"ARROW1\0\0 and no more", "not a valid Arrow file"),
+        ("a.arrow", b"ARROW1\0\0 and no more", "not valid Arrow"),
         ("a.parquet", b"PAR1 and no more", "not valid Parquet"),
         ("a.jsonl", b"\x89HDF\r\n", "HDF5"),
         ("a.jsonl", b"\n \n", "is empty"),
