@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -80,14 +81,12 @@ def _given_to(modules: Sequence[nn.Module]) -> Iterator[list[torch.Tensor]]:
     """Collect what each module is given for the last token of a pass; a later pass replaces it."""
     kept = [torch.empty(0)] * len(modules)
 
-    def keeping(number: int) -> Callable[[nn.Module, tuple], None]:
-        def keep(module: nn.Module, args: tuple) -> None:
-            kept[number] = args[0].reshape(-1, args[0].shape[-1])[-1]
-
-        return keep
+    def keep(number: int, module: nn.Module, args: tuple) -> None:
+        kept[number] = args[0].reshape(-1, args[0].shape[-1])[-1]
 
     hooks = [
-        module.register_forward_pre_hook(keeping(number)) for number, module in enumerate(modules)
+        module.register_forward_pre_hook(partial(keep, number))
+        for number, module in enumerate(modules)
     ]
     try:
         yield kept

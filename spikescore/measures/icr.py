@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -144,9 +145,9 @@ class _LayerTap(AbstractContextManager):
         attentions = [_attention_of(layer) for layer in self._modules]
         for number, (layer, attention) in enumerate(zip(self._modules, attentions, strict=True)):
             self._hooks += [
-                layer.register_forward_pre_hook(self._before(number), with_kwargs=True),
-                attention.register_forward_hook(self._attended(number)),
-                layer.register_forward_hook(self._after(number)),
+                layer.register_forward_pre_hook(partial(self._before, number), with_kwargs=True),
+                attention.register_forward_hook(partial(self._attended, number)),
+                layer.register_forward_hook(partial(self._after, number)),
             ]
         return self
 
@@ -169,31 +170,22 @@ class _LayerTap(AbstractContextManager):
         """Which rows of a pass are the answer's."""
         return slice(max(0, self._n_prompt - self.start), hidden.shape[1])
 
-    def _before(self, number: int):
-        def keep(layer: nn.Module, args: tuple, kwargs: dict) -> None:
-            hidden = args[0] if args else kwargs["hidden_states"]
-            self._inputs[number].append(hidden[0])
+    def _before(self, number: int, layer: nn.Module, args: tuple, kwargs: dict) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        self._inputs[number].append(hidden[0])
 
-        return keep
+    def _after(self, number: int, layer: nn.Module, args: tuple, output: object) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        self._outputs[number].append(hidden[0, self._answers(hidden)])
 
-    def _after(self, number: int):
-        def keep(layer: nn.Module, args: tuple, output: object) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
-            self._outputs[number].append(hidden[0, self._answers(hidden)])
-
-        return keep
-
-    def _attended(self, number: int):
-        def keep(attention: nn.Module, args: tuple, output: tuple) -> None:
-            weights = output[1]
-            if weights is None:
-                raise UserError(
-                    f"{type(attention).__name__} gives no attention weights; "
-                    'leave "attention" out of --groups'
-                )
-            rows = weights[0, :, self._answers(output[0])].float().mean(dim=0)
-            # a layer with a sliding window may have forgotten the oldest tokens
-            forgotten = self.start + output[0].shape[1] - rows.shape[1]
-            self._rows[number].append(nn.functional.pad(rows, (forgotten, 0)))
-
-        return keep
+    def _attended(self, number: int, attention: nn.Module, args: tuple, output: tuple) -> None:
+        weights = output[1]
+        if weights is None:
+            raise UserError(
+                f"{type(attention).__name__} gives no attention weights; "
+                'leave "attention" out of --groups'
+            )
+        rows = weights[0, :, self._answers(output[0])].float().mean(dim=0)
+        # a layer with a sliding window may have forgotten the oldest tokens
+        forgotten = self.start + output[0].shape[1] - rows.shape[1]
+        self._rows[number].append(nn.functional.pad(rows, (forgotten, 0)))
