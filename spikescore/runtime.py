@@ -264,15 +264,24 @@ def derived_seed(*parts: object) -> int:
 class EventLoop:
     """An event loop on a thread of its own, for calls to servers; works below any other loop.
 
-    Used as a context manager. Leaving it, after Ctrl-C or an error too, cancels what is still under
-    way and then closes what was opened on it.
+    Used as a context manager, which opens the `resources`. Leaving it, after Ctrl-C or an error
+    too, cancels what is still under way and then closes what was opened on it.
     """
+
+    def __init__(self, *resources: AbstractAsyncContextManager[Any]) -> None:
+        self._resources = resources
 
     def __enter__(self) -> EventLoop:
         self._loop = asyncio.new_event_loop()
         self._opened = AsyncExitStack()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
+        try:
+            for resource in self._resources:
+                self.open(resource)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:

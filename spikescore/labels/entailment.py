@@ -184,8 +184,7 @@ class LLMEntailment:
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine that calls `entail` to its end; log how many of its calls failed."""
         self._errors.clear()
-        with EventLoop() as loop:
-            loop.open(self.asker)
+        with EventLoop(self.asker) as loop:
             result = loop.run(work)
         failed = [error for error in self._errors if error is not None]
         warn_of_failures("entailment", failed, len(self._errors))

@@ -219,16 +219,8 @@ class BackgroundLabels(EventLoop):
     """Runs a judge on an event loop of its own thread, while something else goes on."""
 
     def __init__(self, judge: Judge) -> None:
+        super().__init__(judge)
         self._judge = judge
-
-    def __enter__(self) -> BackgroundLabels:
-        super().__enter__()
-        try:
-            self.open(self._judge)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
 
     def submit(self, question: Question, answer: str) -> Future[Judgement]:
         """Start judging; the future never raises for a failed call (the judgement carries it)."""

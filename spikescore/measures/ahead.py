@@ -39,15 +39,8 @@ class JudgingAhead:
         self._failed: BaseException | None = None
 
     def __enter__(self) -> JudgingAhead:
-        self._loop = EventLoop()
-        self._loop.__enter__()
-        try:
-            for asker in (self._judge, self._entailment and self._entailment.asker):
-                if asker:
-                    self._loop.open(asker)
-        except BaseException:
-            self._loop.__exit__()
-            raise
+        askers = self._judge, self._entailment and self._entailment.asker
+        self._loop = EventLoop(*filter(None, askers)).__enter__()
         return self
 
     def begin(self, question: Question, entry: dict[str, Any]) -> None:
