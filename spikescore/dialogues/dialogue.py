@@ -9,7 +9,8 @@ steps and the record on disk (docs/design.md, section 3).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 from spikescore.data.question import Question, first_message, leaked_lines, record_fields
 from spikescore.dialogues.config import Config
@@ -18,9 +19,6 @@ from spikescore.errors import UserError
 from spikescore.model.chat import ChatFormat, Message, Rendering
 from spikescore.model.turns import Finished, Turn, common_prefix
 from spikescore.pairs import cut_off
-
-if TYPE_CHECKING:
-    from spikescore.dialogues.recorded import Recorded
 
 
 class Dialogue:
@@ -139,6 +137,16 @@ def stop_late(finished: Finished, dialogue: Dialogue, config: Config) -> None:
             del finished.turns[turn.number :]
             dialogue.stopped = "perplexity"
             return
+
+
+@dataclass
+class Recorded:
+    """A dialogue that was held before, in the shape that a record is written from."""
+
+    question: Question
+    prompts: list[Prompt] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    stopped: str = ""  # the transcript says why it ended
 
 
 def dialogue_record(

@@ -8,13 +8,12 @@ assistant says are the answers, and a turn's prompt is all that stands between t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from spikescore.data.fields import shown
 from spikescore.data.question import Question, first_message, question_from_record
 from spikescore.dialogues.config import Config
-from spikescore.dialogues.dialogue import after_first, opening
+from spikescore.dialogues.dialogue import Recorded, after_first, opening
 from spikescore.dialogues.prompts import FORKED, Prompt
 from spikescore.errors import UserError
 from spikescore.labels.judges import shipped_judgement
@@ -23,16 +22,6 @@ from spikescore.model.reading import Exchange
 from spikescore.model.turns import token_sequences
 
 _ROLES = ("system", "user", "assistant", "tool")
-
-
-@dataclass
-class Recorded:
-    """A dialogue that was held before, in the shape that a record is written from."""
-
-    question: Question
-    prompts: list[Prompt] = field(default_factory=list)
-    answers: list[str] = field(default_factory=list)
-    stopped: str = ""  # the transcript says why it ended
 
 
 def recorded_dialogue(

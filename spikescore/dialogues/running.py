@@ -22,13 +22,12 @@ from openai import AsyncOpenAI
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from spikescore.dialogues.config import TYPICAL_ANSWER_TOKENS, Config
-from spikescore.dialogues.dialogue import Dialogue, dialogue_record, opening, stop_late
+from spikescore.dialogues.dialogue import Dialogue, Recorded, dialogue_record, opening, stop_late
 from spikescore.dialogues.keeping import KeptTurns, digest
 from spikescore.dialogues.leaks import check_prompt, leak_report
 from spikescore.dialogues.plan import Item, is_finished, server_url
 from spikescore.dialogues.prompts import FAMILIES, Families, load_prompts
 from spikescore.dialogues.recorded import (
-    Recorded,
     given_fields,
     recorded_dialogue,
     shipped_dialogue,
