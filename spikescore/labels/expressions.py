@@ -24,8 +24,7 @@ _FUNCTIONS = {
 }  # fmt: skip
 _TOKEN = re.compile(
     r"\s*(\d+(?:\.\d*)?|\.\d+|\\?(?:arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt"
-    r"|frac|binom"
-    r"|pi|theta|alpha|beta|gamma|lambda|phi)(?![a-z])|[A-Za-z]|[-+*/^!(){}\[\]|_,])"
+    r"|frac|binom|pi|theta|alpha|beta|gamma|lambda|phi)(?![a-z])|[A-Za-z]|[-+*/^!(){}\[\]|_,])"
 )
 
 

@@ -403,12 +403,10 @@ def _yes_or_no(text: str) -> str | None:
 _NOT = r"(?:not|never|(?:do|does|did|is|was|are|were|has|have|had|could|ca|would)nt|cannot)"
 _UNKNOWN = re.compile(
     r"\b(?:unknown|unclear|unspecified|unstated|unanswerable|unmentioned|undisclosed"
-    r"|undetermined)\b"
-    r"|^n a$|\bnobody (?:knows|can)\b|\bimpossible to \w+\b|\b(?:no"
-    r"|without) (?:further )?(?:information|mention|answer|"
-    r"indication|details?|data|clue|evidence|way (?:to|of)|one (?:knows|can))\b"
-    r"|\b(?:gives?|gave|makes?|made|provides?|offers?|contains?|there is|theres|states?) no\b"
-    r"|\binsufficient information\b"
+    r"|undetermined)\b|^n a$|\bnobody (?:knows|can)\b|\bimpossible to \w+\b|\b(?:no"
+    r"|without) (?:further )?(?:information|mention|answer|indication|details?|data|clue|evidence"
+    r"|way (?:to|of)|one (?:knows|can))\b|\b(?:gives?|gave|makes?|made|provides?|offers?|contains?"
+    r"|there is|theres|states?) no\b|\binsufficient information\b"
     rf"|(?<!\bhe )(?<!\bshe )(?<!\bthey )\b{_NOT} (?:\w+ ){{0,3}}(?:say|state|mention|specify"
     rf"|tell|give|provide|"
     r"indicate|describe|reveal|explain|identify|disclose|know|clear|stated|mentioned|given"
@@ -508,11 +506,9 @@ _TAIL = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _CONCLUDES = re.compile(
-    r"(?:\b(?:so|therefore|thus|hence|then|altogether|finally|gives|leaves|makes|equals"
-    r"|result(?:s|ing)?|"
-    r"total(?:s|ing)?|(?:comes|adds|amounts) (?:up )?to|is|are|was|were|be|get|gets|got|earns?"
-    r"|costs?)\b"
-    r"|=|→|:)",
+    r"(?:\b(?:so|therefore|thus|hence|then|altogether|finally|gives|leaves|makes|equals|result(?:s"
+    r"|ing)?|total(?:s|ing)?|(?:comes|adds|amounts) (?:up )?to|is|are|was|were|be|get|gets|got"
+    r"|earns?|costs?)\b|=|→|:)",
     re.IGNORECASE,
 )
 _RANGE = re.compile(r"\bbetween\b[^.;\n]{0,15}$", re.IGNORECASE)
@@ -648,15 +644,13 @@ _PROSE = 20  # words, from which on options may be named without being chosen
 _LOOK_ALIKES = str.maketrans("АВСЕНКМОРТХавсеΑΒΕΖΗΙΚΜ", "ABCEHKMOPTXabceABEZHIKM")
 _NO_LETTER = re.compile(
     r"\b(?:vitamin|hepatitis|plan|class|type|grade|group|team|number|point|section|part|figure"
-    r"|table)"
-    r"\W*$",
+    r"|table)\W*$",
     re.IGNORECASE,
 )
 _NTH = "first second third fourth fifth sixth seventh eighth".split()
 _PICKED = (
-    r"(?i:option|choice|answer|letter|alternative|select|selected|choose|chose|pick|picked"
-    r"|go with|going "
-    r"with|选项|選項|选择|選擇|选|選|选的是)"
+    r"(?i:option|choice|answer|letter|alternative|select|selected|choose|chose|pick|picked|go with"
+    r"|going with|选项|選項|选择|選擇|选|選|选的是)"
 )
 
 

@@ -209,16 +209,13 @@ _CLAUSE = re.compile(
     re.IGNORECASE,
 )
 _REMARK = re.compile(
-    r"\W*(?:(?:also|indeed|definitely|quite|very|therefore|thus|still|probably|likely|certainly|"
-    r"now|both|absolutely|so|all|most|the|entirely|fully|in fact) )*"
-    r"(?:correct|right|accurate|true|valid|wrong|incorrect|false|final|complete|clear|obvious"
-    r"|simple|"
-    r"easy|straightforward|short|brief|reasonable|plausible|best|certain|confident|well[- ]known|"
-    r"based|derived|supported|confirmed|verified|consistent|obtained|found|given|provided"
-    r"|explained|"
-    r"taken|in (?:line|accordance|agreement|the)|according|as follows|below|above|here|available|"
-    r"subject|meant|intended|known|due|because|backed|a good|an? (?:estimate|approximation"
-    r"|guess))\b",
+    r"\W*(?:(?:also|indeed|definitely|quite|very|therefore|thus|still|probably|likely|certainly|now"
+    r"|both|absolutely|so|all|most|the|entirely|fully|in fact) )*(?:correct|right|accurate|true"
+    r"|valid|wrong|incorrect|false|final|complete|clear|obvious|simple|easy|straightforward|short"
+    r"|brief|reasonable|plausible|best|certain|confident|well[- ]known|based|derived|supported"
+    r"|confirmed|verified|consistent|obtained|found|given|provided|explained|taken|in (?:line"
+    r"|accordance|agreement|the)|according|as follows|below|above|here|available|subject|meant"
+    r"|intended|known|due|because|backed|a good|an? (?:estimate|approximation|guess))\b",
     re.IGNORECASE,
 )
 _ABOUT = (
@@ -325,12 +322,10 @@ _FILLER = set(
     "we must will with have solve equation work through find asks".split()
 )
 _ABSTAINS = re.compile(
-    r"\b(?:(?:do|does|did|could|can|would|am|is|are|was) ?not|(?:do|does|did|could|ca|is|are"
-    r"|was)nt|"
-    r"cannot|unable to|not able to|never) (?:\w+ ){0,3}"
-    r"(?:know|knew|say|tell|answer|solve|determine|determined|help|sure|certain|provide|find|have "
-    r"(?:access|enough|information|the))\b|\bno idea\b|\bnot sure\b|\bsorry\b|\bnone of (?:them"
-    r"|these)\b"
+    r"\b(?:(?:do|does|did|could|can|would|am|is|are|was) ?not|(?:do|does|did|could|ca|is|are|was)nt"
+    r"|cannot|unable to|not able to|never) (?:\w+ ){0,3}(?:know|knew|say|tell|answer|solve"
+    r"|determine|determined|help|sure|certain|provide|find|have (?:access|enough|information"
+    r"|the))\b|\bno idea\b|\bnot sure\b|\bsorry\b|\bnone of (?:them|these)\b"
 )
 
 
