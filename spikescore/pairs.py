@@ -537,17 +537,17 @@ def for_all_eyes(value: Any) -> Any:
 # --- what a pair is good for, and what belongs together -----------------------------------------
 
 
-def unusable(path: Path, record: Mapping[str, Any], *, label: bool = True) -> str:
+def unusable(path: Path, record: Mapping[str, Any]) -> str:
     """Say why a dialogue can be neither learned from nor scored; "" when it can.
 
-    "unfinished", "without turns", "unlabelled" (only where a `label` is needed) or "without PKL".
+    "unfinished", "without turns", "unlabelled" or "without PKL".
     Whether the PKL can be read is known when it is read.
     """
     if not record.get("complete", True):
         return "unfinished"
     if not record.get("cot_steps"):
         return "without turns"
-    if label and record.get("nil_label") not in (0, 1):
+    if record.get("nil_label") not in (0, 1):
         return "unlabelled"
     return "" if is_file(path.with_suffix(".pkl")) else "without PKL"
 

@@ -307,8 +307,8 @@ class _Storage:
 # --- arrays -------------------------------------------------------------------------------------
 
 
-def _is_whole(value: Any, low: int = 0) -> bool:
-    return type(value) is int and low <= value < 2**48
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**48
 
 
 def _shape(value: Any) -> tuple[int, ...]:

@@ -232,7 +232,6 @@ def test_a_pair_that_is_of_no_use_says_why(tmp_path, change, reason):
     assert pairs.unusable(path, record) == (reason or "without PKL")
     path.with_suffix(".pkl").touch()
     assert pairs.unusable(path, record) == reason
-    assert pairs.unusable(path, record, label=False) == ("" if reason == "unlabelled" else reason)
 
 
 @pytest.mark.parametrize(

@@ -259,11 +259,11 @@ def optional_texts(row: Row, name: str) -> tuple[str, ...]:
     return () if optional(row, name) is None else texts(row, name)
 
 
-def joined_texts(row: Row, name: str, separator: str) -> tuple[str, ...]:
-    """Return the parts of one text that joins several, empty ones left out; or of a list."""
+def joined_texts(row: Row, name: str) -> tuple[str, ...]:
+    """Return the parts of one text that joins several by ";", empty ones left out; or of a list."""
     if isinstance(parsed(get(row, name), name), list):
         return distinct(texts(row, name, some=True))
-    parts = (part.strip() for part in text(row, name).split(separator))
+    parts = (part.strip() for part in text(row, name).split(";"))
     return distinct(part for part in parts if part)
 
 

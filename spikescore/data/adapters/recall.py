@@ -154,11 +154,11 @@ def truthfulqa(row: Row) -> Iterable[Question]:
     They are sentences, so that a model must judge: no rule can.
     """
     worst = optional_text(row, "Best Incorrect Answer")
-    wrong = joined_texts(row, "Incorrect Answers", ";")
+    wrong = joined_texts(row, "Incorrect Answers")
     yield _truthful(
         row,
         text(row, "Question"),
-        (text(row, "Best Answer"), *joined_texts(row, "Correct Answers", ";")),
+        (text(row, "Best Answer"), *joined_texts(row, "Correct Answers")),
         (worst, *wrong) if worst else wrong,
         optional(row, "Category"),
     )
@@ -215,7 +215,7 @@ def defan(row: Row) -> Iterable[Question]:
     of_type = text(row, "type")
     answer = get(row, "answer")
     empty = is_missing(answer)
-    golds = () if empty else joined_texts(row, "answer", ";")
+    golds = () if empty else joined_texts(row, "answer")
     if not golds and not empty:
         raise BadRow("answer", f'"{shown(answer)}" holds no answer')
     yield Question(
