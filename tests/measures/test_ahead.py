@@ -131,7 +131,8 @@ def test_what_is_under_way_is_given_up_when_generation_is_interrupted(tmp_path) 
         with pytest.raises(KeyboardInterrupt):
             with JudgingAhead(accuracy, None, SETTINGS) as ahead:
                 ahead.begin(*make_case(0))
-                while accuracy.judge.asker.stats["asked"] < 5 or server.now:
+                asker = accuracy.judge.asker
+                while asker.stats["asked"] < 5 or asker._under_way:  # until all are kept
                     threading.Event().wait(0.01)
                 ahead.begin(*make_case(1))
                 while len(server.bodies) < 6:
