@@ -55,6 +55,7 @@ ADAPTED = (
     ),
     (r"\./models/smollm2-135m-instruct", "./models/tiny"),
     (r"range\(100\)", "range(40)"),
+    (r"randint\(2, 20\), random\.randint\(2, 12\)", "randint(2, 60), random.randint(2, 40)"),
     (r'"max_new_tokens": 48', '"max_new_tokens": 12'),
     # 1: some answers could not be read
     (r"(label_answers\.py --(?:relabel|agreement) \./outputs/quiz.*)", r"\1; [ $? -le 1 ]"),
