@@ -21,12 +21,19 @@ settings.load_profile("fixed")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-LONGEST = ("test_reproduce.py", "test_reasoning_lite.py", "test_generate_answers.py")
+LONGEST = [
+    "test_documentation.py", "test_reproduce.py", "test_reasoning_lite.py",
+    "test_generate_answers.py", "test_metrics_probe.py", "test_eval_probe.py",
+    "test_trained_detectors.py", "test_score_methods.py", "test_serving.py",
+]  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the modules that take minutes, so that no core is idle at the end."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    """Begin with the modules that take minutes, the longest first, so that no core is idle at the
+    end.
+    """
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 @pytest.fixture(autouse=True)
