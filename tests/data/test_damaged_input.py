@@ -88,7 +88,7 @@ def good_ids(folder: Path, shape: str, damaged: int) -> set[str]:
 
 
 damage = settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 shapes = st.sampled_from(sorted(SHAPES))
 places = st.integers(0, N - 1)

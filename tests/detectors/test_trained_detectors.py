@@ -63,8 +63,10 @@ AXIS /= np.linalg.norm(AXIS)
 def one_thread(monkeypatch):
     """As score_methods.py does it: on so small arrays several threads only wait for each other.
 
-    LSD takes fewer and larger steps, for time.
+    LSD takes fewer and larger steps and CCS fewer and from fewer starts, for time.
     """
+    monkeypatch.setattr(unsupervised, "TRIES", 4)
+    monkeypatch.setattr(unsupervised, "EPOCHS", 400)
     monkeypatch.setattr(lsd, "STEPS", 150)
     monkeypatch.setattr(lsd, "LEARNING_RATES", (1e-3, 1e-5))
     with threadpool_limits(1):
@@ -610,7 +612,7 @@ def test_ccs_keeps_the_start_of_lowest_loss_and_scores_by_hand(monkeypatch):
         np.testing.assert_allclose(one.weight, other.weight, atol=1e-5)
     yes, no = (rows.astype(np.float32)[None] for rows in scaled)
     *_, losses = unsupervised.minimise(yes, no, *unsupervised.starts(range(1, 2), WIDTH, 2))
-    assert len(set(losses[0].tolist())) == 10
+    assert len(set(losses[0].tolist())) == unsupervised.TRIES
     assert together[1].loss == pytest.approx(losses.min(), abs=1e-6)
 
 

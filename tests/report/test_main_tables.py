@@ -584,8 +584,22 @@ def scoped():
     return book
 
 
-def test_the_report_of_a_whole_book_has_all_chapters(tmp_path):
-    report, folder = report_of(scoped(), tmp_path)
+ONE = Dialogue(
+    "okapi", "d0", 1, 0.4, 2, (0.1, 0.5, 0.5), "Which zebra?", "quagga", "",
+    (("initial", "Which zebra?", "quagga"),) * 3,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The report of a book with everything, a dialogue shown, and its folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    trained_on_others(scoped()).save(folder / "reports/made_up/scores/m.multi_source.pkl")
+    return report_of(scoped(), folder, [ONE], dialogues_in_report=True, multi_source=True)
+
+
+def test_the_report_of_a_whole_book_has_all_chapters(whole):
+    report, folder = whole
     tables = {path.stem for path in (folder / "tables" / "m").glob("*.md")}
     assert {"macro", "paired_tests", "turns", "theory", "parts_1", "parts_6"} <= tables
     assert "9 first answers cut off" in (folder / "tables/m/parts_1.md").read_text()
@@ -594,11 +608,11 @@ def test_the_report_of_a_whole_book_has_all_chapters(tmp_path):
         "SpikeScore" in report.headline()[0]
         and "SpikeScore" in (folder / "report.html").read_text()
     )
+    assert not any("Right and wrong" in one.title for one in report.chapters())
 
 
-def test_what_several_domains_taught_is_a_chapter_and_no_part_of_another(tmp_path):
-    trained_on_others(scoped()).save(tmp_path / "reports/made_up/scores/m.multi_source.pkl")
-    _, folder = report_of(scoped(), tmp_path, multi_source=True)
+def test_what_several_domains_taught_is_a_chapter_and_no_part_of_another(whole):
+    _, folder = whole
     table = (folder / "tables/m/multi_source.md").read_text()
     assert "| d0 | d1 | d2 |" in table and "SpikeScore" in table
     assert "Trained on all domains but the tested one" in (folder / "report.html").read_text()
@@ -619,10 +633,8 @@ def test_what_was_left_out_is_a_table_behind_all_others(tmp_path):
 
 
 @pytest.mark.parametrize("shown", [True, False])
-def test_a_page_without_dialogues_has_no_text_of_theirs(tmp_path, shown):
-    turns = (("initial", "Which zebra?", "quagga"),) * 3
-    one = Dialogue("okapi", "d0", 1, 0.4, 2, (0.1, 0.5, 0.5), "Which zebra?", "quagga", "", turns)
-    _, folder = report_of(scoped(), tmp_path, [one], dialogues_in_report=shown)
+def test_a_page_without_dialogues_has_no_text_of_theirs(whole, tmp_path, shown):
+    _, folder = whole if shown else report_of(scoped(), tmp_path, [ONE], dialogues_in_report=False)
     page = (folder / "report.html").read_text()
     assert ("Which zebra?" in page) == ('id="index"' in page) == ('id="chunk-0"' in page) == shown
     assert ("shown with the scores of SAPLMA" in page) == shown
@@ -725,11 +737,8 @@ def test_paired_accuracies_are_those_of_counting_on_unseen_domains_and_held_out_
 
 
 def test_a_report_of_twins_says_how_often_the_wrong_one_scores_higher(tmp_path):
-    report, folder = report_of(twins_book(), tmp_path)
+    _, folder = report_of(twins_book(), tmp_path)
     text = (folder / "tables/m/twins_cross_domain.md").read_text()
     assert "| pairs | 80 | 40 | 40 |" in text
     assert (folder / "tables/m/twins_in_domain.csv").exists()
     assert "Right and wrong answers to one question" in (folder / "report.html").read_text()
-    assert not any(
-        "Right and wrong" in one.title for one in report_of(scoped(), tmp_path)[0].chapters()
-    )

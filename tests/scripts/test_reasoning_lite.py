@@ -155,7 +155,7 @@ def test_a_run_that_was_stopped_goes_on_from_the_last_finished_turn(config_file,
     half line is left as by a kill.
     """
     folder, whole = tmp_path / "outputs", tmp_path / "whole"
-    command = ["reasoning_lite.py", "--config", config_file, "--set", "max_steps=60"]
+    command = ["reasoning_lite.py", "--config", config_file, "--set", "max_steps=40"]
     process = start_script(*command)
     wait_until(lambda: len(turns_kept(folder)) >= 15, process)
     process.kill()
