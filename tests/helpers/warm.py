@@ -7,6 +7,7 @@ script heads a session of its own and, as the process between them ends at once,
 whoever asked (who is a subreaper), not of this process.
 """
 
+import gc
 import json
 import multiprocessing.process
 import os
@@ -14,6 +15,7 @@ import socket
 import sys
 from contextlib import suppress
 from importlib import import_module
+from typing import NoReturn
 
 HEAVY = (
     "accelerate", "matplotlib.figure", "openai", "safetensors.torch", "scipy.stats",
@@ -53,16 +55,44 @@ def forked(channel: socket.socket) -> list[str]:
         channel.sendall(b"\n")
 
 
+def play(names: dict) -> NoReturn:
+    """Run the script that sys.argv names as __main__, whose names are emptied, and exit as Python
+    does, but without taking apart the libraries, which would take longer than most scripts.
+    """
+    import atexit
+    import gc
+    import threading
+
+    path = os.path.abspath(sys.argv[0])
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:1] = [os.path.dirname(path), *filter(None, given)]
+    with open(path, "rb") as file:
+        code = compile(file.read(), path, "exec", dont_inherit=True)
+    own = {"__name__": "__main__", "__file__": path, "__builtins__": names["__builtins__"]}
+    own |= dict.fromkeys(("__spec__", "__package__", "__doc__"))
+    leave, out, err = os._exit, sys.stdout, sys.stderr
+    names.clear()
+    names.update(own)
+    try:
+        exec(code, names)
+        status = 0
+    except SystemExit as end:
+        if not isinstance(end.code, int | None):
+            raise
+        status = end.code or 0
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    names.clear()  # what the script left open is closed
+    gc.collect(0)
+    out.flush()
+    err.flush()
+    leave(status & 0xFF)
+
+
 if __name__ == "__main__":
     for name in HEAVY:
         with suppress(ImportError):
             import_module(name)
+    gc.freeze()
     sys.argv = forked(socket.socket(fileno=int(sys.argv[1])))
-    __file__ = os.path.abspath(sys.argv[0])
-    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    sys.path[:1] = [os.path.dirname(__file__), *filter(None, given)]
-    with open(__file__, "rb") as file:
-        code = compile(file.read(), __file__, "exec", dont_inherit=True)
-    for name in set(globals()) - {"code", "__file__", "__name__", "__builtins__"}:
-        del globals()[name]
-    exec(code)
+    play(globals())
