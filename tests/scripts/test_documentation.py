@@ -51,7 +51,7 @@ ADAPTED = (
     (r"--entailment deberta", "--entailment exact"),
     (
         r"^python detect\.py",
-        'python detect.py --model_path ./models/tiny --probe "$(ls probe_output/*.pkl | head -1)"',
+        "python detect.py --model_path ./models/tiny --probe ./probe_output/demo.pkl",
     ),
     (r"\./models/smollm2-135m-instruct", "./models/tiny"),
     (r"range\(100\)", "range(40)"),

@@ -13,12 +13,14 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import metrics_probe
+from benchmarks import score_speed
 from spikescore import runtime
 from spikescore.errors import Refused, run_main
 from spikescore.files import read_json, write_json
@@ -285,10 +287,10 @@ class _Hostile:
 def test_hostile_probe_and_states_are_refused_and_nothing_ran(work: Path) -> None:
     mark = work / "was-here"
     (work / "bomb.pkl").write_bytes(pickle.dumps(_Hostile(f"touch {mark}")))
-    done = score_as_script(work / "outputs", work / "bomb.pkl")
+    done = score(work / "outputs", work / "bomb.pkl")
     assert done.returncode == 2 and "refused" in done.stderr
     shutil.copy(work / "bomb.pkl", work / "outputs" / "toy" / "toy-0007.pkl")
-    done = score_as_script(work / "outputs", work / "probe.pkl")
+    done = score(work / "outputs", work / "probe.pkl")
     assert done.returncode == 1 and "toy-0007.pkl" in done.stdout and "refused" in done.stdout
     assert not mark.exists()
 
@@ -308,7 +310,7 @@ def test_released_probe_and_older_pairs(tmp_path: Path) -> None:
     (folder / "a1.json").write_text(json.dumps(record))
     (folder / "progress.json").write_text("{}")
 
-    assert "--layer_range" in score_as_script(folder, tmp_path / "sep.pkl").stderr
+    assert "--layer_range" in score(folder, tmp_path / "sep.pkl").stderr
     done = score_as_script(folder, tmp_path / "sep.pkl", "--layer_range", "1,3")
     assert done.returncode == 0, done.stderr
     assert "layers 1 to 2" in done.stderr and "last_token_embedding" in done.stderr
@@ -500,12 +502,27 @@ def test_speed_benchmark_runs_and_refuses_a_full_disk(tmp_path: Path) -> None:
 
 def test_speed_benchmark_compares_sizes_of_score_methods(tmp_path: Path) -> None:
     done = run_script(
-        "benchmarks/score_speed.py", "--methods", "--sizes", "120,144", "--shape", "3x32",
+        "benchmarks/score_speed.py", "--methods", "--sizes", "120", "--shape", "3x32",
         "--trained_on", 1, "--folder", tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     head, *lines = done.stdout.splitlines()
     assert "saplma" in head and "fitted on 1 of 6 domains" in head and "states 3x32" in head
-    assert [line.split()[0] for line in lines if "dialogues, " in line] == ["120"] * 2 + ["144"] * 2
-    assert done.stdout.count("x 1.20 dialogues: ") == 2
+    assert [line.split()[0] for line in lines if "dialogues, " in line] == ["120"] * 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_speed_benchmark_says_how_the_cost_grows(tmp_path, monkeypatch, capsys) -> None:
+    taken = iter((2.0, 1.0, 3.0, 4.0))
+    monkeypatch.setattr(score_speed, "make_up_domains", lambda *_: None)
+    monkeypatch.setattr(
+        score_speed,
+        "child",
+        lambda *_: {"seconds": next(taken), "cpu": 5.0, "peak": 2**30, "parts": {}},
+    )
+    sizes = SimpleNamespace(sizes="120,144", shape="3x32", trained_on=1)
+    score_speed.compare_sizes(tmp_path, sizes)
+    grown = [line.partition("; ")[2] for line in capsys.readouterr().out.splitlines()[3:]]
+    assert grown == [
+        f"x 1.20 dialogues: x {times} time, x 1.00 CPU, x 1.00 memory" for times in ("1.50", "4.00")
+    ]
