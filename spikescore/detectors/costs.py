@@ -2,16 +2,16 @@
 
 Generated are the tokens of answers. Encoded are those of prompts that no earlier pass over the same
 dialogue had encoded: of a turn, its prompt beyond the `n_kept` ids that it shares with the turn
-before. What was not kept is not known, and stays so.
+before; of measures, what their file says (`Spent`). What was not kept is not known, and stays so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-RE_READ = frozenset({"lens", "attentions", "components"})
-"""Needs that a second pass over the first prompt and answer provides for, nothing generated."""
+from spikescore.detectors.base import MEASURED
+from spikescore.measures.file import ON_SAMPLES
 
 
 def turn_costs(
@@ -30,17 +30,27 @@ def _known(values: Sequence[Any], kind: type) -> tuple:
     return () if None in values else tuple(map(kind, values))
 
 
-def measured_costs(first: dict[str, Any], found: dict[str, Any]) -> dict[str, list[int]]:
-    """Return need -> [generated, encoded] tokens of what measure_answers.py did for a first answer
-    beyond generating it; a need whose ids were not kept is absent.
+def measured_costs(first: dict[str, Any], found: dict[str, Any]) -> dict[str, list[float]]:
+    """Return need -> [generated tokens, encoded tokens, seconds] of the measures that provide for
+    it, as far as these are known.
 
-    `first` is the dialogue's first step, `found` its measures. N samples share one encoding of
-    their prompt. The work of another model, such as one that judges entailment, is not counted.
+    `first` is the dialogue's first step, `found` its measures. Of the lens, which reads all turns,
+    it is the first exchange's part.
     """
-    asked, answered = first.get("n_prompt_tokens"), first.get("n_response_tokens")
-    if asked is None or answered is None:
-        return {}
-    costs = {need: [0, int(asked) + int(answered)] for need in sorted(RE_READ)}
-    if samples := found.get("samples"):
-        costs["samples"] = [int(sum(samples["n_tokens"])), int(asked)]
+    costs = {}
+    for group, cost in found.get("costs", {}).items():
+        need = "attentions" if group == "attention" else group
+        costs[need] = [cost["generated"], cost["encoded"], cost["seconds"]]
+    if lens := costs.pop("lens", None):
+        exchange = [first.get("n_prompt_tokens"), first.get("n_response_tokens")]
+        if None not in exchange and lens[1] >= sum(exchange):
+            costs["lens"] = [0, sum(exchange), lens[2] * sum(exchange) / lens[1]]
     return costs
+
+
+def groups_read(needs: Iterable[str]) -> list[str]:
+    """Return the needs among these that measures provide for, the samples that they are about
+    with them.
+    """
+    measured = MEASURED.intersection(needs)
+    return sorted(measured | ({"samples"} if measured.intersection(ON_SAMPLES) else set()))

@@ -36,7 +36,7 @@ from spikescore.detectors.base import (
     checked,
     load_detector,
 )
-from spikescore.detectors.costs import measured_costs, turn_costs
+from spikescore.detectors.costs import groups_read, measured_costs, turn_costs
 from spikescore.detectors.lesson import LayerReader, first_answers
 from spikescore.detectors.networks import Saplma
 from spikescore.detectors.score_book import BookItem, Key, ScoreBook
@@ -641,9 +641,7 @@ def _described(detector: type[Detector]) -> dict[str, object]:
         "learns": learns(detector),
         "whole_dialogue": detector.whole_dialogue,
         # a probe of states needs measures to learn from alone
-        "measured": []
-        if issubclass(detector, StateDetector)
-        else sorted(detector.needs & MEASURED),
+        "measured": [] if issubclass(detector, StateDetector) else groups_read(detector.needs),
     }
 
 

@@ -54,7 +54,8 @@ class Capability:
             ends = range(len(ids) - N_TOKENS + 1, len(ids) + 1)
             prompts.append([ids[:end] for end in ends] if fits else [])
         shares: list[list[np.ndarray]] = [[] for _ in cases]
-        for end in read_ends(self.model, prompts, slots=self.batch_size):
+        spent = [case.spent for case in cases]
+        for end in read_ends(self.model, prompts, slots=self.batch_size, spent=spent):
             shares[end.group].append(self._shares(end))
         return [{"internal_confidence": weighted(own)} for own in shares]
 

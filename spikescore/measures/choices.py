@@ -124,7 +124,8 @@ class Choices:
             ids = self._prompt(case, texts) if texts else []
             prompts.append([ids] if 0 < len(ids) <= self.max_context else [])
         found = [{"p_true_choices": math.nan, "p_none": math.nan} for _ in cases]
-        for end in read_ends(self.model, prompts, slots=self.batch_size):
+        spent = [case.spent for case in cases]
+        for end in read_ends(self.model, prompts, slots=self.batch_size, spent=spent):
             texts = options[end.group]
             shown = torch.tensor(self._letters[: len(texts)], device=end.logits.device)
             p = torch.softmax(end.logits[shown].double(), dim=-1).tolist()
@@ -199,7 +200,9 @@ class Choices:
             (case.item_id, few_shot(case.system, shown, _asked(template, case.prompt)))
             for case, shown in zip(cases, examples, strict=True)
         ]
-        return ["".join(one) for one in replies(self.engine(), self.chat, asked, GREEDY)]
+        spent = [case.spent for case in cases]
+        found = replies(self.engine(), self.chat, asked, GREEDY, spent=spent)
+        return ["".join(one) for one in found]
 
 
 def _asked(template: str, prompt: str) -> str:

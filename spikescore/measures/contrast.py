@@ -60,6 +60,7 @@ class ContrastReader:
         wrong: list[int],
     ) -> dict[str, np.ndarray]:
         """Measure an answer to a prompt; `bare` is the prompt without the question."""
+        self._cached = []
         divergence, contrast, own = self._layers(prompt, answer)
         return {
             "answer_logprobs": own,

@@ -2,20 +2,21 @@
 
     {"format": 1, "model": str, "identity": digests of the model's content,
      "texts": 12 hex digits of the dialogue's prompts and answers,
-     "settings": {group: {...}}, "turns": {...}, "first": {...}, "samples": {...}}
+     "settings": {group: {...}}, "turns": {...}, "first": {...}, "samples": {...},
+     "costs": {group: {"generated": tokens, "encoded": tokens, "seconds": float}}}
 
 What each group puts where, and in which shape, stands in HOLDS: K turns, L layers, width H, N
 samples, T, G and W tokens, A heads of width D, M neurons, an encoder's width E. Groups that were
-not asked for are absent. What could not be computed is NaN or None, never filled in. A sample's
-`logliks` is the sum over its tokens, from raw logits; its state is that of its last content token
-at layer L // 2.
+not asked for are absent, and so are the costs (`Spent`) of groups that an older version measured.
+What could not be computed is NaN or None, never filled in. A sample's `logliks` is the sum over its
+tokens, from raw logits; its state is that of its last content token at layer L // 2.
 """
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import numpy as np
 from spikescore.dialogues.keeping import digest
 from spikescore.errors import UserError
 from spikescore.files import write_atomic
-from spikescore.model.turns import token_sequences
+from spikescore.model.turns import Spent, token_sequences
 from spikescore.pairs import MODEL_PARTS, model_difference
 from spikescore.shards import is_file, read_beside
 
@@ -150,6 +151,9 @@ def _damage(content: Any, record: dict[str, Any]) -> str:
     # of another dialogue the number of turns says nothing; that it is another is said later
     same = content.get("texts") == texts_digest(record)
     known = {"K": len(record["cot_steps"])} if same else {}
+    costs = content.get("costs", {})
+    if not isinstance(costs, dict) or not all(map(_is_cost, costs.values())):
+        return "holds costs that are none"
     for group, sections in HOLDS.items():
         if not isinstance(content["settings"].get(group, {}), dict):
             return f"has no settings of {group}"
@@ -162,6 +166,13 @@ def _damage(content: Any, record: dict[str, Any]) -> str:
                 if name in held and not _fits(held[name], shape, lengths):
                     return f"holds a {section}.{name} that is not {shape} of this dialogue"
     return ""
+
+
+def _is_cost(value: Any) -> bool:
+    """Whether a value is what a group cost."""
+    if not isinstance(value, dict) or set(value) != {one.name for one in fields(Spent)}:
+        return False
+    return all(type(one) in (int, float) and one >= 0 for one in value.values())
 
 
 def _fits(value: Any, shape: str, lengths: dict[str, int]) -> bool:
@@ -209,6 +220,7 @@ def add_group(content: Measures, group: str, settings: dict[str, Any], **section
 def drop_group(content: Measures, group: str) -> None:
     """Take a group out of a file's content."""
     content["settings"].pop(group, None)
+    content.get("costs", {}).pop(group, None)
     for section, names in HOLDS[group].items():
         for name in names:
             content.get(section, {}).pop(name, None)
@@ -241,7 +253,7 @@ def _missing(value: Any) -> bool:
 class Item:
     """A finished pair that is to be measured: `content` is its file so far, `groups` what it lacks.
 
-    `error` says why it could not be measured.
+    `error` says why it could not be measured; `spent` is what the group at work has spent on it.
     """
 
     path: Path
@@ -250,6 +262,7 @@ class Item:
     groups: list[str]
     error: str | None = None
     turns: list[tuple[list[int], list[int]]] = field(default_factory=list)
+    spent: Spent = field(default_factory=Spent)
 
     @property
     def first(self) -> dict[str, Any]:

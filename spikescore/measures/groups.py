@@ -10,7 +10,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from spikescore.measures.file import (
     stored_turns,
     write_measures,
 )
-from spikescore.model.turns import LAST, Limits, Turn
+from spikescore.model.turns import LAST, Limits, Spent, Turn
 from spikescore.pairs import iter_records, model_basename, model_difference, read_record
 from spikescore.runtime import Process
 
@@ -294,6 +294,8 @@ class Measurer:
                 if not asked:
                     continue
                 told(group)
+                for item in asked:
+                    item.spent = Spent()
                 for item in measured_by[group](asked):
                     write_measures(measures_path(item.path), item.content)
             yield from block
@@ -319,6 +321,8 @@ class Measurer:
 
     def _put(self, item: Item, group: str, **sections: dict[str, Any]) -> Item:
         add_group(item.content, group, self._settings[group], **sections)
+        if item.spent != Spent():  # judging again spends nothing
+            item.content.setdefault("costs", {})[group] = asdict(item.spent)
         return item
 
     # --- read from the dialogue's own tokens ---------------------------------------------------
@@ -383,7 +387,9 @@ class Measurer:
             if group not in self._reader:
                 self._reader[group] = kind(self._model)
             try:
-                found = self._reader[group].read(*read(item))
+                exchange = read(item)
+                with item.spent.reading(self._model):
+                    found = self._reader[group].read(*exchange)
             except torch.OutOfMemoryError:
                 item.error = f"{group}: out of memory"
                 continue
@@ -410,7 +416,7 @@ class Measurer:
                 (question_from_record(item.record).seed_id, item.turns[0][0]) for item in fresh
             )
             numbers = dict.fromkeys(range(1, asked["n_samples"] + 1), sampling)
-            for place, turns in draw(engine, prompts, numbers):
+            for place, turns in draw(engine, prompts, numbers, [item.spent for item in fresh]):
                 if isinstance(turns, str):
                     fresh[place].error = f"samples: {turns}"
                 else:
@@ -547,6 +553,7 @@ class Measurer:
             prompt=item.first["prompt"],
             answer=item.first["response"],
             samples=tuple(item.content.get("samples", {}).get("texts", ())),
+            spent=item.spent,
         )
 
     def _batch_size(self, tokens: int, n_items: int) -> int:

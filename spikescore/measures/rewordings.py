@@ -22,7 +22,7 @@ from spikescore.model.chat import ChatFormat, Message
 from spikescore.model.engine import Engine
 from spikescore.model.reading import read_turns
 from spikescore.model.sampling import GREEDY, Sampling
-from spikescore.model.turns import Turn
+from spikescore.model.turns import Spent, Turn
 
 _REWORD = (
     "Say the following question in other words. Keep what it asks, and every name and number in "
@@ -110,7 +110,8 @@ class Rewordings:
             )
             for item in items
         ]
-        mistakes = self._drawn(prompts, self.n_counterfactuals)
+        spent = [item.case.spent for item in items]
+        mistakes = self._drawn(prompts, self.n_counterfactuals, spent)
         for item, pairs, texts in zip(items, worded, mistakes, strict=True):
             try:
                 counterfactuals = self._likelihoods(
@@ -133,7 +134,8 @@ class Rewordings:
             (f"{items[place].name}/question", _asked(_REWORD, question=items[place].question))
             for place in asked
         ]
-        reworded = self._drawn(prompts, self.n_rewordings)
+        spent = [items[place].case.spent for place in asked]
+        reworded = self._drawn(prompts, self.n_rewordings, spent)
         new = [
             (place, text)
             for place, texts in zip(asked, reworded, strict=True)
@@ -145,13 +147,17 @@ class Rewordings:
             before, _, after = case.prompt.rpartition(items[place].question)
             prompts.append((items[place].name, opening(case.system, before + text + after)))
         found: list[list[tuple[str, str]]] = [[] for _ in items]
-        answers = replies(self.engine(GREEDY), self.chat, prompts, GREEDY)
+        spent = [items[place].case.spent for place, _ in new]
+        answers = replies(self.engine(GREEDY), self.chat, prompts, GREEDY, spent=spent)
         for (place, text), answered in zip(new, answers, strict=True):
             found[place] += [(text, answer) for answer in answered]
         return found
 
-    def _drawn(self, prompts: Sequence[tuple[str, list[Message]]], n: int) -> list[list[str]]:
-        return replies(self.engine(self.sampling), self.chat, prompts, self.sampling, n)
+    def _drawn(
+        self, prompts: Sequence[tuple[str, list[Message]]], n: int, spent: Sequence[Spent]
+    ) -> list[list[str]]:
+        engine = self.engine(self.sampling)
+        return replies(engine, self.chat, prompts, self.sampling, n, spent=spent)
 
     def _likelihoods(self, item: Worded, rewritten: Sequence[str]) -> dict[str, Any]:
         before = opening(item.case.system, item.case.prompt)
@@ -164,7 +170,8 @@ class Rewordings:
         turns = [
             Turn(number, item.prompt_ids, answer_ids=ids) for number, ids in enumerate(answers, 1)
         ]
-        read_turns(self.model, turns)
+        with item.case.spent.reading(self.model):
+            read_turns(self.model, turns)
         logliks = np.array([sum(turn.logprobs) for turn in turns], dtype=np.float64)
         return {"texts": texts, "logliks": logliks, "n_tokens": [len(ids) for ids in answers]}
 

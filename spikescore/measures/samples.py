@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spikescore.data.question import Question, few_shot, first_message
-from spikescore.model.turns import BEFORE_GENERATION, LAST, Turn
+from spikescore.model.turns import BEFORE_GENERATION, LAST, Spent, Turn
 
 if TYPE_CHECKING:  # a command is checked before these, and torch with them, are loaded
     from spikescore.model.chat import ChatFormat, Message
@@ -95,13 +95,17 @@ class _Asking:
 
 
 def draw(
-    engine: Engine, prompts: Iterable[tuple[str, Sequence[int]]], samplings: Mapping[int, Sampling]
+    engine: Engine,
+    prompts: Iterable[tuple[str, Sequence[int]]],
+    samplings: Mapping[int, Sampling],
+    spent: Sequence[Spent] = (),
 ) -> Iterator[tuple[int, list[Turn] | str]]:
     """Answer each (name, prompt ids) once by every sampling; yield (its place, its answers).
 
     A prompt comes as soon as all of its answers are there, in the order of `samplings`; one that
     could not be answered comes with the error. What is drawn depends on (seed, name, number of the
     sampling) alone. Prompts that begin alike are best neighbours: what they share is encoded once.
+    `spent`, one of each prompt, grow by what its answers took.
     """
     found: dict[int, dict[int, Turn | str]] = defaultdict(dict)
     asked = (
@@ -116,6 +120,8 @@ def draw(
             answers = found.pop(one.place)
             turns = [answers[number] for number in samplings]
             errors = [answer for answer in turns if isinstance(answer, str)]
+            if spent and not errors:
+                spent[one.place].answered(turns)
             yield one.place, errors[0] if errors else turns
 
 
@@ -125,11 +131,15 @@ def replies(
     prompts: Sequence[tuple[str, list[Message]]],
     sampling: Sampling,
     n: int = 1,
+    spent: Sequence[Spent] = (),
 ) -> list[list[str]]:
-    """Return the n replies to each (name, messages); none where the messages are too long."""
+    """Return the n replies to each (name, messages); none where the messages are too long.
+
+    `spent` grow as those of `draw` do.
+    """
     found: list[list[str]] = [[] for _ in prompts]
     rendered = ((name, chat.render(messages)) for name, messages in prompts)
-    for place, turns in draw(engine, rendered, dict.fromkeys(range(1, n + 1), sampling)):
+    for place, turns in draw(engine, rendered, dict.fromkeys(range(1, n + 1), sampling), spent):
         if not isinstance(turns, str):
             found[place] = [chat.text(turn.answer_ids) for turn in turns]
     return found

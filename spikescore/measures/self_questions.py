@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -28,7 +28,7 @@ from spikescore.model.chat import ChatFormat, Message
 from spikescore.model.engine import Engine
 from spikescore.model.prompt_ends import End, read_ends
 from spikescore.model.sampling import GREEDY
-from spikescore.model.turns import Limits, common_prefix
+from spikescore.model.turns import Limits, Spent, common_prefix
 
 CONFIDENCE_TOKENS = 32  # of the reply that names a number
 _CONFIDENCE = (
@@ -55,7 +55,7 @@ class Case:
     """A first answer that the model is asked about.
 
     item_id: names the draws. prompt: the message that was answered. samples: other answers to the
-    same prompt.
+    same prompt. spent: grows by what asking takes.
     """
 
     item_id: str
@@ -63,6 +63,7 @@ class Case:
     prompt: str
     answer: str
     samples: tuple[str, ...] = ()
+    spent: Spent = field(default_factory=Spent, compare=False)
 
 
 # --- SelfCheckGPT -----------------------------------------------------------------------------
@@ -178,7 +179,8 @@ class SelfQuestions:
         read: list[list[Any]] = [[] for _ in cases]  # a group's ends come in their order
         for place in (place for place, group in enumerate(groups) if not group):
             yield place, self._values([], [], confidences[place])
-        for end in read_ends(self.model, groups, slots=self.batch_size):
+        spent = [case.spent for case in cases]
+        for end in read_ends(self.model, groups, slots=self.batch_size, spent=spent):
             place = end.group
             read[place].append(self._read[kinds[place][end.number]](end))
             if len(read[place]) == len(groups[place]):
@@ -240,7 +242,8 @@ class SelfQuestions:
             batch_size=self.batch_size,
         )
         asked = [(case.item_id, confidence_messages(case)) for case in cases]
-        said = replies(engine, self.chat, asked, GREEDY)
+        spent = [case.spent for case in cases]
+        said = replies(engine, self.chat, asked, GREEDY, spent=spent)
         return [parse_confidence("".join(one)) for one in said]
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from spikescore.model.attention import Part
 from spikescore.model.slots import SlotModel
-from spikescore.model.turns import common_prefix
+from spikescore.model.turns import Spent, Stopwatch, common_prefix
 
 
 @dataclass
@@ -38,22 +38,27 @@ class _Line:
 
 
 def read_ends(
-    model: PreTrainedModel, groups: Iterable[Sequence[Sequence[int]]], *, slots: int
+    model: PreTrainedModel,
+    groups: Iterable[Sequence[Sequence[int]]],
+    *,
+    slots: int,
+    spent: Sequence[Spent] = (),
 ) -> Iterator[End]:
     """Yield the end of every prompt of every group, in any order of groups.
 
     No prompt may be empty, nor longer than the model's context. Logits are raw, in the model's
-    type.
+    type. `spent`, one of each group, grow by what reading it took.
     """
-    reader = _Reader(model, slots)
+    reader = _Reader(model, slots, spent)
     waiting = ((number, group) for number, group in enumerate(groups) if group)
     while reader.fill(waiting):
         yield from reader.advance()
 
 
 class _Reader:
-    def __init__(self, model: PreTrainedModel, slots: int) -> None:
+    def __init__(self, model: PreTrainedModel, slots: int, spent: Sequence[Spent]) -> None:
         self._passes = SlotModel(model, slots)
+        self._spent = spent
         self._lines: list[_Line | None] = [None] * slots
         # ids whose keys and values a slot holds, also after its group
         self._held: list[list[int]] = [[] for _ in range(slots)]
@@ -62,7 +67,9 @@ class _Reader:
         """Give free slots to the next groups; False when nothing is left to read."""
         for slot, line in enumerate(self._lines):
             if line is None and (following := next(waiting, None)):
-                self._lines[slot] = _Line(*following)
+                self._lines[slot] = line = _Line(*following)
+                if self._spent:
+                    self._spent[line.group].asked(line.prompts)
                 self._begin(slot)
         return any(self._lines)
 
@@ -75,6 +82,7 @@ class _Reader:
     @torch.inference_mode()
     def advance(self) -> list[End]:
         """Encode what is next of every group; return the ends that were reached."""
+        clock = Stopwatch(self._passes.device)
         parts, ended, at = [], [], []
         total = 0
         for slot, line in enumerate(self._lines):
@@ -91,6 +99,12 @@ class _Reader:
                 ended.append(slot)
                 at.append(total - 1)
         logits, states = self._passes.feed(parts, states_of=at, logits_of=at)
+        if self._spent:
+            if logits.is_cuda:
+                torch.cuda.synchronize(logits.device)  # the pass, not its launch
+            share = clock.seconds() / total
+            for part in parts:
+                self._spent[self._lines[part.slot].group].seconds += share * len(part.ids)
         return [
             self._end(slot, logits[place], [state[place] for state in states])
             for place, slot in enumerate(ended)

@@ -6,13 +6,17 @@ import math
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 
 from spikescore.pairs import TOKEN_KEYS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 T = TypeVar("T")
 LAST, SECOND_LAST, BEFORE_GENERATION = TOKEN_KEYS
@@ -78,6 +82,44 @@ class Finished:
     turns: list[Turn]
     reason: str
     error: str | None = None
+
+
+@dataclass
+class Spent:
+    """What was spent on an item: tokens generated, tokens encoded as if no other item were there,
+    and its share of the seconds of the passes, as in `Limits`.
+    """
+
+    generated: int = 0
+    encoded: int = 0
+    seconds: float = 0.0
+
+    def answered(self, turns: Sequence[Turn]) -> None:
+        """Add answers to one prompt, which is encoded once."""
+        self.encoded += len(turns[0].prompt)
+        self.generated += sum(len(turn.answer_ids) for turn in turns)
+        self.seconds += sum(turn.seconds for turn in turns)
+
+    def asked(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Add prompts that are read one after another, the last token of each in any case."""
+        for before, ids in zip(([], *prompts), prompts, strict=False):
+            self.encoded += len(ids) - min(common_prefix(before, ids), len(ids) - 1)
+
+    @contextmanager
+    def reading(self, model: PreTrainedModel) -> Iterator[None]:
+        """Add all tokens that a model is given inside, and the time that passes."""
+
+        def count(_: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
+            self.encoded += args[0].numel()
+
+        embeddings = model.get_input_embeddings()
+        clock = Stopwatch(embeddings.weight.device)
+        hook = embeddings.register_forward_pre_hook(count)
+        try:
+            yield
+        finally:
+            hook.remove()
+            self.seconds += clock.seconds()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Costs are those of scoring one new item, its first answer included: training, and the work of other
 models (one that judges entailment), are not in them. A method that scores the first answer costs
-that answer and what measures it reads; SpikeScore over K turns costs turns 1 to K.
+that answer and the groups of measures that it reads; SpikeScore over K turns costs turns 1 to K.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from spikescore.detectors import REGISTRY
-from spikescore.detectors.base import MEASURED
+from spikescore.detectors.costs import groups_read
 from spikescore.detectors.score_book import BookItem, ScoreBook
+from spikescore.dialogues.prompts import FORKED
 from spikescore.report.comparison import SPIKE, Comparison, Entry, longest, trajectory_entry
 from spikescore.report.content import Table
 from spikescore.report.paper import BASE_SCORER
@@ -31,7 +32,8 @@ SPIKE_TURNS = (3, 5, 10)
 class CostPoint:
     """A method: macro AUROC, and its mean cost an item by the names of COSTS, None where unknown.
 
-    `k`: the turns that SpikeScore is of, else 0. `front`: the costs by which it is on the front.
+    `k`: the turns that SpikeScore is of, else 0, and `schedule`: how they were asked, where not in
+    a row. `front`: the costs by which it is on the front.
     """
 
     title: str
@@ -39,6 +41,7 @@ class CostPoint:
     area: Area
     costs: dict[str, float | None]
     k: int = 0
+    schedule: str = ""
     front: frozenset[str] = frozenset()
 
     @property
@@ -56,8 +59,8 @@ def item_cost(item: BookItem, turns: int | None, needs: Sequence[str]) -> list[f
         for one in (item.turn_tokens, item.turn_encoded, item.turn_seconds)
     ]
     for need in needs:
-        extra = [*item.measured.get(need, (None, None)), None]  # measures keep no time
-        spent = [None if None in pair else sum(pair) for pair in zip(spent, extra, strict=True)]
+        extra = [*item.measured.get(need, ()), None, None, None]  # older books lack the time
+        spent = [None if None in pair else sum(pair) for pair in zip(spent, extra, strict=False)]
     return spent
 
 
@@ -71,24 +74,39 @@ def mean_cost(book: ScoreBook, turns: int | None, needs: Sequence[str]) -> dict[
     }
 
 
-def cost_points(comparison: Comparison, entries: Sequence[Entry]) -> list[CostPoint]:
-    """Return all methods, SpikeScore at several K first; controls compete for no front."""
+def cost_points(
+    comparison: Comparison, entries: Sequence[Entry], forked: Comparison | None = None
+) -> list[CostPoint]:
+    """Return every method, SpikeScore at several K first, with the fronts marked.
+
+    `forked` is the run whose follow-ups were asked side by side: its SpikeScore is shown too.
+    Controls, which nobody would use, do not compete.
+    """
     book = comparison.book
-    most = longest(book, BASE_SCORER)
-    points = []
-    for k in (*(k for k in SPIKE_TURNS if k < most), most):
-        if entry := trajectory_entry(book, "max_abs_d2", BASE_SCORER, k):
-            area = comparison.mean(entry, "macro")
-            points.append(CostPoint(entry.title, entry.family, area, mean_cost(book, k, ()), k))
+    points = _spike_points(comparison, "")
+    if forked:
+        points += _spike_points(forked, FORKED)
     for entry in entries:
         if entry.name == SPIKE:
             continue
         about = book.methods[entry.name]
         usual = getattr(REGISTRY.get(entry.name), "whole_dialogue", False)
-        needs = about.get("measured", sorted(MEASURED.intersection(about["needs"])))
+        needs = about.get("measured", groups_read(about["needs"]))
         costs = mean_cost(book, None if about.get("whole_dialogue", usual) else 1, needs)
         points.append(CostPoint(entry.title, entry.family, comparison.mean(entry, "macro"), costs))
     return with_fronts(points)
+
+
+def _spike_points(comparison: Comparison, schedule: str) -> list[CostPoint]:
+    """Return SpikeScore at several K, of turns that were asked by this schedule ("": in a row)."""
+    book, told = comparison.book, f", {schedule}" if schedule else ""
+    most, points = longest(book, BASE_SCORER), []
+    for k in (*(k for k in SPIKE_TURNS if k < most), most):
+        if entry := trajectory_entry(book, "max_abs_d2", BASE_SCORER, k):
+            area = comparison.mean(entry, "macro")
+            title, costs = f"SpikeScore{told}, K = {k}", mean_cost(book, k, ())
+            points.append(CostPoint(title, entry.family, area, costs, k, schedule))
+    return points
 
 
 def with_fronts(points: Sequence[CostPoint]) -> list[CostPoint]:
@@ -128,9 +146,10 @@ def cost_table(points: Sequence[CostPoint]) -> Table:
         "an AUROC as high. The front is of point estimates: neighbours on it need not differ "
         "significantly. Costs are of scoring one new item, its first answer included; training and "
         "the work of other models, such as a judge of entailment, are not in them, nor are "
-        "controls on the front. Encoded: tokens of prompts that no earlier turn had encoded. "
-        "Seconds: the item's share of the passes that generated its turns, on a CPU of their "
-        "processor time; measures keep no time. "
+        "controls on the front. Encoded: tokens of prompts that no earlier prompt about the item "
+        "had. Seconds: the item's share of the passes, on a CPU of their processor time. A method "
+        "by measures is charged its first answer and whole groups of measures, also for what only "
+        "other methods read of them, and the samples where a group shows them to the model. "
         f"{MISSING}",
         frozenset((row, 0) for row, one in enumerate(points) if one.front),
     )  # fmt: skip

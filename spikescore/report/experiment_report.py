@@ -24,6 +24,7 @@ from spikescore.report.comparison import (
     VIEWS,
     Comparison,
     Entry,
+    on_shared_items,
     static_entries,
     trajectories,
     trajectory_entry,
@@ -287,13 +288,22 @@ class ModelReport:
         return Chapter("Number of turns and early stopping", (), tables, figures)
 
     def _costs(self) -> Chapter:
-        points = cost_points(self.comparison, self.entries)
+        points = cost_points(self.comparison, self.entries, self._forked())
         png = plots.cost_plot(points, f"Accuracy against cost, {self.model.name}")
         tables = {"cost": cost_table(points)}
         caption = "Macro AUROC over the cost of an item; circled: the Pareto front."
         return Chapter(
             "Accuracy against cost", (), tables, {"cost": Figure.of_tables(png, caption)}
         )
+
+    def _forked(self) -> Comparison | None:
+        """Return the run with forked follow-ups, on the questions that the main run has too."""
+        for variant in self.experiment.variants():
+            if variant.title == FORKED:
+                book = load_score_book(self.experiment.book(self.model, variant.name))
+                shared, _ = on_shared_items(book, self.book)
+                return Comparison(shared, draws=self.experiment.draws)
+        return None
 
     def _theory(self) -> Chapter:
         return Chapter(

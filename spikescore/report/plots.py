@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spikescore.dialogues.prompts import FORKED
 from spikescore.report.comparison import (
     CROSS,
     SPIKE,
@@ -359,8 +360,8 @@ def turns_curve(points: Sequence[TurnsPoint], title: str) -> bytes:
 def cost_plot(points: Sequence[CostPoint], title: str) -> bytes:
     """Draw every method's macro AUROC over each of its costs, the Pareto front as steps.
 
-    SpikeScore at several K is joined by a dotted line; the methods on a front are numbered, and
-    named in the panel's legend in the order of what they cost.
+    SpikeScore at several K is joined by a dotted line, over forked follow-ups by a dashed one; the
+    methods on a front are numbered, and named in the panel's legend in the order of what they cost.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -375,10 +376,12 @@ def cost_plot(points: Sequence[CostPoint], title: str) -> bytes:
             continue
         for one in shown:
             axis.plot(one.costs[cost], one.auroc, "o", color=COLOURS[one.family], ms=5, alpha=0.75)
-        spikes = sorted((one.k, one.costs[cost], one.auroc) for one in shown if one.k)
-        axis.plot([x for _, x, _ in spikes], [y for *_, y in spikes], ":", color="#D55E00")
-        for k, *at in spikes:
-            axis.annotate(f"K={k}", at, (0, -13), textcoords="offset points", fontsize=7)
+        for schedule, style, below in (("", ":", -13), (FORKED, "--", 7)):
+            spikes = sorted((one.k, one.costs[cost], one.auroc) for one in shown
+                            if one.k and one.schedule == schedule)  # fmt: skip
+            axis.plot([x for _, x, _ in spikes], [y for *_, y in spikes], style, color="#D55E00")
+            for k, *at in spikes:
+                axis.annotate(f"K={k}", at, (0, below), textcoords="offset points", fontsize=7)
         front = sorted((one for one in shown if cost in one.front), key=lambda one: one.costs[cost])
         xs, ys = [one.costs[cost] for one in front], [one.auroc for one in front]
         axis.step(xs, ys, where="post", color="0.2", lw=1)

@@ -9,7 +9,7 @@ import pytest
 
 from spikescore.detectors import REGISTRY
 from spikescore.detectors.base import MEASURED
-from spikescore.detectors.costs import measured_costs, turn_costs
+from spikescore.detectors.costs import groups_read, measured_costs, turn_costs
 from spikescore.detectors.scoring import _described
 from spikescore.report.comparison import Comparison
 from spikescore.report.cost_tables import cost_points, cost_table, item_cost, mean_cost
@@ -22,14 +22,19 @@ STEPS = [
     {"n_prompt_tokens": 120, "n_kept": 105, "n_response_tokens": 20, "seconds": 0.25},
     {"n_prompt_tokens": 150, "n_kept": 140, "n_response_tokens": 30, "seconds": 0.25},
 ]
-SAMPLES = {"samples": {"n_tokens": [5, 6, 9]}}
+COSTS = {
+    "attention": {"generated": 0, "encoded": 107, "seconds": 0.5},
+    "lens": {"generated": 0, "encoded": 214, "seconds": 1.0},  # of all turns
+    "samples": {"generated": 20, "encoded": 100, "seconds": 2.0},
+    "questions": {"generated": 30, "encoded": 1000, "seconds": 4.0},
+}
 
 
 def costly_book():
     """Every item has the costs of STEPS, but those of the first domain say no seconds."""
     book = make_book(turns=3)
     generated, encoded, seconds = turn_costs(STEPS)
-    measured = measured_costs(STEPS[0], SAMPLES)
+    measured = measured_costs(STEPS[0], {"costs": COSTS})
     book.items = [
         replace(
             item, turn_tokens=generated, turn_encoded=encoded, measured=measured,
@@ -37,7 +42,7 @@ def costly_book():
         )
         for item in book.items
     ]  # fmt: skip
-    for name, needs in (("sampled", ["samples"]), ("asked", ["questions"])):
+    for name, needs in (("sampled", ["samples"]), ("asked", ["questions"]), ("old", ["choices"])):
         book.methods[name] = {"title": name, "family": "training-free", "needs": needs}
         book.scores[name, "", 0] = np.random.default_rng(0).normal(size=len(book.items))
     return book
@@ -59,12 +64,22 @@ def test_more_kept_than_asked_is_no_cost():
     assert turn_costs([{**STEPS[0], "n_kept": 101}])[1] == ()
 
 
-def test_measures_cost_what_their_ids_say():
-    assert measured_costs(STEPS[0], SAMPLES) == {
-        "attentions": [0, 107], "components": [0, 107], "lens": [0, 107], "samples": [20, 100],
+def test_measures_cost_what_their_file_says():
+    assert measured_costs(STEPS[0], {"costs": COSTS}) == {
+        "attentions": [0, 107, 0.5], "samples": [20, 100, 2.0], "questions": [30, 1000, 4.0],
+        "lens": [0, 107, 0.5],  # the first exchange, half of what was read
     }  # fmt: skip
-    assert "samples" not in measured_costs(STEPS[0], {})
-    assert measured_costs({}, SAMPLES) == {}
+    assert measured_costs(STEPS[0], {}) == {}
+    assert "lens" not in measured_costs({}, {"costs": COSTS})
+    assert "lens" not in measured_costs(
+        STEPS[0], {"costs": {"lens": {**COSTS["lens"], "encoded": 9}}}
+    )
+
+
+def test_groups_about_the_samples_bring_them_along():
+    assert groups_read(["questions", "texts"]) == ["questions", "samples"]
+    assert groups_read(["choices", "samples"]) == ["choices", "samples"]
+    assert groups_read(["lens"]) == ["lens"] and groups_read(["texts", "states"]) == []
 
 
 @pytest.mark.parametrize(
@@ -73,13 +88,19 @@ def test_measures_cost_what_their_ids_say():
         (1, (), [7, 100, 0.5]),
         (2, (), [27, 115, 0.75]),
         (None, (), [57, 125, 1.0]),
-        (1, ("samples",), [27, 200, None]),
-        (1, ("lens", "samples"), [27, 307, None]),
-        (1, ("questions",), [None, None, None]),
+        (1, ("samples",), [27, 200, 2.5]),
+        (1, ("lens", "samples"), [27, 307, 3.0]),
+        (None, ("questions", "samples"), [107, 1225, 7.0]),
+        (1, ("choices",), [None, None, None]),
     ],
 )
 def test_an_item_costs_its_turns_and_its_measures(turns, needs, expected):
     assert item_cost(costly_book().items[-1], turns, needs) == expected
+
+
+def test_a_book_of_before_knows_no_seconds_of_measures():
+    item = replace(costly_book().items[-1], measured={"samples": [20, 100]})
+    assert item_cost(item, 1, ("samples",)) == [27, 200, None]
 
 
 def test_means_are_over_the_items_of_which_a_cost_is_known():
@@ -95,15 +116,16 @@ def test_every_method_has_its_cost_and_the_front_is_marked():
     found = {point.title: point for point in points}
     assert found["SpikeScore, K = 3"].costs == {"generated": 57, "encoded": 125, "seconds": 1}
     assert found["SAPLMA"].costs == {"generated": 7, "encoded": 100, "seconds": 0.5}
-    assert found["sampled"].costs == {"generated": 27, "encoded": 200, "seconds": None}
+    assert found["sampled"].costs == {"generated": 27, "encoded": 200, "seconds": 2.5}
+    assert found["asked"].costs == {"generated": 57, "encoded": 1200, "seconds": 6.5}
     # planted: perplexity knows a little for one answer, SpikeScore more for three
     assert found["perplexity"].front == found["SpikeScore, K = 3"].front
     assert found["perplexity"].front == {"generated", "encoded", "seconds"}
     assert not found["sampled"].front and not found["domain identity (oracle)"].front
     table = cost_table(points)
     rows = {row[0]: row[2:] for row in table.rows}
-    assert rows["asked"] == ("not known", "not known", "not measured", "")
-    assert rows["sampled"] == ("27", "200", "not measured", "")
+    assert rows["old"] == ("not known", "not known", "not measured", "")
+    assert rows["sampled"] == ("27", "200", "2.500", "")
     assert {table.rows[row][0] for row, _ in table.bold} == {"perplexity", "SpikeScore, K = 3"}
     assert cost_plot(points, "Cost").startswith(b"\x89PNG")
 
@@ -120,10 +142,29 @@ def test_spikescore_is_shown_at_fewer_turns_too():
     assert cost_plot(points, "Cost").startswith(b"\x89PNG")
 
 
+def test_forked_follow_ups_are_shown_at_every_k_too():
+    comparison = Comparison(make_book(turns=12), draws=5)
+    book = make_book(turns=12)
+    book.items = [replace(item, turn_tokens=(1,) * 12) for item in book.items]
+    entries = main_entries(comparison)
+    points = cost_points(comparison, entries, Comparison(book, draws=5))
+    spikes = [point for point in points if point.k]
+    assert [point.title for point in spikes[4:]] == [
+        f"SpikeScore, forked, K = {k}" for k in (3, 5, 10, 12)
+    ]
+    assert [point.costs["generated"] for point in spikes[4:]] == [3, 5, 10, 12]
+    for one, other in zip(spikes, spikes[4:], strict=False):  # the same scores
+        assert one.auroc == other.auroc and one.costs["generated"] > other.costs["generated"]
+        assert "generated" not in one.front
+    assert len(points) == 4 + len(cost_points(comparison, entries))
+    assert cost_plot(points, "Cost").startswith(b"\x89PNG")
+
+
 def test_a_method_costs_what_it_reads_when_it_scores():
     told = {name: _described(detector) for name, detector in REGISTRY.items()}
     assert told["sep"]["measured"] == []  # samples are there to learn from
     assert told["semantic_entropy_rao"]["measured"] == ["samples"]
+    assert told["p_true"]["measured"] == ["questions", "samples"]
     assert {name for name, one in told.items() if one["whole_dialogue"]} == {
         "markov_flip", "dialogue_length", "dialogue_length_std", "tfidf_dialogue",
     }  # fmt: skip

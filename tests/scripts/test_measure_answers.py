@@ -291,6 +291,87 @@ def test_the_groups_that_are_not_usual_are_measured_when_they_are_named(
         )
 
 
+def tokens_given(monkeypatch) -> dict[str, int]:
+    """Count from now on the tokens that any model is given while a group is at work."""
+    from spikescore.measures.groups import Measurer
+
+    given: dict[str, int] = {}
+    true_run, true_forward = Measurer.run, torch.nn.Embedding.forward
+
+    def run(self, work, told):
+        def hears(group):
+            given[group] = 0
+            told(group)
+
+        yield from true_run(self, work, hears)
+        given["afterwards"] = 0
+
+    def forward(self, ids):
+        if given:
+            given[list(given)[-1]] += ids.numel()
+        return true_forward(self, ids)
+
+    monkeypatch.setattr(Measurer, "run", run)
+    monkeypatch.setattr(torch.nn.Embedding, "forward", forward)
+    return given
+
+
+def test_every_group_keeps_what_it_cost(pairs, measure, long_context, monkeypatch, tmp_path):
+    """Of an item that is measured alone, with nothing drawn twice and nothing guessed, every token
+    that the model is given is one that was encoded or generated. Beside others it costs the same.
+    """
+    from spikescore.measures import groups
+    from spikescore.model import engine
+
+    monkeypatch.setitem(engine.DRAFT_TOKENS, "cpu", 0)
+    for name in ("N_REWORDINGS", "N_COUNTERFACTUALS"):
+        monkeypatch.setattr(groups, name, 1)
+    every = ("--groups", ",".join(set(groups.GROUPS) - {"semantics"}), "--n_samples", "1")
+    alone = Path(shutil.copytree(pairs / "one", tmp_path / "alone"))
+    for path in alone.glob("q0*"):
+        path.unlink()
+    assert measure(pairs, *every)[0] == 0
+    beside = files(pairs)["q1"]["costs"]
+    given = tokens_given(monkeypatch)
+    assert measure(alone, *every)[0] == 0
+    found = files(alone)["q1"]
+    assert found["costs"].keys() == beside.keys() == given.keys() - {"afterwards"}
+    for group, cost in found["costs"].items():
+        assert cost["encoded"] + cost["generated"] == given[group] > 0, group
+        assert cost["seconds"] > 0 < beside[group]["seconds"]
+        for tokens in ("encoded", "generated"):
+            assert cost[tokens] == beside[group][tokens], (group, tokens)
+    turns = token_sequences(read_record(next(alone.rglob("q1.json"))))
+    prompt, answer = turns[0]
+    exchange = len(prompt) + len(answer)
+    assert answer and found["costs"]["attention"]["encoded"] == exchange
+    assert found["costs"]["components"]["encoded"] == exchange
+    assert found["costs"]["lens"]["encoded"] >= len(turns[-1][0]) + len(turns[-1][1])
+    assert found["costs"]["samples"]["encoded"] == len(prompt)
+    assert found["costs"]["samples"]["generated"] == sum(found["samples"]["n_tokens"])
+    asking = {group for group, cost in found["costs"].items() if cost["generated"]}
+    assert asking == {"samples", "questions", "rewordings", "choices"}
+
+
+def test_costs_go_with_what_they_are_of(pairs, measure):
+    measure(pairs, "--groups", "attention,samples,questions")
+    path = next(pairs.rglob("q1.measures.pkl"))
+    held = load_pickle(path)
+    before = held["costs"]
+    assert list(before) == ["attention", "samples", "questions"]
+    held["samples"]["clusters"] = None  # a judge failed: judging again draws nothing
+    del held["costs"]["attention"]  # an older version measured it: it stays, its cost unknown
+    path.write_bytes(pickle.dumps(held))
+    assert "1 measured, 3 skipped" in measure(pairs, "--groups", "attention,samples,questions")[1]
+    after = load_pickle(path)
+    assert after["samples"]["clusters"] is not None
+    assert after["costs"] == {group: before[group] for group in ("samples", "questions")}
+    measure(pairs, "--groups", "attention,samples", "--redo")
+    again = load_pickle(path)["costs"]
+    assert again.keys() == {"attention", "samples"}  # what was asked about the samples is gone
+    assert again["attention"]["encoded"] == before["attention"]["encoded"]
+
+
 def test_semantics_need_an_encoder(pairs, measure, tmp_path):
     with pytest.raises(UserError, match='"semantics" needs a text encoder.*--encoder'):
         measure(pairs, "--groups", "semantics")
@@ -439,6 +520,9 @@ DAMAGES = {
     "texts": (put("samples", "texts", ["a", 1, "b"]), "samples.texts that is not N str"),
     "too few": (put("samples", "clusters", [0]), "samples.clusters that is not N int or None"),
     "a judge": (put("samples", "entailment", None), "samples.entailment that is not str"),
+    "costs": (lambda held: {**held, "costs": [1]}, "costs that are none"),
+    "a cost": (put("costs", "lens", {"generated": 0, "encoded": -1, "seconds": 0.0}), "are none"),
+    "a part": (put("costs", "lens", {"generated": 0, "encoded": 1}), "costs that are none"),
 }
 
 
