@@ -324,6 +324,7 @@ def test_every_group_keeps_what_it_cost(pairs, measure, long_context, monkeypatc
     from spikescore.model import engine
 
     monkeypatch.setitem(engine.DRAFT_TOKENS, "cpu", 0)
+    monkeypatch.setattr("spikescore.measures.lens.Lens._check", lambda self, model: None)
     for name in ("N_REWORDINGS", "N_COUNTERFACTUALS"):
         monkeypatch.setattr(groups, name, 1)
     every = ("--groups", ",".join(set(groups.GROUPS) - {"semantics"}), "--n_samples", "1")
@@ -357,7 +358,7 @@ def test_costs_go_with_what_they_are_of(pairs, measure):
     measure(pairs, "--groups", "attention,samples,questions")
     path = next(pairs.rglob("q1.measures.pkl"))
     held = load_pickle(path)
-    before = held["costs"]
+    before = dict(held["costs"])
     assert list(before) == ["attention", "samples", "questions"]
     held["samples"]["clusters"] = None  # a judge failed: judging again draws nothing
     del held["costs"]["attention"]  # an older version measured it: it stays, its cost unknown
