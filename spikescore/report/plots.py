@@ -366,6 +366,7 @@ def cost_plot(points: Sequence[CostPoint], title: str) -> bytes:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure, axes = panels(len(COSTS), 5.2, 5.6, sharey=True)
+    lines = {"": (":", -13, "follow-ups in a row"), FORKED: ("--", 7, "forked")}
     for axis, (cost, label) in zip(axes, COSTS.items(), strict=True):
         shown = [one for one in points if one.costs[cost] is not None and one.auroc is not None]
         axis.axhline(0.5, color="0.6", lw=1)
@@ -376,7 +377,7 @@ def cost_plot(points: Sequence[CostPoint], title: str) -> bytes:
             continue
         for one in shown:
             axis.plot(one.costs[cost], one.auroc, "o", color=COLOURS[one.family], ms=5, alpha=0.75)
-        for schedule, style, below in (("", ":", -13), (FORKED, "--", 7)):
+        for schedule, (style, below, _) in lines.items():
             spikes = sorted((one.k, one.costs[cost], one.auroc) for one in shown
                             if one.k and one.schedule == schedule)  # fmt: skip
             axis.plot([x for _, x, _ in spikes], [y for *_, y in spikes], style, color="#D55E00")
@@ -400,6 +401,9 @@ def cost_plot(points: Sequence[CostPoint], title: str) -> bytes:
     axes[0].set_ylabel("mean AUROC, macro")
     for family, colour in COLOURS.items():
         axes[0].plot([], [], "o", color=colour, label=family)
+    for schedule, (style, _, label) in lines.items():
+        if any(one.k and one.schedule == schedule for one in points):
+            axes[0].plot([], [], style, color="#D55E00", label=f"SpikeScore, {label}")
     axes[0].legend(fontsize=8)
     return png(figure, title)
 
