@@ -201,7 +201,7 @@ def test_guesses_that_mean_the_same_are_added_up(asked, monkeypatch):
         "the number of your first guess": ["P1: 70\nP2: 30", "P1: 90", "P1: 50", "P1: 5"],
     }
 
-    def replies(engine, chat, prompts, sampling):
+    def replies(engine, chat, prompts, sampling, spent):
         (key,) = [key for key in said if key in prompts[0][1][-1]["content"]]
         return [[reply] for reply in said[key]]
 
@@ -218,7 +218,7 @@ def test_the_second_stage_is_asked_after_the_guesses(asked, monkeypatch):
     model, chat = asked
     seen = []
 
-    def replies(engine, chat, prompts, sampling):
+    def replies(engine, chat, prompts, sampling, spent):
         seen.append([[message["role"] for message in messages] for _, messages in prompts])
         return [[f"reply {len(seen)}"]] * len(prompts)
 
