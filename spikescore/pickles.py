@@ -380,7 +380,9 @@ class _Machine:
             elif operation := _OPERATIONS.get(code):
                 operation(self)
             else:
-                raise _Refusal(f"it holds the opcode {bytes([code])!r}")
+                first = self.place == 1
+                what = "is no pickle: it begins with" if first else "holds the opcode"
+                raise _Refusal(f"it {what} {bytes([code])!r}")
             if budget.left < 0:
                 budget.spend(0)
         if len(self.stack) != 1 or self.marks:

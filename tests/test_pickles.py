@@ -272,11 +272,14 @@ def test_an_archive_that_torch_does_not_write_is_refused(tmp_path, damage):
         load_pickle(other)
 
 
-def test_what_is_no_file_is_named(tmp_path):
+def test_what_is_no_file_or_no_pickle_is_named(tmp_path):
     (tmp_path / "empty.pkl").touch()
+    (tmp_path / "json.pkl").write_text('{"layer": 3}')
     (tmp_path / "folder.pkl").mkdir()
     os.mkfifo(tmp_path / "pipe.pkl")
-    for name, told in (("empty", "is empty"), ("folder", "cannot be read"), ("pipe", "no file")):
+    expected = {"empty": "is empty", "folder": "cannot be read", "pipe": "no file"}
+    expected["json"] = r"no pickle: it begins with b'\{'"
+    for name, told in expected.items():
         for read in (load_pickle, map_pickle):
             with pytest.raises(UserError, match=rf"{name}\.pkl.*{told}"):
                 read(tmp_path / f"{name}.pkl")
