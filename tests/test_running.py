@@ -55,6 +55,8 @@ def test_killing_the_tests_themselves_leaves_no_child() -> None:
 
 SCRIPT = """
 import json, os, sys
+for stream in (sys.stdout, sys.stderr):
+    stream.reconfigure(errors="backslashreplace")
 own = sorted(name for name in sys.modules if name.split(".")[0] in ("spikescore", "tests"))
 print(json.dumps([__name__, __file__, sys.argv, sys.path[0], os.getcwd(), os.environ["OWN"], own]))
 print(os.getpid() == os.getpgrp(), sys.stdin.read(), __builtins__.__name__, file=sys.stderr)

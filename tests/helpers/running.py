@@ -220,6 +220,7 @@ def _warm() -> _Warm | None:
         return None
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     ours, theirs = socket.socketpair()
+    _, pipe = os.pipe()  # as scripts have: Python asks once what kind of file its streams are
     with theirs:
         subprocess.Popen(
             [sys.executable, Path(__file__).with_name("warm.py"), str(theirs.fileno())],
@@ -228,8 +229,10 @@ def _warm() -> _Warm | None:
             pass_fds=[theirs.fileno()],
             start_new_session=True,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=pipe,
         )
+    os.close(pipe)
     return _Warm(ours, _read_at_import(environment))
 
 
