@@ -61,6 +61,7 @@ FORMATS = (
     Format("project", ("question", "right_answer", "wrong_answer"), project),
     Format("svamp", ("Body", "Question", "Answer"), mathematics.svamp),
     Format("coqa", ("story", "questions", "answers"), passages.coqa),
+    Format("mmlu_pro", ("question", "options", "answer", "answer_index"), options.mmlu_pro),
     Format("triviaqa", ("Question", "Answer", "QuestionId"), recall.triviaqa, gold="Answer"),
     Format("triviaqa", ("Question", "QuestionId", "QuestionSource"), recall.triviaqa,
            gold="Answer"),

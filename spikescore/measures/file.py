@@ -14,6 +14,7 @@ tokens, from raw logits; its state is that of its last content token at layer L 
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -172,7 +173,7 @@ def _is_cost(value: Any) -> bool:
     """Whether a value is what a group cost."""
     if not isinstance(value, dict) or set(value) != {one.name for one in fields(Spent)}:
         return False
-    return all(type(one) in (int, float) and one >= 0 for one in value.values())
+    return all(type(one) in (int, float) and 0 <= one < math.inf for one in value.values())
 
 
 def _fits(value: Any, shape: str, lengths: dict[str, int]) -> bool:

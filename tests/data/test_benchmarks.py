@@ -19,6 +19,7 @@ from tests.helpers.native_rows import (
     hellaswag,
     ipw,
     mmlu,
+    mmlu_pro,
     mmlu_simple_evals,
     popqa,
     ragtruth,
@@ -117,6 +118,13 @@ def test_an_answer_that_is_no_option_is_refused(tmp_path: Path, answer: object) 
     path = write(tmp_path / "a.jsonl", mmlu(1), {**mmlu(2), "answer": answer})
     with pytest.raises(UserError, match='line 2, field "answer"'):
         load_questions(path)
+
+
+def test_mmlu_pro_has_up_to_ten_options(tmp_path: Path) -> None:
+    loaded = load_questions(write(tmp_path / "test.jsonl", mmlu_pro(9), mmlu_pro(2)))
+    last, third = loaded.questions
+    assert (right(last), last.gold_answers[1], right(third)) == ("ten", "J", "three")
+    assert (loaded.dataset_format, last.domain, last.id) == ("mmlu_pro", "mmlu_pro", "9")
 
 
 def test_hellaswag_and_sciq(tmp_path: Path) -> None:

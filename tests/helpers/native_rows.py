@@ -115,6 +115,13 @@ def mmlu_simple_evals(n: int) -> Row:
             "C": "three", "D": "four", "Answer": "ABCD"[n % 4], "Subject": "HIDDEN"}  # fmt: skip
 
 
+def mmlu_pro(n: int) -> Row:
+    return {"question_id": n, "question": f"Which group has order {n}?", "src": "HIDDEN",
+            "options": ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
+                        "ten"], "answer": "ABCDEFGHIJ"[n % 10], "answer_index": n % 10,
+            "cot_content": "HIDDEN", "category": "HIDDEN"}  # fmt: skip
+
+
 def hellaswag(n: int) -> Row:
     return {"ind": n, "activity_label": "HIDDEN", "ctx_a": f"Bo has {n} shingles.", "ctx_b": "he",
             "ctx": f"Bo has {n} shingles. he", "split": "HIDDEN", "split_type": "HIDDEN",
@@ -281,6 +288,7 @@ SHAPES: dict[str, Native] = {
     "arc hub": Native(arc_hub, ("question", "answerKey", "choices")),
     "mmlu": Native(mmlu, ("question", "choices", "answer")),
     "mmlu simple-evals": Native(mmlu_simple_evals, ("Question", "C", "Answer")),
+    "mmlu_pro": Native(mmlu_pro, ("question", "options", "answer")),
     "hellaswag": Native(hellaswag, ("ctx", "endings", "label")),
     "sciq": Native(sciq, ("question", "correct_answer", "distractor3")),
     "popqa": Native(popqa, ("question", "possible_answers")),

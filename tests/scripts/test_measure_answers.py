@@ -523,6 +523,7 @@ DAMAGES = {
     "a judge": (put("samples", "entailment", None), "samples.entailment that is not str"),
     "costs": (lambda held: {**held, "costs": [1]}, "costs that are none"),
     "a cost": (put("costs", "lens", {"generated": 0, "encoded": -1, "seconds": 0.0}), "are none"),
+    "no end": (put("costs", "lens", {"generated": 0, "encoded": 1, "seconds": np.inf}), "are none"),
     "a part": (put("costs", "lens", {"generated": 0, "encoded": 1}), "costs that are none"),
 }
 

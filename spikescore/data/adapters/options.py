@@ -7,6 +7,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from spikescore.data.fields import (
     BadRow,
@@ -136,6 +137,13 @@ def mmlu_table(row: Row) -> Iterable[Question]:
 def mmmlu_table(row: Row) -> Iterable[Question]:
     """The CSV files of simple-evals and MMMLU: Question, A, B, C, D, Answer, Subject."""
     yield _mmlu(row, "Question", _lettered(row), "Answer", "ABCD", "Subject")
+
+
+def mmlu_pro(row: Row) -> Iterable[Question]:
+    """{question_id, question, options, answer: A to J, answer_index, category} (Wang 2024)."""
+    choices = texts(row, "options", some=True)
+    question = _mmlu(row, "question", choices, "answer", "ABCDEFGHIJ", "category")
+    yield replace(question, id=own_id(row, "question_id"), domain="mmlu_pro")
 
 
 def _lettered(row: Row) -> tuple[str, ...]:
