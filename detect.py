@@ -67,9 +67,10 @@ def main() -> int:
         raise UserError(
             'give a question, as in: python detect.py "Who wrote Hamlet?", or --questions FILE'
         )
-    for name, text in (("the question", args.question), ("--answer", args.answer)):
+    given = {"the question": args.question, "--answer": args.answer, "--questions": args.questions}
+    for name, text in given.items():
         if text is not None and not text.strip():
-            raise UserError(f"{name} is empty; write a text")
+            raise UserError(f"{name} is empty; write it out")
     if args.answer is not None and args.questions:
         raise UserError("--answer goes with a single question, not with --questions")
     require_defaults(args)
@@ -125,7 +126,6 @@ def detect(detector: SpikeDetector, questions: list[Question], args: argparse.Na
 
     from spikescore.report.terminal import Style, detection_block, detection_line, summary
 
-    sys.stdout.reconfigure(errors="backslashreplace")  # what a model says may be in any script
     style = Style.of(sys.stdout)
     total = len(questions) * detector.config.max_steps
     found = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import io
 import logging
 import os
 import re
@@ -186,8 +187,11 @@ def run_main(main: Callable[[], int | None]) -> None:
     KeyboardInterrupt if it has one.
 
     What goes to the terminal here, a traceback included, holds no secret (see `redacted`).
+    Characters that the terminal cannot show, as in the name of a file, are escaped.
     """
     _end_with_starter()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     with _stopped_by_signals() as signals:
         status = _status_of(main, signals)
     sys.exit(status)

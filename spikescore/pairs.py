@@ -18,6 +18,7 @@ import pickle
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from hashlib import sha256
 from math import isfinite
 from pathlib import Path, PurePosixPath
@@ -163,9 +164,10 @@ def as_record(raw: Any, path: Path) -> dict[str, Any] | None:
         record = {**record, "cot_steps": [{**step, "turn": place} for place, step in numbered]}
     _check_fields(record, path)
     own = record.get("id", path.stem)
-    if own != path.stem and Path(str(own)).name == own and is_file(path.with_stem(own)):
-        log.warning('"%s" is a copy of "%s.json" beside it, and is left out', path, own)
-        return None
+    with suppress(OSError):  # an id that is too long for a file's name
+        if own != path.stem and Path(str(own)).name == own and is_file(path.with_stem(own)):
+            log.warning('"%s" is a copy of "%s.json" beside it, and is left out', path, own)
+            return None
     return record
 
 
@@ -211,6 +213,11 @@ def _are_names(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_name, value))
 
 
+def _are_paths(value: Any) -> bool:
+    every = value if isinstance(value, list) else [value]
+    return all(isinstance(one, str) for one in every)
+
+
 def _are_ids(value: Any) -> bool:
     if isinstance(value, list):
         return set(map(type, value)) <= {int} and (
@@ -253,10 +260,15 @@ _FIELDS: dict[str, _Kind] = {
     "nil_label": (lambda value: value in (0, 1), "1 (consistent), 0 (not) or null"),
     "complete": (lambda value: isinstance(value, bool), "true or false"),
 }
+_CONFIG_FIELDS: dict[str, _Kind] = {
+    **dict.fromkeys(("sampling", "context"), _OBJECT),
+    "dataset_path": (_are_paths, "a path or a list of paths"),
+}
 _METRICS_FIELDS: dict[str, _Kind] = {"probe": _OBJECT, "probe_split": _TEXT}
 _PROBE_FIELDS: dict[str, _Kind] = {
     "path": _TEXT,
     "train_domains": _NAMES,
+    "layer_range": (_are_names, "a list of layers"),
     "spike_threshold": _NUMBER,
 }
 _STEP_FIELDS: dict[str, _Kind] = {
@@ -281,6 +293,11 @@ def _check_fields(record: dict[str, Any], path: Path) -> None:
                 raise _damaged(path, f'{where}"{key}"', value, kinds[key][1])
 
     check(record, _FIELDS)
+    check(record.get("nil_judge"), {"judge": _TEXT}, "nil_judge: ")
+    config = record.get("config") or {}
+    check(config, _CONFIG_FIELDS, "config: ")
+    check(config.get("sampling"), {"n": _COUNT}, "config, sampling: ")
+    check(config.get("context"), {"from": _TEXT}, "config, context: ")
     metrics = record.get("metrics") or {}
     check(metrics, _METRICS_FIELDS, "metrics: ")
     check(metrics.get("probe"), _PROBE_FIELDS, "metrics, probe: ")

@@ -258,7 +258,8 @@ def progress(
 def derived_seed(*parts: object) -> int:
     """Return a 63-bit seed, a fixed function of the parts on every machine and in every run."""
     text = "\x1f".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 class EventLoop:

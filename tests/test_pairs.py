@@ -260,6 +260,11 @@ DAMAGED = [
     (("metrics",), "x"), (("metrics", "probe"), "x"), (("metrics", "probe_split"), 0),
     (("metrics", "probe", "train_domains"), [["a"]]), (("metrics", "probe", "path"), 1),
     (("metrics", "probe", "spike_threshold"), "high"), (("cot_steps",), "text"),
+    (("metrics", "probe", "layer_range"), 5), (("metrics", "probe", "layer_range"), [[1], [2]]),
+    (("nil_judge", "judge"), ["exact"]), (("config", "sampling"), "all"),
+    (("config", "sampling", "n"), "all"), (("config", "context"), "wiki"),
+    (("config", "context", "from"), 3), (("config", "dataset_path"), 5),
+    (("config", "dataset_path"), [None]), (("config", "dataset_path"), [["a.json"]]),
     (("cot_steps",), {"1": {}}), (("cot_steps", 1), None), (("cot_steps", 1), "a"),
     (("cot_steps", 1, "turn"), [[]]),
     (("cot_steps", 1, "turn"), "2"), (("cot_steps", 1, "turn"), 0), (("cot_steps", 1, "turn"), 1.0),
@@ -282,6 +287,7 @@ DAMAGED = [
 def test_a_damaged_field_is_named_with_its_file(tmp_path, place, value):
     record = copy.deepcopy(WHOLE)
     record["metrics"]["probe"] = {"path": "p", "train_domains": ["t"]}
+    record["config"] = {"sampling": {}, "context": {}}
     holder = record
     for key in place[:-1]:
         holder = holder[key]
@@ -302,6 +308,7 @@ def test_a_sound_field_of_every_kind_is_read(tmp_path):
         "id": 7, "group": None, "gold_answers": ["a", 2], "choices": ["x", "y"],
         "history": [["who?", "he"]], "meta": {"scope": "any"}, "nil_label": None, "unknown": [[[]]],
         "metrics": {"probe_pred": "anything", "probe": None},
+        "config": {"sampling": {"n": None}, "context": None, "dataset_path": ["a.json"]},
     }  # fmt: skip
     record["cot_steps"][1].pop("turn")
     record["cot_steps"][0] |= {"perplexity": 3, "response_ids": [], "metrics": None}
@@ -309,6 +316,13 @@ def test_a_sound_field_of_every_kind_is_read(tmp_path):
     path.write_text(json.dumps(record))
     record["cot_steps"][1]["turn"] = 2  # its place
     assert read_record(path) == record
+
+
+def test_an_id_that_is_too_long_for_a_files_name_is_an_id(tmp_path):
+    for name in ("x" * 300, "\u6f22" * 100):
+        path = tmp_path / "hashed.json"
+        path.write_text(json.dumps(WHOLE | {"id": name}))
+        assert read_record(path)["id"] == name
 
 
 def test_copies_count_once_and_are_told(tmp_path, caplog):

@@ -18,6 +18,7 @@ from spikescore import runtime
 from spikescore.errors import UserError, keep_secret, redacted, run_main
 from spikescore.runtime import (
     EventLoop,
+    derived_seed,
     end_together,
     limited_threads,
     progress,
@@ -147,6 +148,18 @@ def test_a_fault_of_ours_shows_its_traceback_without_secrets(monkeypatch, capsys
     said = capsys.readouterr().err
     assert ended.value.code == 1 and "Traceback" in said and "sent ***" in said
     assert "canary" not in said
+
+
+def test_what_no_terminal_can_show_is_escaped(capsys):
+    """Half of a surrogate pair: a name on disk that is not UTF-8, or a text of a damaged JSON."""
+
+    def main():
+        print("wrote caf\udce9", derived_seed(0, "caf\udce9") != derived_seed(0, "caf\udce8"))
+
+    with pytest.raises(SystemExit) as ended:
+        run_main(main)
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == "wrote caf\\udce9 True\n"
 
 
 def test_a_script_ends_with_the_one_that_started_it(tmp_path):

@@ -276,7 +276,8 @@ def question_groups(records: Sequence[dict[str, Any]]) -> np.ndarray:
             name = parent[name]
         return name
 
-    names = [f"{r.get('domain')}/{r.get('group') or r['id']}" for r in records]
+    own = [r["id"] if r.get("group") in (None, "") else r["group"] for r in records]  # 0 is one
+    names = [f"{r.get('domain')}/{one}" for r, one in zip(records, own, strict=True)]
     for name, record in zip(names, records, strict=True):
         for key in question_digests(record):
             parent[root(name)] = root(asked.setdefault(key, name))

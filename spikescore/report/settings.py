@@ -57,7 +57,8 @@ def joined(values: Iterable[str]) -> str:
 
 
 def _retrieval(context: Mapping[str, Any] | None) -> str:
-    return f"{context.get('top_k', 3)} passages of {Path(context['from']).name}" if context else ""
+    source = (context or {}).get("from")
+    return f"{context.get('top_k', 3)} passages of {Path(source).name}" if source else ""
 
 
 def _questions(sampling: Mapping[str, Any]) -> str:

@@ -336,16 +336,18 @@ def test_splits_reach_the_probe_file_by_group(tmp_path: Path) -> None:
 
 
 def test_groups_join_by_group_and_by_wording() -> None:
-    def record(item: str, question: str, group: str | None = None) -> dict:
+    def record(item: str, question: str, group: str | int | None = None) -> dict:
         return {"domain": "nq", "id": item, "question": question, "group": group}
 
     # b asks what a asks; c shares b's group; d asks what c asks; e and f are on their own
     groups = question_groups([
         record("a", "one"), record("b", "one", "story"), record("c", "two", "story"),
         record("d", "two"), record("e", "three"), record("f", "four"), record("e", "five"),
+        record("g", "six", 0), record("h", "seven", 0), record("i", "eight", ""),
     ])  # fmt: skip
     assert len(set(groups[:4])) == 1
     assert groups[4] == groups[6] and len({groups[0], groups[4], groups[5]}) == 3
+    assert groups[7] == groups[8] and len(set(groups)) == 5  # 0 is a group, no text is none
 
 
 @pytest.mark.parametrize("fractions", [(0, 0.2), (0.5, 0.5), (1.2, 0.1)])

@@ -108,6 +108,7 @@ def test_an_older_probe_is_told_its_layers(ask, tmp_path):
         (["Who?", "--questions", "a.txt"], "give a question"),
         ([" "], "the question is empty"),
         (["Who?", "--answer", ""], "--answer is empty"),
+        (["--questions", ""], "--questions is empty"),
         (["--questions", "a.txt", "--answer", "I"], "--answer goes with a single question"),
         (["--questions", "nowhere.txt"], '"nowhere.txt" cannot be read'),
         (["--questions", "nowhere.csv"], '"nowhere.csv" does not exist'),

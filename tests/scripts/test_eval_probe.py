@@ -488,8 +488,10 @@ def test_questions_of_one_story_are_resampled_together():
         source = make_domain("coqa", 2, np.random.default_rng(place // 20), gap=0.03)[place % 2]
         record["cot_steps"], record["group"] = source["cot_steps"], f"story {place // 20}"
     ungrouped = [{**record, "group": None} for record in stories]
+    numbered = [{**record, "group": place // 20} for place, record in enumerate(stories)]
     views = [views_of(records)[0] for records in (stories, ungrouped)]
     wide, narrow = (view.methods["spike_score"] for view in views)
+    assert np.unique(views_of(numbered)[0].groups).size == 10  # 0 is a story too
     assert wide.value == narrow.value
     for intervals in (
         [area.interval for area in (wide, narrow)],
@@ -524,12 +526,13 @@ def spikes(n, domain="d", first=0, **fields):
 
 def test_damaged_files_are_named_with_their_field_and_the_others_evaluated(tmp_path):
     write(tmp_path / "data", spikes(40))
-    damaged = [dialogue(f"bad{place}", 1, [0.1, 0.9, 0.1, 0.2]) for place in range(5)]
+    damaged = [dialogue(f"bad{place}", 1, [0.1, 0.9, 0.1, 0.2]) for place in range(6)]
     damaged[0]["metrics"]["probe"] = "x"
     damaged[1]["cot_steps"][2]["metrics"] = {"probe_pred": 10**400}
     damaged[2]["cot_steps"][0]["perplexity"] = math.nan
     damaged[3]["cot_steps"][1] = None
     damaged[4]["another program"] = {"x": [0.0, math.nan]}
+    damaged[5]["config"] = {"dataset_path": 5}
     write(tmp_path / "data", damaged)
     (tmp_path / "data" / "empty.json").write_text("")
     nested = '{"a":' * 30000 + "1" + "}" * 30000
@@ -537,11 +540,12 @@ def test_damaged_files_are_named_with_their_field_and_the_others_evaluated(tmp_p
     done = run("--data_dir", tmp_path / "data", "--report_dir", tmp_path / "report", "--draws", 5)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     summary = json.loads((tmp_path / "report" / "summary.json").read_text())
-    assert summary["coverage"]["damaged"] == 7 and view_of(summary, "pooled")["n"] == 40
-    assert "7 files are damaged" in done.stderr and "7 damaged" in done.stdout
+    assert summary["coverage"]["damaged"] == 8 and view_of(summary, "pooled")["n"] == 40
+    assert "8 files are damaged" in done.stderr and "8 damaged" in done.stdout
     for name, field in (("bad0", "probe"), ("bad1", "probe_pred"), ("bad2", "perplexity"),
                         ("bad3", "cot_steps"), ("bad4", r"another program.x\[1\]"),
-                        ("empty", "JSON"), ("nested", "JSON")):  # fmt: skip
+                        ("bad5", "dataset_path"), ("empty", "JSON"),
+                        ("nested", "JSON")):  # fmt: skip
         assert re.search(rf'{name}\.json"[^;]*{field}', done.stderr), name
 
 
