@@ -33,7 +33,7 @@ _WITHHELD = re.compile(
     re.IGNORECASE,
 )
 _MARKS = frozenset({"tbd", "tba", "n/a", "#n/a", "withheld", "redacted"})
-_BRACKETS = re.compile(r"\s*(array\s*\()?\s*[\[{(]")
+_BRACKETS = re.compile(r"\s*(array\s*\(|\")?\s*[\[{(]")
 _QUOTED = re.compile(r"(array\s*\(\s*)?[\[{(]+\s*[\"']")
 _SENTENCE, _DESCRIBED = 30, 200
 """Characters of a text that may be part of the content; and of one kept to split results by."""
@@ -107,9 +107,12 @@ def parsed(value: Any, name: str) -> Any:
         return value
     text = value.strip()
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except (ValueError, RecursionError):
         pass
+    else:
+        inner = parsed(found, name)  # a text may have been written as text again
+        return value if isinstance(inner, str) else inner
     if re.fullmatch(r"\[[\d\s.eE+-]+\]", text):  # numpy's numbers
         return text[1:-1].split()
     try:

@@ -15,6 +15,7 @@ import csv
 import gzip
 import io
 import json
+import logging
 import lzma
 import os
 import re
@@ -53,8 +54,10 @@ _NOT_READ = {  # first bytes -> what they are
     b"SQLite format 3": "an SQLite database; export the table as CSV",
     b"\x89HDF": "an HDF5 file; export it as JSONL or Parquet",
     b"\x93NUMPY": "a numpy array; export the rows as JSONL",
-    b"\x80\x04": "a pickle, which is never opened; export the rows as JSONL",
-    b"\x80\x05": "a pickle, which is never opened; export the rows as JSONL",
+    **dict.fromkeys(
+        (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"),
+        "a pickle, which is never opened; export the rows as JSONL",
+    ),
     b"ORC": "an ORC file; export it as Parquet",
     b"Obj\x01": "an Avro file; export it as Parquet",
     b"Rar!": "a RAR archive; unpack it",
@@ -63,6 +66,9 @@ _NOT_READ = {  # first bytes -> what they are
     b"%PDF": "a PDF",
     b"\xd0\xcf\x11\xe0": "an old spreadsheet; export it as CSV",
 }
+_TABLES = {".ndjson", ".jsonlines", ".tab", ".xlsx", ".xls", ".ods", ".zip"}
+"""Kinds that may hold rows, of which a folder says that they are left out."""
+_OPENING = (b"{", b"[")
 _FIRST_LINE = 1 << 24
 _BATCH, _ROWS = 1000, 64
 """Rows of Parquet that are decoded together; and those that are turned into Python objects
@@ -70,6 +76,8 @@ together, few, so that the processor's cache still holds them when they are used
 """
 _NO_VALUE = (ValueError, OverflowError)
 """What pyarrow raises for a text or a name that is not UTF-8, and for a date beyond Python's."""
+
+log = logging.getLogger("spikescore")
 
 Rows = Iterator[tuple[str, Any]]
 
@@ -90,12 +98,19 @@ def data_files(path: Path) -> list[Path]:
         found += [file for file in files if is_data(file)]
         others |= {file.suffix for file in files if not _NOT_DATA.fullmatch(file.name)}
     if found:
+        _tell_left_out(path, *sorted(others & _TABLES))
         return sorted(found)
     there = f" (it holds {', '.join(sorted(filter(None, others)))})" if any(others) else ""
     raise UserError(
         f'dataset folder "{path}" holds no .json or .jsonl file, nor .csv, .tsv, .parquet or '
         f'.arrow{there}; check "dataset_path"'
     )
+
+
+@cache
+def _tell_left_out(path: Path, *kinds: str) -> None:
+    if kinds:
+        log.warning('dataset folder "%s": files of kind %s are not read', path, ", ".join(kinds))
 
 
 def is_data(file: Path) -> bool:
@@ -105,14 +120,16 @@ def is_data(file: Path) -> bool:
 
 
 def plain_suffix(path: Path) -> str:
-    """Return the suffix that says what a file holds, that of its compression left out."""
-    return (Path(path.stem) if path.suffix in _COMPRESSED else path).suffix
+    """Return the suffix that says what a file holds, that of its compression left out; in lower
+    case.
+    """
+    return (Path(path.stem) if path.suffix.lower() in _COMPRESSED else path).suffix.lower()
 
 
 def plain_name(path: Path) -> str:
     """Return a file's name without what it holds and how it is compressed; a folder's own name."""
     known = plain_suffix(path) in (*SUFFIXES, ".txt") and not path.is_dir()
-    stem = Path(path.stem) if path.suffix in _COMPRESSED else path
+    stem = Path(path.stem) if path.suffix.lower() in _COMPRESSED else path
     return stem.stem if known else path.name
 
 
@@ -204,6 +221,10 @@ def _plain_rows(path: Path, file: BinaryIO, first: bytes, more: bytes) -> Rows:
         raise UserError(f'dataset "{path}" is HTML or XML; is it the page about the file?')
     if suffix == ".jsonl" or _holds_lines(first, more):
         return _jsonl_rows(file)
+    if suffix != ".json" and not first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(_OPENING):
+        raise UserError(
+            f'dataset "{path}" is no JSON; is it a table? Its name must then end in .csv or .tsv'
+        )
     return _json_rows(file)
 
 

@@ -235,13 +235,20 @@ class QuestionStream:
             item = self._safe_id(one.id)
             if self._format.apart:
                 item = self._told_apart(item, one, row, self._format.apart)
-            mark = f"{where} {hash((one.question, one.choices)) & 0xFFFFFFFF:08x}"
-            before = marks.get(item) or self._seen.get(item)
+            same = (one.question, one.choices)
+            if self._format.name == "generic":  # its ids may be of a text that several ask about
+                same = (*same, one.context, one.gold_answers)
+            mark = f"{where} {hash(same) & 0xFFFFFFFF:08x}"
+            # GSM8K's configuration "socratic" has the questions of "main" with other solutions
+            key = one.question if self._format.name == "gsm8k" else item
+            before = marks.get(key) or self._seen.get(key)
             if before is None:
-                marks[item] = mark
+                marks[key] = mark
                 new.append(one if one.id == item else _changed(one, id=item))
             elif before[-8:] == mark[-8:] and self._format.is_publishers:
                 self.repeated += 1
+            elif isinstance(row, dict) and self._format.name == "project" and "id" not in row:
+                raise BadRow(None, f"is the same as {before[:-9]}; give each an id, or drop one")
             else:
                 raise BadRow("id", f'"{shown(one.id)}" is already used by {before[:-9]}')
         self._seen.update(marks)

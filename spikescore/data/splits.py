@@ -79,14 +79,27 @@ def load_splits(path: Path, *, seed: int, answerable_only: bool) -> Splits:
     if "train" in theirs and held_out:
         return Splits(*(_questions(path, answerable_only, one) for one in ("train", held_out)))
     questions = _questions(path, answerable_only, None)
-    groups = sorted({question.group or question.id for question in questions})
+    of_each = _groups(questions)
+    groups = sorted(set(of_each))
     order = np.random.default_rng(derived_seed(seed, "splits")).permutation(len(groups))
     train = {groups[place] for place in order[: len(groups) // 2]}
     splits = Splits([], [])
-    for question in questions:
-        in_train = (question.group or question.id) in train
-        (splits.train if in_train else splits.validation).append(question)
+    for question, group in zip(questions, of_each, strict=True):
+        (splits.train if group in train else splits.validation).append(question)
     return splits
+
+
+def _groups(questions: Sequence[Question]) -> list[str]:
+    """Return each question's group; translations of one question are in the first of theirs."""
+    own = [question.group or question.id for question in questions]
+    shared = [
+        question.meta.get("parallel_id") or group
+        for question, group in zip(questions, own, strict=True)
+    ]
+    first: dict[str, str] = {}
+    for key, group in zip(shared, own, strict=True):
+        first[key] = min(group, first.get(key, group))
+    return [first[key] for key in shared]
 
 
 def _questions(path: Path, answerable_only: bool, split: str | None) -> list[Question]:

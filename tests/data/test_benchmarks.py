@@ -72,6 +72,14 @@ def test_arc_is_no_commonsenseqa_and_its_levels_are_told_by_the_path(tmp_path: P
     hard = write(tmp_path / "ARC-V1/ARC-Challenge/test-00000-of-00001.jsonl", arc_hub(2))
     assert (domains(easy), domains(hard)) == ({"arc_easy"}, {"arc_challenge"})
     assert domains(tmp_path / "ARC-V1") == {"arc_easy", "arc_challenge"}
+    german = write(tmp_path / "arc_de/test.jsonl", {**arc(1), "question": {
+        **arc(1)["question"], "stem": "Welches Metall?"}})  # fmt: skip
+    (one,), (other,) = (load_questions(path).questions for path in (easy, german))
+    assert other.domain == "arc_de" and one.meta["parallel_id"] == other.meta["parallel_id"]
+    (bare,) = load_questions(
+        write(tmp_path / "bare.jsonl", {**arc(1), "id": None}), dataset_format="arc"
+    ).questions
+    assert "parallel_id" not in bare.meta
     assert domains(write(tmp_path / "csqa.jsonl", commonsenseqa(1))) == {"commonsenseqa"}
     withheld = {**arc(3), "answerKey": ""}
     (question,) = load_questions(write(tmp_path / "test.jsonl", withheld)).questions
@@ -132,6 +140,7 @@ def test_hellaswag_and_sciq(tmp_path: Path) -> None:
     first, second = load_questions(write(tmp_path / "h.jsonl", *rows)).questions
     assert right(first) == "nails them." and "Bo has 2 shingles. he" in first_message(first)
     assert first.group == second.group == "activitynet~v_1"
+    assert first.meta["parallel_id"] == "hellaswag activitynet~v_1 2"  # as in its translations
     withheld = [{**row, "label": ""} for row in rows]
     tests = load_questions(write(tmp_path / "t.jsonl", *withheld)).questions
     assert [q.gold_answers for q in tests] == [(), ()]

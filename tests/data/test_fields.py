@@ -72,6 +72,21 @@ def test_null_nan_and_blank_are_alike_in_an_optional_field(
         json.dumps([question.meta for question in found], allow_nan=False)  # a pair can keep it
 
 
+@pytest.mark.parametrize("value", [None, float("nan"), ""], ids=repr)
+def test_they_are_alike_inside_squads_articles(tmp_path: Path, value: object) -> None:
+    article = SHAPES["squad"].make(1)
+    answered, impossible = article["paragraphs"][0]["qas"]
+    answered["is_impossible"] = impossible["plausible_answers"] = value
+    first, second = load_questions(write(tmp_path / "set.json", [article])).questions
+    assert first.meta["answerable"] is True and first.gold_answers == ("HIDDEN",)
+    assert second.meta["answerable"] is False and second.meta["incorrect_answers"] == ()
+
+
+def test_a_given_answer_that_is_nan_is_none(tmp_path: Path) -> None:
+    row = {"question": "Q?", "right_answer": "Oru", "wrong_answer": float("nan")}
+    assert [answer.text for answer in one(tmp_path, row).given] == ["Oru"]
+
+
 # --- withheld ---------------------------------------------------------------------------------
 
 UNK = {"aliases": [], "normalized_value": "<unk>", "type": "", "value": "<unk>"}
@@ -116,7 +131,8 @@ def test_a_set_that_gives_its_answers_gives_all_of_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("answer", ["N", "no", "unknown", "None of them", "(a) b (c)", "[sic] yes",
                                     "-1", "U.N.K.", "hidden", "Test", "null hypothesis", "*",
-                                    "(the) Beatles (band)", "{[0, 1]: 2}"])  # fmt: skip
+                                    "(the) Beatles (band)", "{[0, 1]: 2}",
+                                    '"(Oh), yes"'])  # fmt: skip
 def test_words_that_could_be_an_answer_are_one(tmp_path: Path, answer: str) -> None:
     assert one(tmp_path, {**OWN, "gold_answers": answer}).gold_answers == (answer,)
 
@@ -136,6 +152,7 @@ MEMBERS = ("sea", "river bank", "it's")
         "['sea' 'river bank'\n \"it's\"]",
         "array(['sea', 'river bank', \"it's\"], dtype=object)",
         ' ["sea","river bank","it\\u0027s"] ',
+        json.dumps('["sea", "river bank", "it\'s"]'),
     ],
 )
 def test_a_list_written_as_text_is_the_list(tmp_path: Path, text: str) -> None:
@@ -189,6 +206,8 @@ def test_every_list_and_object_may_come_through_a_text_column(
         ("gold_answers", '["Oru" : "Ba"]'),
         ("gold_answers", "{'a': 'b'}"),
         ("gold_answers", "None"),
+        ("gold_answers", "[Oru, Ba and Ko]"),
+        ("gold_answers", "{Oru,Ba}"),
         ("choices", "sea|bank|sky"),
         ("choices", "['sea', 'ba"),
         ("history", "[['a?', 'b'"),

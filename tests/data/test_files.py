@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import logging
 import lzma
 import tarfile
 import tracemalloc
@@ -163,6 +164,8 @@ def test_what_save_to_disk_writes_is_read(tmp_path: Path) -> None:
         ("a.json.zip", b"PK\x03\x04 [", "zip archive"),
         ("a.db", b"SQLite format 3\0", "SQLite database"),
         ("a.pkl", b"\x80\x04\x95", "pickle, which is never opened"),
+        ("a.pt", b"\x80\x02]q\0.", "pickle, which is never opened"),
+        ("a.txt", b"question,gold_answers\nWho?,Bo\n", "no JSON; is it a table.* in .csv"),
         ("a.json", b"<!DOCTYPE html><html>", "HTML or XML"),
         ("a.csv", b"\xff\xfeq\0", "not UTF-8 text"),
         ("a.jsonl.zst", b"\x28\xb5\x2f\xfd\x04\x00", "compressed file is cut short or damaged"),
@@ -179,6 +182,18 @@ def test_what_is_not_read_is_named(tmp_path: Path, name: str, content: bytes, me
     with pytest.raises(UserError, match=message) as caught:
         load_questions(tmp_path / name)
     assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_loses_no_table_without_a_word(tmp_path: Path, caplog, monkeypatch) -> None:
+    monkeypatch.setattr(logging.getLogger("spikescore"), "propagate", True)
+    row = json.dumps(FLAT["true_false"].make(1))
+    (tmp_path / "a.jsonl").write_text(row)
+    (tmp_path / "b.ndjson").write_text(row)
+    (tmp_path / "README.md").write_text("about")
+    (tmp_path / "C.CSV").write_text("statement,label\nSnow is white.,1\n")
+    for _ in range(2):
+        assert len(load_questions(tmp_path).questions) == 2
+    assert caplog.text.count("files of kind .ndjson are not read") == 1
 
 
 def test_a_folder_without_data_says_what_it_holds(tmp_path: Path) -> None:

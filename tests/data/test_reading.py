@@ -338,6 +338,30 @@ def test_what_a_publisher_repeats_counts_once_and_is_told(
     assert f"{loaded.repeated} questions stand there again" in caplog.text
 
 
+def test_gsm8ks_two_configurations_ask_the_same_questions(tmp_path: Path) -> None:
+    for name, worked in (("main", "4 of 7"), ("socratic", "How many? 4 of 7")):
+        rows = [{"question": f"Q{n}?", "answer": f"{worked}\n#### {n}"} for n in range(3)]
+        folder = tmp_path / "gsm8k" / name
+        folder.mkdir(parents=True)
+        write(folder / "train-00000-of-00001.jsonl", jsonl(*rows))
+    alone = load_questions(tmp_path / "gsm8k" / "main").questions
+    both = load_questions(tmp_path / "gsm8k")
+    assert [q.id for q in both.questions] == [q.id for q in alone] and both.repeated == 3
+
+
+def test_rows_of_ones_own_repeat_only_what_is_the_same(tmp_path: Path) -> None:
+    named = {"id": "doc", "question": "q", "gold_answers": "a", "context": "c"}
+    row = {"doc": 1, "q": "Who?", "a": "Bo", "c": "Bo came."}
+    assert load_questions(write(tmp_path / "a.json", [row, row]), fields=named).repeated == 1
+    for other in ({"a": "Di"}, {"c": "Bo went."}):
+        path = write(tmp_path / "a.json", [row, {**row, **other}])
+        with pytest.raises(UserError, match='row 2, field "id": "1" is already used by row 1'):
+            load_questions(path, fields=named)
+    bare = {"question": "Who?", "gold_answers": "Bo"}
+    with pytest.raises(UserError, match="row 3, is the same as row 1; give each an id"):
+        load_questions(write(tmp_path / "a.json", [bare, {**bare, "question": "Why?"}, bare]))
+
+
 def test_another_question_under_a_used_id_is_no_repeat(tmp_path: Path) -> None:
     row = SHAPES["triviaqa hub"].make(1)
     evidence = {**row, "entity_pages": {"title": ["another"]}}

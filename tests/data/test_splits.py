@@ -104,6 +104,20 @@ def test_a_question_and_its_translations_are_one_group(tmp_path: Path) -> None:
     assert all(same) and not by_language[0][0] & by_language[1][1]
 
 
+def test_translations_without_a_group_are_in_one_half(tmp_path: Path) -> None:
+    def row(language: str, n: int) -> dict:
+        return {"id": n, "lang": language, "question": f"{language} {n}", "best_answer": "a",
+                "correct_answers": ["a"], "incorrect_answers": ["b"], "category": "c"}  # fmt: skip
+
+    for language in ("en", "es"):
+        rows = [json.dumps(row(language, n)) for n in range(30)]
+        (tmp_path / f"{language}.jsonl").write_text("\n".join(rows))
+    halves = load_splits(tmp_path, seed=0, answerable_only=False)
+    train, held_out = ({q.meta["parallel_id"] for q in half}
+                       for half in (halves.train, halves.validation))  # fmt: skip
+    assert len(train) == len(held_out) == 15 and not train & held_out
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -70,7 +70,7 @@ def is_arc(row: Row) -> bool:
 
 def arc(row: Row) -> Iterable[Question]:
     """AI2's ARC in these two shapes (Clark et al. 2018); the path tells Easy from Challenge."""
-    yield _labelled(row, "arc", {})
+    yield _labelled(row, "arc", {"parallel_id": f"arc {row['id']}"} if is_arc(row) else {})
 
 
 def _labelled(row: Row, domain: str, meta: dict[str, object]) -> Question:
@@ -178,15 +178,19 @@ def hellaswag(row: Row) -> Iterable[Question]:
     """
     endings = _several(texts(row, "endings", some=True), "endings")
     labels = [str(place) for place in range(len(endings))]
+    source, number = optional_text(row, "source_id"), optional_text(row, "ind")
     yield Question(
         id=own_id(row, None),
         domain="hellaswag",
         question=f"Which ending continues this text best?\n\n{text(row, 'ctx')}",
         choices=endings,
         gold_answers=_right(row, "label", labels, endings),
-        group=optional_text(row, "source_id"),
+        group=source,
         answer_type="choice",
-        meta={"stratum": optional(row, "activity_label")},
+        meta={
+            "stratum": optional(row, "activity_label"),
+            **({"parallel_id": f"hellaswag {source} {number}"} if source and number else {}),
+        },
     )
 
 

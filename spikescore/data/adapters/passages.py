@@ -119,7 +119,8 @@ def triviaqa_squad_hub(row: Row) -> Iterable[Question]:
 def _article(row: Row, domain: str) -> Iterator[Question]:
     for paragraph in objects(row, "paragraphs", some=True):
         for asked in objects(paragraph, "qas"):
-            impossible = "is_impossible" in asked and flag(asked, "is_impossible")
+            told = optional(asked, "is_impossible") is not None
+            impossible = told and flag(asked, "is_impossible")
             plausible = _answer_texts(asked, "plausible_answers") if impossible else ()
             golds = () if impossible else _answer_texts(asked, "answers")
             if not golds and not impossible:
@@ -149,7 +150,7 @@ def _squad_question(
 
 
 def _answer_texts(row: Row, name: str) -> tuple[str, ...]:
-    if name == "plausible_answers" and name not in row:
+    if name == "plausible_answers" and optional(row, name) is None:
         return ()
     return tuple(text(answer, "text") for answer in objects(row, name))
 

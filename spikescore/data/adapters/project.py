@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 from spikescore.data.adapters.shipped import own_dialogue
@@ -25,6 +26,8 @@ from spikescore.data.fields import (
 from spikescore.data.question import Adapter, GivenAnswer, Question, Row, distinct, gold_option
 from spikescore.pairs import ANSWER_TYPES
 
+_UNQUOTED = re.compile(r"\s*[\[{]\s*[^\W\d][^\[\]{}]*,[^\[\]{}]*[\]}]\s*")
+"""[a, b] or {a, b}, as Java, Spark and Postgres write lists of texts."""
 FIELDS = ("id", "domain", "question", "context", "choices", "gold_answers", "answer_type", "group",
           "history", "right_answer", "wrong_answer")  # fmt: skip
 
@@ -77,16 +80,20 @@ def project(row: Row) -> Iterable[Question]:
 
 
 def _golds(row: Row, answer_type: str) -> tuple[str, ...]:
-    if is_withheld(row.get("gold_answers")):
+    value = row.get("gold_answers")
+    if is_withheld(value):
         return ()
+    if isinstance(value, str) and answer_type != "math" and _UNQUOTED.fullmatch(value):
+        raise BadRow("gold_answers", f"a list without quotes, write it as JSON ({shown(value)})")
     return distinct(texts(row, "gold_answers", brackets=answer_type == "math"))
 
 
 def _given(row: Row, name: str, hallucinated: bool) -> tuple[GivenAnswer, ...]:
     """Return the given answers of a field; a blank one is the fault of its item alone."""
-    if row.get(name) is None:
+    value = row.get(name)
+    if not isinstance(value, str) and is_missing(value):
         return ()
-    value = parsed(row[name], name)
+    value = parsed(value, name)
     listed = value if isinstance(value, list) else [value]
     answers = ("" if is_missing(one) else as_text(one, name) for one in listed)
     return tuple(GivenAnswer(answer, hallucinated) for answer in answers)
