@@ -350,8 +350,8 @@ def without_refused(request: dict[str, Any], error: Exception) -> dict[str, Any]
     if response is None or response.status_code not in (400, 422):
         return None
     text = response.text
-    # the field that the error is about, where it says so apart from its words
-    fields = re.findall(r'"(?:param|loc)"\s*:\s*(\[[^\]]*\]|"[^"]*")', text)
+    # the field that the error is about, where it says so apart from its words ("None" is LiteLLM's)
+    fields = re.findall(r'"(?:param|loc)"\s*:\s*(\[[^\]]*\]|"(?!None")[^"]+")', text)
     names = sorted(request.keys() - {"model", "messages"}, key=len, reverse=True)
     if "top_p" in names and re.search(r"\b(?:both|only one|at most one)\b", text):
         names = ["top_p", *names]

@@ -94,6 +94,10 @@ SENT = {"model": "m", "messages": [], "temperature": 0, "top_p": 1, "max_tokens"
                "this model. Use 'max_completion_tokens' instead.", "param": "max_tokens"}},
          "max_tokens", "max_completion_tokens"),
         (400, "unknown field `seed`", "seed", None),
+        (400, {"error": {"message": "litellm.UnsupportedParamsError: m does not support "
+               "parameters: ['seed']", "type": "None", "param": "None"}}, "seed", None),
+        (400, {"error": {"message": "'temperature' does not support 0", "param": ""}},
+         "temperature", None),
         (422, "Input validation error: `temperature` must be strictly positive", "temperature",
          None),
         (400, "top_p cannot be set together with top_k", "top_p", None),

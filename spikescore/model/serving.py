@@ -60,16 +60,19 @@ _CUTS = (
 _FAULTS = (
     "content_filter", "safety", "recitation", "blocklist", "prohibited_content", "spii", "error",
     "abort", "aborted", "cancelled", "tool_calls", "function_call", "network_error", "sensitive",
-    "insufficient_system_resource", "timeout",
+    "insufficient_system_resource", "timeout", "time_limit",
 )  # fmt: skip
 _ENDINGS = dict.fromkeys(_ENDS, "stop") | dict.fromkeys(_CUTS, "length")
 _FULL = re.compile(
     r"context|too (?:long|large|many tokens)|(?:token|length).*(?:exceed|maximum|limit|<=)"
     r"|(?:exceed|maximum|max_\w+|reduce|longer).*(?:token|length)"
-    r"|(?:(?:less|fewer) than|up to) \d+ (?:\w+ )?tokens|length\b.{0,20}(?:>|greater)|input_length",
+    r"|(?:(?:less|fewer) than|up to) \d+ (?:\w+ )?tokens|input[_ ]length|kv.cache"
+    r"|length\b.{0,40}(?:>|greater|less than)",
     re.IGNORECASE | re.DOTALL,
 )
 """How servers say that prompt and answer are more than they hold."""
+_FULL_WITHIN = re.compile("context (?:size|length|window)", re.IGNORECASE)
+"""How those say it that take it for a fault of their own (llama.cpp)."""
 
 
 class Spoken(Protocol):
@@ -292,13 +295,16 @@ class ServedGenerator:
                 spent += seconds
                 answer, ending = _read(response)
             except openai.APIStatusError as error:
-                refused = error.status_code in (400, 413, 422)
-                if number > 1 and refused and _FULL.search(error.response.text):
+                ways = {400: _FULL, 413: _FULL, 422: _FULL, 500: _FULL_WITHIN}
+                is_full = ways.get(error.status_code)
+                if number > 1 and is_full and is_full.search(error.response.text):
                     return self._end_by_context(transcript, "the server")
                 said = "the server refused it: " if error.status_code in (400, 422) else ""
                 raise UserError(f"turn {number}: {said}{brief(error)}") from error
             except (openai.OpenAIError, ValueError) as error:
                 raise UserError(f"turn {number}: {brief(error)}") from error
+            if ending == "context":
+                return self._end_by_context(transcript, "the server")
             if ending == "length" and asked < limits.max_new_tokens:
                 return self._end_by_context(transcript, f"{context} tokens")
             is_first = number == getattr(conversation, "first_turn", 1)
@@ -390,12 +396,15 @@ class ServedGenerator:
 
 
 def _read(response: Any) -> tuple[str, str]:
-    """Return (answer, finish_reason) of a chat completion; ValueError when it is none."""
+    """Return (answer, finish_reason) of a chat completion; ValueError when it is none.
+
+    The reason is "stop", "length" or "context" (it is full), or what the server calls it.
+    """
     try:
         choice = response.choices[0]
         answer, ending = choice.message.content, choice.finish_reason
     except (AttributeError, IndexError, TypeError) as error:
-        raise ValueError(f"no chat completion: {str(response)[:200]}") from error
+        raise ValueError(f"no chat completion: {redacted(str(response))[:200]}") from error
     plain = re.sub(r"[^a-z]+", "_", str(ending or "").lower()).strip("_")
     plain = re.sub(r"^finish_?reason_", "", plain)
     if plain in _FAULTS:
@@ -403,7 +412,8 @@ def _read(response: Any) -> tuple[str, str]:
     # null: all its tokens were thoughts that the server took out, or it had none
     if not isinstance(answer, str | None):
         raise ValueError(f"the answer is {type(answer).__name__}, not text")
-    return (answer or "").strip(), _ENDINGS.get(plain, str(ending))
+    known = "context" if "context" in plain else _ENDINGS.get(plain, str(ending))
+    return (answer or "").strip(), known
 
 
 class _SharedTime:

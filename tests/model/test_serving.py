@@ -191,6 +191,8 @@ def test_a_passing_fault_is_retried(start_server):
         ((200, {}, '{"choices": [{"message": {"content": 5}}]}'), ["turn 2", "int"]),
         (completion("I cannot", "content_filter"), ["turn 2", "content_filter"]),
         (completion("The", "insufficient_system_resource"), ["turn 2", "insufficient"]),
+        (completion("The", "time_limit"), ["turn 2", "time_limit"]),
+        ((500, {"retry-after-ms": "10"}, "context deadline exceeded"), ["turn 2", "deadline"]),
     ],
 )
 def test_a_lasting_fault_fails_that_item_alone(start_server, monkeypatch, fault, words):
@@ -286,16 +288,30 @@ def test_the_context_ends_a_dialogue_here_and_on_the_server(start_server):
         (400, '{"message": "Prompt length 5000 > max_seq_len 4096"}'),
         (400, '{"message": "This model only supports up to 4096 input tokens"}'),
         (400, '{"detail": "internal error code: INPUT_LENGTH_ERROR"}'),
+        (400, '{"message": "<400> InvalidParameter: Range of input length should be [1, 30720]"}'),
+        (
+            400,
+            '{"message": "length of prompt_tokens (99) must be less than max_seq_len (98)."}',
+        ),
+        (400, '{"error": "the request exceeds the available KV cache size"}'),
+        (500, '{"error": {"code": 500, "message": "Context size has been exceeded."}}'),
+        (200, "model_context_window_exceeded"),
         (200, '{"completion_tokens": 0}'),
         (200, '{"completion_tokens": 4}'),
     ],
 )
-def test_the_ways_in_which_servers_say_that_the_context_is_full(start_server, status, said):
+def test_the_ways_in_which_servers_say_that_the_context_is_full(
+    start_server, monkeypatch, status, said
+):
+    monkeypatch.setattr(serving, "MAX_RETRIES", 1)
+
     def reply(body, _):
         if last_message(body) != "a 3":
             return completion("yes")
         if status != 200:
-            return status, {}, said
+            return status, {"retry-after-ms": "10"}, said
+        if not said.startswith("{"):
+            return completion("ye", said)
         usage = json.loads(said)
         status_code, headers, text = completion(
             "" if not usage["completion_tokens"] else "ye", "length"
