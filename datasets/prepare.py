@@ -37,7 +37,7 @@ sys.path.insert(0, str(HERE.parent))
 import fetching  # noqa: E402
 from fetching import FetchError, count_rows  # noqa: E402
 
-from spikescore.errors import UserError, run_main  # noqa: E402
+from spikescore.errors import UserError, redacted, run_main  # noqa: E402
 from spikescore.files import write_json  # noqa: E402
 
 RECORD = "SOURCE.json"
@@ -151,8 +151,8 @@ class Folder:
         """Record a file that lies at its place, and write the record."""
         file, source = self.path / path, self.source
         self.files[path] = {
-            "url": url, "sha256": pooch.file_hash(str(file)), "bytes": file.stat().st_size,
-            "rows": rows, "pinned": pinned,
+            "url": redacted(url), "sha256": pooch.file_hash(str(file)),
+            "bytes": file.stat().st_size, "rows": rows, "pinned": pinned,
         }  # fmt: skip
         write_json(self.path / RECORD, {
             "name": source.name, "home": source.home, "licence": source.licence,
@@ -162,7 +162,7 @@ class Folder:
 
     def intact(self, url: str) -> list[str]:
         """Return the paths that came from `url`, or none when one of them is gone or changed."""
-        paths = [path for path, entry in self.files.items() if entry.get("url") == url]
+        paths = [path for path, entry in self.files.items() if entry.get("url") == redacted(url)]
         return (
             paths if all(self.holds(path, self.files[path].get("sha256")) for path in paths) else []
         )
@@ -335,7 +335,7 @@ def main() -> int:
             prepare(table[name], arguments.to / name)
         except (FetchError, OSError) as error:  # OSError: the disk is full or read-only
             failed.append(name)
-            print(f"error: {name}: {error}", file=sys.stderr)
+            print(redacted(f"error: {name}: {error}"), file=sys.stderr)
     ready = [name for name in dict.fromkeys(arguments.names) if name not in failed]
     print(
         f"ready: {', '.join(ready) or 'none'}" + (f"; failed: {', '.join(failed)}" * bool(failed))

@@ -59,7 +59,9 @@ _SHAPES = re.compile(
     r"\b(?:sk-[\w-]{8,}|(?:hf|gsk|ghp|r8)_[A-Za-z0-9]{20,}|(?:xai|nvapi|pplx)-[\w-]{20,}|AIza[\w-]{20,})"
     r"|(?i:(?<=bearer )|(?<=basic ))(?=\S*[\d=])[\w.~+/=-]{8,}"
 )
-_QUERY = re.compile(r"([?&](?:api[_-]?key|key|\w*token|password|secret|sig)=)[^\s&\"'<>]+", re.I)
+_QUERY = re.compile(
+    r"([?&](?:[\w-]*(?:key|token|password|secret|signature)|sig)=)[^\s&\"'<>]+", re.IGNORECASE
+)
 _told: set[str] = set()
 
 

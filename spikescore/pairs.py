@@ -100,7 +100,8 @@ def pack_states(states: States, *, model: str) -> dict[str, Any]:
 
 def write_error(folder: Path, item_id: str, reason: str, **details: Any) -> None:
     """Record that an item failed, and why, as `<id>.error.json` next to where its pair would be."""
-    write_json(folder / f"{item_id}.error.json", {"id": item_id, "error": reason, **details})
+    error = {"id": item_id, "error": redacted(reason), **details}
+    write_json(folder / f"{item_id}.error.json", error)
 
 
 def find_records(folder: str | Path) -> list[Path]:

@@ -71,6 +71,12 @@ def test_a_state_beyond_fp16_is_refused_with_its_layer(tmp_path, value, layer):
     assert not list(tmp_path.glob("*.json"))
 
 
+def test_an_error_file_holds_no_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "canary-0123456789")
+    pairs.write_error(tmp_path, "a", "the server said canary-0123456789")
+    assert json.loads((tmp_path / "a.error.json").read_text())["error"] == "the server said ***"
+
+
 def test_missing_files_and_folders_are_named(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         load_pickle(tmp_path / "no.pkl")

@@ -136,6 +136,10 @@ def test_no_secret_of_environment_or_address_is_shown(monkeypatch):
         ("wandb " + "0f" * 20, "wandb ***"),
         ("sk-proj-abcdef123456 and hf_" + "Ab1" * 10, "*** and ***"),
         ("GET /v1?api_key=abc123&n=1", "GET /v1?api_key=***&n=1"),
+        (
+            "GET /?n=1&subscription-key=abc1 /a?X-Amz-Signature=0f",
+            "GET /?n=1&subscription-key=*** /a?X-Amz-Signature=***",
+        ),
         ("there is none, hf_hub_download failed, Basic English, task-related", None),
     ):
         assert redacted(said) == (said if shown is None else shown)

@@ -334,7 +334,8 @@ def _text(completion: Any, parse: Parse | None) -> str:
     try:
         text = completion["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError) as error:
-        raise UnusableReply(f"no chat completion: {str(completion)[:200]!r}") from error
+        shown = redacted(str(completion))[:200]
+        raise UnusableReply(f"no chat completion: {shown!r}") from error
     if not isinstance(text, str) or not text.strip():
         raise UnusableReply("the reply has no text")
     if not _fits(parse, text):

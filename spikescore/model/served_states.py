@@ -32,7 +32,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from spikescore.errors import UserError
+from spikescore.errors import UserError, redacted
 from spikescore.model.architecture import final_norm_of, rotation_switch, size_of
 from spikescore.model.hidden_states import beyond_half
 from spikescore.model.loading import weights_digest
@@ -241,6 +241,7 @@ class ServedStates:
             "kv_transfer_params": {"spikescore": asked},
         }
         reply = await _post(client, "/completions", body)
+        _require(isinstance(reply, dict), "the reply is no object")
         info = (reply.get("kv_transfer_params") or {}).get("spikescore")
         flags = vllm_flags(self.n_layers)
         if not isinstance(info, dict):
@@ -385,7 +386,7 @@ async def _post(client: AsyncOpenAI, path: str, body: dict[str, Any]) -> Any:
     try:
         return json.loads(response.content)
     except ValueError as error:
-        raise BadReply(f"the reply is no JSON: {response.text[:100]}") from error
+        raise BadReply(f"the reply is no JSON: {redacted(response.text)[:100]}") from error
 
 
 async def _arrays(path: Path, seconds: float) -> tuple[dict[str, np.ndarray], dict[str, str]]:

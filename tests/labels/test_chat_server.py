@@ -175,6 +175,14 @@ def test_what_is_no_completion_is_an_error_costs_no_other_item_and_is_not_kept(
             assert asker.stats["failed"] == 1 and asker.stats["asked"] == n_asked
 
 
+def test_no_part_of_a_key_is_shown_where_what_was_said_is_cut(way, monkeypatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "canary-0123456789")
+    said = json.dumps({"error": "x" * 180 + " canary-0123456789"})
+    with FaultyServer(lambda *_: (200, {}, said)) as server:
+        (reply,) = make_asker(server).ask_many([talk("a")])
+    assert "no chat completion" in reply.error and "cana" not in reply.error
+
+
 def test_no_more_calls_at_a_time_than_allowed_and_no_fewer() -> None:
     together = threading.Barrier(7)  # broken unless seven are there at the same time
 

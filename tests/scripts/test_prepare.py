@@ -377,6 +377,24 @@ def test_a_gated_set_needs_a_token_which_no_other_host_sees(
     assert not any("hf_secret" in path.read_text() for path in (tmp_path / "demo").iterdir())
 
 
+def test_user_and_password_of_a_mirror_are_shown_nowhere(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    mirror = server.url.replace("://", "://bob:canary-1@")
+    monkeypatch.setenv("HF_ENDPOINT", mirror)
+    server.files["/datasets/me/set/resolve/r/a.json"] = JSON_ROWS
+    more = {"hub": "me/set", "revision": "r"}
+    for files, status in (([{"path": "a.json"}], 0), ([{"path": "no.json"}], 1)):
+        assert run(tmp_path, monkeypatch, files, **more) == status
+    asked = len(server.seen)
+    assert run(tmp_path, monkeypatch, [{"path": "a.json"}], **more) == 0  # known again
+    assert len(server.seen) == asked
+    record = (tmp_path / "demo" / "SOURCE.json").read_text()
+    said = "".join(capsys.readouterr())
+    assert "***@127.0.0.1" in record and "***@127.0.0.1" in said
+    assert "canary" not in record + said
+
+
 def test_a_set_fetched_by_hand_is_explained_then_recognised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
