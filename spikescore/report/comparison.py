@@ -16,7 +16,7 @@ import numpy as np
 
 from spikescore.detectors.score_book import ScoreBook
 from spikescore.report.paper import BASE_SCORER
-from spikescore.stats.bootstrap import Area, Contrast, Resampler
+from spikescore.stats.bootstrap import Area, Contrast, Resampler, contrast_of_draws
 from spikescore.stats.trajectory import (
     FUNCTIONALS,
     apply,
@@ -245,7 +245,21 @@ class Comparison:
         that both score) and probe seeds (a method without chance counts for each); the note says
         where some are missing.
         """
+        return self._contrast(one, other, view, valid, self)
+
+    def difference(self, one: Entry, beside: Comparison, other: Entry, view: str) -> Contrast:
+        """Return how much a method's mean exceeds that of one `beside`: in another run, of the same
+        items in the same order (`on_shared_items`), with its own labels.
+
+        As in `contrast`, both means are over the same cells: those computable in both runs.
+        """
+        return self._contrast(one, other, view, None, beside)
+
+    def _contrast(
+        self, one: Entry, other: Entry, view: str, valid: np.ndarray | None, beside: Comparison
+    ) -> Contrast:
         pairs, lacking, notes = [], [], []
+        sides = (self, beside)
         for domain in self.training_domains:
             fitted = [entry for entry in (one, other) if domain in entry.scores]
             seeds = [set(entry.seeds_of(domain)) for entry in fitted if entry.seeded] or [{0}]
@@ -253,17 +267,29 @@ class Comparison:
             if len(fitted) < 2 or not shared:
                 lacking.append(self._missing(view, domain))
                 continue
+            rows = [entry.rows(domain, shared) for entry in (one, other)]
+            both = np.all([np.isfinite(scores).all(axis=0) for scores in rows], axis=0)
+            both = both if valid is None else both & valid
+            for mask in self.items(view, domain) if beside is not self else ():
+                areas = [side._area(scores, mask & both)
+                         for side, scores in zip(sides, rows, strict=True)]  # fmt: skip
+                if any(area.value is None for area in areas):
+                    both = both & ~mask
+            cells = [side._cell(scores, view, domain, both)
+                     for side, scores in zip(sides, rows, strict=True)]  # fmt: skip
+            if beside is not self and cells[0].value is None:
+                lacking.append(cells[0])
+                continue
             if shared != every:
                 notes.append(f"{len(shared)} of {len(every)} probe seeds ({domain})")
-            rows = [entry.rows(domain, shared) for entry in (one, other)]
-            scored = [np.isfinite(scores).all(axis=0) for scores in rows]
-            both = scored[0] & scored[1] if valid is None else scored[0] & scored[1] & valid
-            pairs.append([self._cell(scores, view, domain, both) for scores in rows])
+            pairs.append(cells)
         if pairs and lacking:
             notes.append(f"over {len(pairs)} of {len(self.training_domains)} training domains")
-        sides = zip(*pairs, strict=True) if pairs else (lacking, lacking)
-        means = [self.resampler.mean(cells, of="training domains") for cells in sides]
-        found = self.resampler.contrast(*means)
+        means = [
+            self.resampler.mean(cells, of="training domains")
+            for cells in (zip(*pairs, strict=True) if pairs else (lacking, lacking))
+        ]
+        found = (self.resampler.contrast if beside is self else contrast_of_draws)(*means)
         made, of = found.parts
         parts = (made, of + sum(area.parts[1] for area in lacking)) if pairs else found.parts
         return replace(found, note="; ".join(filter(None, [*notes, found.note])), parts=parts)

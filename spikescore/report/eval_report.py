@@ -36,6 +36,7 @@ from spikescore.report.text import (
     number,
     p_value,
     tex_table,
+    whole_characters,
 )
 from spikescore.shards import read_pair_json
 from spikescore.stats.bootstrap import Area, Contrast
@@ -128,7 +129,7 @@ class EvalReport:
         for what in ("model", "probe"):
             names = {Path(getattr(item, what)).name for item in self.evaluated} - {""}
             parts += [f"{what} {names.pop()}"] if len(names) == 1 else []
-        return ", ".join(parts)
+        return whole_characters(", ".join(parts))
 
     def lines(self) -> Iterator[str]:
         """Yield the result lines of all views, and last the verdict."""

@@ -25,6 +25,7 @@ from spikescore.report.comparison import Comparison, Entry, leaders, static_entr
 from spikescore.report.content import Table
 from spikescore.report.main_tables import Twins, part_tables, twin_figures
 from spikescore.report.settings import Rows, data_sets, dialogue_settings, joined
+from spikescore.report.text import whole_characters
 from spikescore.report.verdict import verdict
 from spikescore.runtime import progress
 from spikescore.shards import read_pair_json
@@ -202,7 +203,7 @@ def read_item(record: dict[str, Any], path: Path, *, by: str = "") -> Item:
     probe = metrics.get("probe") or {}
     judge = (record.get("nil_judge") or {}).get("judge", "none")
     name = path.stem if record.get("id") is None else str(record["id"])
-    domain = record.get("domain") or path.resolve().parent.name
+    domain = whole_characters(record.get("domain") or path.resolve().parent.name)
     group = name if record.get("group") in (None, "") else record["group"]  # 0 is a group
     enough = len(scores) >= MIN_SCORES
     return Item(

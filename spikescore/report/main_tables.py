@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from spikescore.report.comparison import (
 from spikescore.report.content import Table
 from spikescore.report.paper import BASE_SCORER, published
 from spikescore.report.text import MISSING, figure_cell, mean_cell, number, p_value, share
-from spikescore.stats.bootstrap import Area, contrast_of_draws, holm
+from spikescore.stats.bootstrap import Area, Contrast, contrast_of_draws, holm
 from spikescore.stats.operating_points import (
     choose_threshold,
     fit_calibration,
@@ -262,24 +262,41 @@ def multi_source_table(
     """Return the AUROCs of methods trained on all domains but the tested one, by test domain.
 
     Beside their mean stands that of training on one domain (the macro mean of the main table), and
-    what the one exceeds the other by, on paired draws where the books hold the same items; not of
-    a method that learns nothing, which has one figure.
+    what the one exceeds the other by, on the test domains that both have and on paired draws, where
+    the books hold the same items; not of a method that learns nothing, which has one figure.
     """
-    before = {entry.name: single.mean(entry, "macro") for entry in entries}
+    before = {entry.name: entry for entry in entries}
     names = [domain.removeprefix("all but ") for domain in several.training_domains]
     sizes = [several.rate("pooled", domain) for domain in several.training_domains]
     rows = [("n, hallucinated", "", "", "", *(f"{n}, {number(rate, '.0%')}" for n, rate in sizes))]
     paired = [item.path for item in single.book.items] == [item.path for item in several.book.items]
     for entry in taught:
-        mean, alone = several.mean(entry, "pooled"), before.get(entry.name)
+        mean, one = several.mean(entry, "pooled"), before.get(entry.name)
         learnt = several.book.methods.get(entry.name, {}).get("learns", True)
-        more = contrast_of_draws(mean, alone) if alone and paired and learnt else None
+        alone = one and single.mean(one, "macro")
+        more = _more(several, entry, single, one) if one and paired and learnt else None
         cells = [_cell(several, entry, "pooled", domain) for domain in several.training_domains]
         told = (figure_cell(mean), figure_cell(alone), figure_cell(more, "+.3f"))
         rows.append((entry.title, *told, *cells))
     header = ("method", "mean over test domains", "trained on one domain, macro", "difference")
     return Table(SOURCES_TITLE, (*header, *names), tuple(rows),
                  f"95% bootstrap intervals over questions. {MISSING}")  # fmt: skip
+
+
+def _more(several: Comparison, taught: Entry, single: Comparison, entry: Entry) -> Contrast:
+    """Return what training on several domains exceeds training on one by: the mean over the test
+    domains that both have, of which the single side is its mean over training domains.
+    """
+    pairs = []
+    for name in several.training_domains:
+        (tested,) = several.items("pooled", name)
+        each = [single.cell(entry, "pooled", one, tested) for one in single.training_domains]
+        alone = single.resampler.mean(each, of="training domains")
+        pairs.append((several.cell(taught, "pooled", name), alone))
+    whole = [both for both in pairs if None not in (both[0].value, both[1].value)]
+    sides = zip(*(whole or pairs), strict=True)
+    means = [several.resampler.mean(areas, of="test domains") for areas in sides]
+    return replace(contrast_of_draws(*means), parts=(len(whole), len(pairs)))
 
 
 # --- right and wrong twins --------------------------------------------------------------------

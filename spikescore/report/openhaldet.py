@@ -156,7 +156,8 @@ def submission_text(told: dict[str, Any], notes: Sequence[str]) -> str:
     header = ("dataset", "AUROC (%)", "test items", "hallucinated")
     lines.append(markdown_table(Table("", header, tuple(rows))))
     average = "not computable" if told["average"] is None else f"{told['average']:.2f}"
-    lines += [f"Average over {len(told['results'])} of {len(sets())} sets: {average}."]
+    known = sum(one["auroc"] is not None for one in told["results"].values())
+    lines += [f"Average over {known} of {len(sets())} sets: {average}."]
     if told["missing"]:
         lines.append(f"Not run: {', '.join(told['missing'])}.")
     return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"

@@ -53,9 +53,11 @@ VIEW_COLOURS = {"macro": "#0072B2", "pooled": "#D55E00"}
 
 def panels(count: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
     """Return a figure with that many panels, at most three in a row, each width x height inches."""
+    from matplotlib import rcParams
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    rcParams["text.parse_math"] = False  # a dollar in a name is a dollar
     columns = min(count, 3)
     rows = -(-count // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")

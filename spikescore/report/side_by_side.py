@@ -28,7 +28,14 @@ from spikescore.report.main_tables import main_entries
 from spikescore.report.page import write_page
 from spikescore.report.plots import forest_rows
 from spikescore.report.settings import Rows, made_now
-from spikescore.report.text import csv_table, figure_cell, headed_table, p_value, tex_table
+from spikescore.report.text import (
+    MISSING,
+    csv_table,
+    figure_cell,
+    headed_table,
+    p_value,
+    tex_table,
+)
 from spikescore.stats.bootstrap import Area, Contrast, contrast_of_draws
 
 
@@ -98,11 +105,13 @@ class SideBySide:
         ]
 
     def difference(self, entries: tuple[Entry, Entry], view: str) -> tuple[list[Area], Contrast]:
-        """Return both runs' means and their difference: on the items that both have, or where
-        there are none, each on its own.
+        """Return both runs' means and their difference: on the items that both have, over the
+        AUROCs that are computable in both, or where there are none, each on its own.
         """
         areas = [one.mean(entry, view) for one, entry in zip(self.sides, entries, strict=True)]
-        return areas, contrast_of_draws(*areas)
+        if not self.n:
+            return areas, contrast_of_draws(*areas)
+        return areas, self.sides[0].difference(entries[0], self.sides[1], entries[1], view)
 
     def tables(self) -> list[Table]:
         """Return methods x runs with the difference, a table per view that has items."""
@@ -117,7 +126,7 @@ class SideBySide:
                 areas, found = self.difference(shared, view)
                 cells = [figure_cell(found, "+.3f"), p_value(found.p_bootstrap)]
                 if self.n:
-                    cells += [*map(figure_cell, areas), str(areas[0].n)]
+                    cells += [*map(figure_cell, areas), str(found.n or areas[0].n)]
                 cells += [f"{figure_cell(area)} (n={area.n})" for area in own]
                 if found.interval and not found.interval[0] <= 0 <= found.interval[1]:
                     bold.add((len(rows), 1))
@@ -140,7 +149,7 @@ class SideBySide:
         else:
             how = "The runs have no item in common: each is drawn by itself."
         names = " minus ".join(run.name for run in self.runs)
-        return f"{names}, 95% intervals; those in bold (* in Markdown) leave out 0. {how}"
+        return f"{names}, 95% intervals; those in bold (* in Markdown) leave out 0. {how} {MISSING}"
 
     def settings(self) -> Table:
         """Return both runs' settings, those that differ in bold."""
@@ -166,7 +175,7 @@ class SideBySide:
             )
             lines.append(
                 f"SpikeScore, {view} AUROC: {told}; difference {figure_cell(found, '+.3f')}, "
-                f"n = {areas[0].n:,}{'' if self.n else f' and {areas[1].n:,}'}"
+                f"n = {found.n or areas[0].n:,}{'' if self.n else f' and {areas[1].n:,}'}"
             )
         return lines or ["The runs have no SpikeScore in common, or no view of it."]
 

@@ -91,6 +91,11 @@ def _tex(text: str) -> str:
     return "".join(_TEX.get(sign, sign) for sign in _one_line(text))
 
 
+def whole_characters(text: str) -> str:
+    """Return a text that can be drawn and written: "?" for each half of a surrogate pair."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 

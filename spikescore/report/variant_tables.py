@@ -29,7 +29,7 @@ from spikescore.report.experiment import Variant
 from spikescore.report.paper import BASE_SCORER
 from spikescore.report.text import MISSING, figure_cell, number, p_value, share, with_interval
 from spikescore.stats.agreement import agree
-from spikescore.stats.bootstrap import Area, contrast_of_draws
+from spikescore.stats.bootstrap import Area, Contrast, contrast_of_draws
 from spikescore.stats.trajectory import FUNCTIONALS
 
 SHOWN = (SPIKE, f"first:{BASE_SCORER}", "perplexity")
@@ -140,8 +140,7 @@ def difference_table(kind: str, one: ScoreBook, other: ScoreBook, *, draws: int)
     entries = [variant_entries(side.book) for side in sides]
     rows, bold = [], set()
 
-    def add(about: str, what: str, areas: Sequence[Area]) -> None:
-        found = contrast_of_draws(*areas)
+    def add(about: str, what: str, areas: Sequence[Area], found: Contrast) -> None:
         if found.interval and not found.interval[0] <= 0 <= found.interval[1]:
             bold.add((len(rows), 4))
         cells = (*map(figure_cell, areas), figure_cell(found, "+.3f"))
@@ -151,12 +150,15 @@ def difference_table(kind: str, one: ScoreBook, other: ScoreBook, *, draws: int)
     parts = {"all": np.ones(domains.size, dtype=bool)}
     parts |= {name: domains == name for name in sides[0].book.domain_names()}
     for name, mask in parts.items():
-        add(name, "hallucinated", [side.resampler.rate(mask) for side in sides])
+        rates = [side.resampler.rate(mask) for side in sides]
+        add(name, "hallucinated", rates, contrast_of_draws(*rates))
     for view in CROSS:
         for name, title in zip(SHOWN, SHOWN_TITLES, strict=True):
             if all(name in own for own in entries):
-                pairs = zip(sides, entries, strict=True)
-                add(view, f"AUROC, {title}", [side.mean(own[name], view) for side, own in pairs])
+                one, other = (own[name] for own in entries)
+                areas = [sides[0].mean(one, view), sides[1].mean(other, view)]
+                found = sides[0].difference(one, sides[1], other, view)
+                add(view, f"AUROC, {title}", areas, found)
     header = ("figure", "of", "with", "without", "with minus without", "p, bootstrap")
     return Table(
         f"{CAPTIONS[kind][0]}, paired",
@@ -192,11 +194,13 @@ def forked_table(forked: ScoreBook, sequential: ScoreBook, *, draws: int) -> Tab
             if one is None:
                 continue
             fits = max(fitting, default=0)
-            cells = [functional.title, str(k), number(paid, ",.0f"), figure_cell(one)]
+            area = sides[0].mean(one, "macro")
+            cells = [functional.title, str(k), number(paid, ",.0f"), figure_cell(area)]
             for turns, told in ((k, number(spent[1][k - 1], ",.0f")), (fits, str(fits or ""))):
                 other = _over_turns(sides[1], name, turns)
-                found = other and contrast_of_draws(one, other)
-                cells += [told, figure_cell(other), figure_cell(found, "+.3f")]
+                found = other and sides[0].difference(one, sides[1], other, "macro")
+                area = other and sides[1].mean(other, "macro")
+                cells += [told, figure_cell(area), figure_cell(found, "+.3f")]
                 if found and found.interval and not found.interval[0] <= 0 <= found.interval[1]:
                     bold.add((len(rows), len(cells) - 1))
             rows.append(tuple(cells))
@@ -218,12 +222,11 @@ def forked_table(forked: ScoreBook, sequential: ScoreBook, *, draws: int) -> Tab
     )  # fmt: skip
 
 
-def _over_turns(side: Comparison, functional: str, k: int) -> Area | None:
-    """Return a functional's mean macro AUROC over k turns; None where they are too few."""
+def _over_turns(side: Comparison, functional: str, k: int) -> Entry | None:
+    """Return a functional over k turns; None where they are too few."""
     if k < FUNCTIONALS[functional].min_turns:
         return None
-    entry = trajectory_entry(side.book, functional, BASE_SCORER, k)
-    return entry and side.mean(entry, "macro")
+    return trajectory_entry(side.book, functional, BASE_SCORER, k)
 
 
 def _tokens(book: ScoreBook, k: int) -> float | None:

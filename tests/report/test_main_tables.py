@@ -394,6 +394,12 @@ def test_a_run_with_retrieval_is_held_against_the_one_without_on_the_same_questi
     value, low = re.match(r"\+(\S+) \[\+(\S+),", table.rows[spike][4]).groups()
     assert float(value) > float(low) > 0 and (spike, 4) in table.bold
     table = difference_table("retrieval", cured, without, draws=200)
+    spike = next(row for row in table.rows if row[:2] == ("AUROC, SpikeScore", "macro"))
+    assert "(" not in spike[4]
+    none_wrong = [replace(item, y=0) if item.domain == "d1" else item for item in without.items]
+    fewer = difference_table("retrieval", without, replace(without, items=none_wrong), draws=20)
+    same = next(row for row in fewer.rows if row[:2] == ("AUROC, SpikeScore", "macro"))
+    assert same[2] != same[3] and same[4] == "+0.000 [+0.000, +0.000] (4 of 6)"
     rates = {row[1]: row[4] for row in table.rows if row[0] == "hallucinated"}
     assert set(rates) == {"all", "d0", "d1", "d2"}
     fewer = np.mean([new.y for new in cured.items]) - shared.y.mean()
@@ -440,6 +446,9 @@ def test_forked_turns_are_held_against_sequential_ones_at_equal_k_and_tokens():
     assert {(place, 6), (place, 9)} <= table.bold
     # two turns in a row cost as much as five forked ones do not: too few for SpikeScore
     assert rows["SpikeScore, max|Δ²|", "5"][7:] == ("2", "", "")
+    none_wrong = [replace(item, y=0) if item.domain == "d1" else item for item in books[0].items]
+    same = forked_table(replace(books[0], items=none_wrong), books[0], draws=20).rows
+    assert all(row[6] == "+0.000 [+0.000, +0.000] (4 of 6)" and row[3] != row[5] for row in same)
     unknown = replace(books[1], items=[replace(item, turn_encoded=()) for item in books[1].items])
     told = forked_table(unknown, books[0], draws=5)
     assert all(row[7:] == ("", "", "") and not row[2] and row[5] for row in told.rows)
@@ -548,6 +557,18 @@ def test_multi_source_figures_stand_beside_and_apart():
         (same,) = [row for row in table.rows if row[0] == "perplexity"]
         assert same[1] == same[2] and same[3].replace("-", "+").startswith(difference)
     assert same[3] == ""
+    # not fitted on d0 alone: test domain d0 counts as much on one side as on the other
+    for seed in (0, 1):
+        del book.scores["saplma", "d0", seed]
+    lacking = multi_source_table(one, main_entries(one), more, main_entries(more))
+    (row,) = [row for row in lacking.rows if row[0] == "SAPLMA"]
+    each = []
+    for domain, area in zip(book.domain_names(), areas, strict=True):
+        tested = book.domains == domain
+        others = [roc_auc_score(book.y[tested], book.scores["saplma", trained, seed][tested])
+                  for trained in ("d1", "d2") if trained != domain for seed in (0, 1)]  # fmt: skip
+        each.append(area - np.mean(others))
+    assert row[3].startswith(f"{np.mean(each):+.3f} [") and row[2].endswith("(4 of 6)")
 
 
 # --- the whole report of a book ---------------------------------------------------------------

@@ -85,6 +85,20 @@ def test_a_submission_is_not_turned_round():
     text = submission_text(told, ["a note"])
     assert f"| triviaqa | {areas[0]:.2f} |" in text and "| unknown (not in OpenHalDet) |" in text
     assert "- Access regime: gray-box" in text and text.endswith("- a note\n")
+    assert f"Average over 2 of {len(sets())} sets: {np.mean(areas):.2f}." in text
+
+
+def test_an_average_says_over_how_many_sets_it_is():
+    """All items of one of the two sets are hallucinated: its AUROC is not in the average."""
+    book = named_book("triviaqa", "coqa", "unknown")
+    book.items = [replace(item, y=1) if item.domain == "coqa" else item for item in book.items]
+    comparison = Comparison(book, draws=1)
+    entry = next(one for one in main_entries(comparison) if one.name == "perplexity")
+    told = submission(comparison, entry, backbone="Qwen3-8B", link="")
+    assert told["results"]["coqa"]["auroc"] is None
+    average = f"{told['results']['triviaqa']['auroc']:.2f}"
+    text = submission_text(told, [])
+    assert f"Average over 1 of {len(sets())} sets: {average}." in text
 
 
 def test_access_regimes():

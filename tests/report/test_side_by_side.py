@@ -60,6 +60,35 @@ def test_what_is_common_to_both_runs_is_not_in_the_interval():
     assert "no item in common" in apart.tables()[0].note
 
 
+def test_a_difference_is_over_the_aurocs_that_both_runs_have():
+    """In B no answer of d2 is hallucinated: what A has on d2 is in no difference."""
+    one, other = make_book(seeds=1), make_book(seeds=1, seed=1)
+    other.items = [replace(item, y=0) if item.domain == "d2" else item for item in other.items]
+    gaps = np.flatnonzero(other.domains == "d1")[:5]
+    for key in other.turns:
+        other.turns[key][gaps] = np.nan
+    areas, found = of(compared(one, other))
+    wanted = []
+    for trained in ("d0", "d1", "d2"):
+        each = []
+        for tested in {"d0", "d1"} - {trained}:
+            here = one.domains == tested
+            here[gaps] = False
+            own = [
+                roc_auc_score(
+                    book.y[here], apply("max_abs_d2", book.turns["saplma", trained, 0])[here]
+                )
+                for book in (one, other)
+            ]
+            each.append(own[0] - own[1])
+        wanted.append(np.mean(each))
+    assert found.value == pytest.approx(np.mean(wanted)) and found.parts == (4, 6)
+    assert [area.parts for area in areas] == [(6, 6), (4, 6)]
+    assert abs(found.value - (areas[0].value - areas[1].value)) > 1e-3
+    assert found.n == 155 and found.interval
+    assert "(4 of 6)" in compared(one, other).lines()[0]
+
+
 def test_an_item_of_another_split_is_in_no_pair():
     one, other = make_book(n=100), make_book(n=100)
     other.splits["d0"] = np.where(np.arange(300) % 2 == 0, other.splits["d0"], "train")

@@ -18,6 +18,7 @@ import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
 import eval_probe
+from spikescore.report import plots
 from spikescore.report.evaluation import Evaluation, read_item
 from tests.helpers.running import ROOT, run_script
 
@@ -512,6 +513,14 @@ def test_a_domain_met_in_training_is_in_domain_in_every_folder():
         "trivia (one), in-domain",
         "trivia (two), in-domain",
     ]
+
+
+def test_any_text_can_be_a_domain_and_is_drawn_as_it_stands():
+    views = views_of(make_domain("cost $5_vs_$6 \udce9", 40, np.random.default_rng(0)))
+    assert [view.title for view in views][-1] == "cost $5_vs_$6 ?, cross-domain"
+    shown = plots.panels_of(views, "domain")
+    for draw in (plots.roc_png, plots.histogram_png):
+        assert draw(shown, r"$\no_such$").startswith(PNG)
 
 
 # --- what is left out, and parts --------------------------------------------------------------
