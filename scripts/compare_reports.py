@@ -5,7 +5,8 @@
 
 A run is a folder of dialogues that metrics_probe.py scored, an experiment (configs/<name>.json) or
 a score book (.pkl). Items that both have are paired: the interval of a difference is of the same
-questions. Writes compare.md, .csv, .tex and report.html; no text of a dialogue is in them.
+questions. Writes compare.md, .csv, .tex and report.html; no text of a dialogue is in them. Exit
+status: 0, 1 where files of dialogues could not be read (they are named), 2 an error.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def main() -> int:
         print(line)
     for path in compared.write(Path(args.report_dir), shlex.join(["python", *sys.argv])):
         print(f"wrote {path}")
-    return 0
+    return 1 if any(run.damaged for run in compared.runs) else 0
 
 
 if __name__ == "__main__":

@@ -112,9 +112,7 @@ def parse_arguments() -> argparse.Namespace:
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--relabel", metavar="DIR", help="folder of pairs, searched recursively")
     task.add_argument("--agreement", metavar="DIR", help="compare two judges on a folder of pairs")
-    task.add_argument(
-        "--check", metavar="FILE", help="hold rules or --judge against labels by hand"
-    )
+    task.add_argument("--check", metavar="FILE", help="hold rules or --judge against hand labels")
     parser.add_argument(
         "--judge",
         action="append",
@@ -126,6 +124,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--verbose", action="store_true", help="log details")
     args = parser.parse_args()
     args.judge = args.judge or ["auto"]
+    if "" in (args.relabel, args.agreement, args.check, args.to):  # a variable that is not set
+        raise UserError("--relabel, --agreement, --check and --to need a path, not an empty text")
     if "none" in args.judge:
         raise UserError("--judge none labels nothing; use auto, exact, numeric, math, openai")
     if args.agreement and len(args.judge) != 2:

@@ -121,7 +121,8 @@ def find_records(folder: str | Path) -> list[Path]:
         packed.require_sound()
         files.update(path for path in packed.records() if path.is_relative_to(top))
     if not files and not top.is_dir():
-        raise UserError(f'folder "{top}" does not exist; give the folder that stage 1 wrote to')
+        what = f'"{top}" is not a folder' if top.exists() else f'folder "{top}" does not exist'
+        raise UserError(f"{what}; give the folder that stage 1 wrote to")
     return [
         path
         for path in sorted(files)
@@ -265,7 +266,11 @@ _CONFIG_FIELDS: dict[str, _Kind] = {
     **dict.fromkeys(("sampling", "context"), _OBJECT),
     "dataset_path": (_are_paths, "a path or a list of paths"),
 }
-_METRICS_FIELDS: dict[str, _Kind] = {"probe": _OBJECT, "probe_split": _TEXT}
+_METRICS_FIELDS: dict[str, _Kind] = {
+    "probe": _OBJECT,
+    "probe_split": _TEXT,
+    "spike_score": _NUMBER,
+}
 _PROBE_FIELDS: dict[str, _Kind] = {
     "path": _TEXT,
     "train_domains": _NAMES,

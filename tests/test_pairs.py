@@ -82,6 +82,9 @@ def test_missing_files_and_folders_are_named(tmp_path):
         load_pickle(tmp_path / "no.pkl")
     with pytest.raises(UserError, match="does not exist"):
         find_records(tmp_path / "nowhere")
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(UserError, match=r"a\.json\" is not a folder"):
+        find_records(tmp_path / "a.json")
     (tmp_path / "x.json").write_text('{"cot_steps": [')
     with pytest.raises(UserError, match="line 1, column"):
         read_record(tmp_path / "x.json")
@@ -267,7 +270,8 @@ DAMAGED = [
     (("metrics", "probe", "train_domains"), [["a"]]), (("metrics", "probe", "path"), 1),
     (("metrics", "probe", "spike_threshold"), "high"), (("cot_steps",), "text"),
     (("metrics", "probe", "layer_range"), 5), (("metrics", "probe", "layer_range"), [[1], [2]]),
-    (("nil_judge", "judge"), ["exact"]), (("config", "sampling"), "all"),
+    (("metrics", "spike_score"), "high"), (("nil_judge", "judge"), ["exact"]),
+    (("config", "sampling"), "all"),
     (("config", "sampling", "n"), "all"), (("config", "context"), "wiki"),
     (("config", "context", "from"), 3), (("config", "dataset_path"), 5),
     (("config", "dataset_path"), [None]), (("config", "dataset_path"), [["a.json"]]),

@@ -248,8 +248,11 @@ def write_scores(dialogue: Dialogue, scores: np.ndarray, probe: Probe, probe_nam
     steps = record["cot_steps"] if "cot_steps" in record else record["reasoning_chain"]
     for step, score in zip(steps, own, strict=True):
         step["metrics"] = {**(step.get("metrics") or {}), "probe_pred": score}
+    before = record.get("metrics") or {}
+    if before.get("probe_pred") != own:  # what stage 3 made of other scores goes with them
+        before = {key: before[key] for key in before if key not in ("spike_score", "spike_turn")}
     record["metrics"] = {
-        **(record.get("metrics") or {}),
+        **before,
         "probe_pred": own,
         "probe": {
             "path": probe_name,

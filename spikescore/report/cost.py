@@ -123,7 +123,8 @@ class Cost:
     def _measures(self, model: Model, config: Config, measures: Measures) -> Need:
         """Of each dialogue: what its groups read and ask, and what of it they keep."""
         n, prompts = self._questions(config)
-        groups, drawn = measures.groups.split(","), measures.n_samples
+        groups = [name.strip() for name in measures.groups.split(",") if name.strip()]
+        drawn = measures.n_samples
         n_states, width = self._shape(model)
         followed = (config.max_steps - 1) * n * _follow_up_tokens()
         generated, encoded = [], []
@@ -179,7 +180,7 @@ class Cost:
         path = Path(model.model_path) / "config.json"
         if path.is_file():
             config = read_json(path)
-            config = {**config, **config.get("text_config", {})}
+            config = {**config, **(config.get("text_config") or {})}
             shape = config.get("num_hidden_layers"), config.get("hidden_size")
         if shape is None or None in shape:
             if model.name not in self.unknown:

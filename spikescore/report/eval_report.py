@@ -91,6 +91,7 @@ PLOTS = {
 }
 FLAGS = {"threshold": "lambda", "f1": "F1", "accuracy": "accuracy", "tpr": "TPR", "fpr": "FPR"}
 SPIKIEST = "spiky_dialogue.md"
+TWINS = ("table_twins.md", "table_twins.csv", "table_twins.tex")
 ORDER = {"macro": 0, "pooled": 1, "in-domain": 2}
 COMPARED_METHODS = tuple(method for method in METHODS if method not in CONTROLS)
 MAIN_METHODS = (COMPARED_METHODS[0], "domain_identity", *COMPARED_METHODS[1:])
@@ -208,7 +209,8 @@ class EvalReport:
     def write(self, folder: Path) -> list[Path]:
         """Write every file of the report and return their paths.
 
-        Without dialogues no file holds a text of theirs, and one of before that does is removed.
+        Without dialogues no file holds a text of theirs. What a report of before has and this one
+        lacks is removed.
         """
         plots = self.plots()
         main = main_table(self.views, (*MAIN_METHODS, *OTHER_METHODS), "AUROC with 95% interval")
@@ -222,15 +224,16 @@ class EvalReport:
         }
         if self.twins:
             tables = [found.table() for found in self.twins]
-            texts |= {
-                "table_twins.md": "\n".join(map(headed_table, tables)),
-                "table_twins.csv": csv_table(TWIN_HEADER, self._twin_rows()),
-                "table_twins.tex": "\n".join(map(tex_table, tables)),
-            }
+            twins = (
+                "\n".join(map(headed_table, tables)),
+                csv_table(TWIN_HEADER, self._twin_rows()),
+                "\n".join(map(tex_table, tables)),
+            )
+            texts |= dict(zip(TWINS, twins, strict=True))
         if self.with_dialogues:
             texts[SPIKIEST] = dialogue_markdown(read_record(spikiest.path), spikiest)
-        else:
-            (folder / SPIKIEST).unlink(missing_ok=True)
+        for name in {SPIKIEST, *TWINS} - texts.keys():
+            (folder / name).unlink(missing_ok=True)
         files = {name: text.encode("utf-8", "replace") for name, text in texts.items()}
         files |= {f"{name}.png": png for name, png in plots.items()}
         for name, data in files.items():

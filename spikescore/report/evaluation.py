@@ -124,10 +124,6 @@ def read_and_score(data_dir: Path, *, by: str = "") -> Found:
     are split by, such as "meta.scope". Raises UserError when there is no sound dialogue, when none
     has that name, and where two were not made by one run.
     """
-    if data_dir.exists() and not data_dir.is_dir():
-        raise UserError(
-            f'--data_dir "{data_dir}" is not a folder; give the folder of the .json files'
-        )
     paths = pairs.find_records(data_dir)
     found, firsts, made_by, known = Found(), {}, [], set()
     pool = ThreadPoolExecutor(AT_ONCE)

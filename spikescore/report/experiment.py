@@ -416,8 +416,8 @@ def _faults(experiment: Experiment, where: str) -> Iterator[str]:
     if experiment.token_key not in TOKEN_KEYS:
         yield f'"token_key" must be one of {", ".join(TOKEN_KEYS)}'
     for key in ("turn_scorers", "methods"):
-        names = getattr(experiment, key)
-        if names != "all" and BASE_SCORER not in names.split(","):
+        names = [name.strip() for name in getattr(experiment, key).split(",")]
+        if names != ["all"] and BASE_SCORER not in names:
             yield f'"{key}" must name {BASE_SCORER}, whose trajectories SpikeScore is of'
     for key in ("probe_seeds", "draws", "jobs"):
         if getattr(experiment, key) < 1:

@@ -82,6 +82,7 @@ from spikescore.report.variant_tables import (
     variant_table,
 )
 from spikescore.report.verdict import verdict
+from spikescore.shards import is_file, read_pair_json
 from spikescore.stats.trajectory import apply, spike_turn
 
 MATRICES = (SPIKE, "saplma", "perplexity")
@@ -363,9 +364,9 @@ class ModelReport:
     def _families(self, item: BookItem) -> tuple[str, ...]:
         """Return the families of a dialogue's prompts; none where its file is gone."""
         path = Path(item.path)
-        if not path.exists():
+        if not is_file(path):
             return ()
-        steps = read_json(path, ids_as_text=True)["cot_steps"]
+        steps = read_pair_json(path, ids_as_text=True)["cot_steps"]
         return tuple(str(step.get("prompt_type") or "") for step in steps)
 
     def _by_other_probes(self) -> Iterator[tuple[str, np.ndarray, str, np.ndarray]]:
@@ -468,7 +469,7 @@ class ModelReport:
             turns = found[domain][0][place] if domain else np.array([])
             split = str(self.book.splits[domain][place]) if domain else ""
             yield page_dialogue(
-                read_json(Path(item.path), ids_as_text=True),
+                read_pair_json(Path(item.path), ids_as_text=True),
                 id=item.id,
                 domain=item.domain,
                 y=item.y,
@@ -499,7 +500,10 @@ def write_report(
     reports: Sequence[ModelReport],
     chapters: Mapping[str, Sequence[Chapter]],
 ) -> list[Path]:
-    """Write a report (`chapters` by model name); return the files to look at first."""
+    """Write a report (`chapters` by model name); return the files to look at first.
+
+    Tables of a report of before that this one does not make are removed, with plots of their name.
+    """
     folder, several = experiment.report_dir, len(reports) > 1
     markdown, latex, rows, sections = [f"# {experiment.name}: main table\n"], [], [], []
     if experiment.note:
@@ -529,6 +533,12 @@ def write_report(
         "table_main.png": plots.forest_of_models(models),
     }
     files |= {folder / name: data for name, data in first.items()}
+    for old in folder.glob("tables/*/*.csv"):
+        own = [old.with_suffix(ending) for ending in (".md", ".csv", ".tex")]
+        if old not in files and all(path.is_file() for path in own):
+            plot = folder / "plots" / old.parent.name / f"{old.stem}.png"
+            for path in (*own, *([plot] if plot not in files else [])):
+                path.unlink(missing_ok=True)
     headline = [line for report in reports for line in report.headline()]
     for path, data in files.items():
         write_atomic(path, data if isinstance(data, bytes) else data.encode("utf-8", "replace"))

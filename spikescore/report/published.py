@@ -127,7 +127,7 @@ def publish_data(
         if loaded:
             items = {name: _joined(name, book, labels) for name, book in loaded.items()}
             _write_scores(loaded, items, work, found)
-        write_atomic(work / "README.md", data_card(found).encode())
+        write_atomic(work / "README.md", data_card(found).encode("utf-8", "replace"))
         write_json(work / "croissant.json", croissant(found))
     return found
 

@@ -7,6 +7,7 @@ other answers to the same questions.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +21,11 @@ from spikescore.report.evaluation import (
     Evaluation,
     choose_items,
     evaluation_settings,
+    find_warnings,
     read_and_score,
 )
 from spikescore.report.experiment import load_experiment
-from spikescore.report.experiment_report import settings
+from spikescore.report.experiment_report import settings as settings_of
 from spikescore.report.main_tables import main_entries
 from spikescore.report.page import write_page
 from spikescore.report.plots import forest_rows
@@ -38,18 +40,24 @@ from spikescore.report.text import (
 )
 from spikescore.stats.bootstrap import Area, Contrast, contrast_of_draws
 
+log = logging.getLogger("spikescore")
+
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its name, its settings, its score book."""
+    """One run: its name, its settings, its score book; how many files of it could not be read."""
 
     name: str
     settings: Rows
     book: ScoreBook
+    damaged: int = 0
 
 
 def read_run(path: str) -> Run:
-    """Read a folder of scored dialogues, a single-model experiment (.json) or a book (.pkl)."""
+    """Read a folder of scored dialogues, a single-model experiment (.json) or a book (.pkl).
+
+    What a reader of the figures must know of the folder is warned of, as in stage 3.
+    """
     place = Path(path)
     if place.suffix == ".pkl":
         book = load_score_book(place)
@@ -60,12 +68,14 @@ def read_run(path: str) -> Run:
         if len(books) > 1:
             told = ", ".join(f'"{book}"' for book in books)
             raise UserError(f'"{path}" has {len(books)} models; give one score book of {told}')
-        return Run(experiment.name, settings(experiment), load_score_book(books[0]))
+        return Run(experiment.name, settings_of(experiment), load_score_book(books[0]))
     found = read_and_score(place)
     evaluated, _ = choose_items(found, include_train=False)
-    evaluation = Evaluation(found.items, evaluated, draws=1, seed=0)
-    name = place.resolve().name
-    return Run(name, evaluation_settings(found.config, evaluated), evaluation.comparison.book)
+    for warning in find_warnings(found, evaluated):
+        log.warning("%s: %s", path, warning)
+    book = Evaluation(found.items, evaluated, draws=1, seed=0).comparison.book
+    settings = evaluation_settings(found.config, evaluated)
+    return Run(place.resolve().name, settings, book, len(found.damaged))
 
 
 class SideBySide:

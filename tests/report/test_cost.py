@@ -87,6 +87,8 @@ def test_every_group_of_measures_is_counted_and_no_other(cost):
     assert worded.generated[0] == 12 * 10 * (2 * N_REWORDINGS + N_COUNTERFACTUALS)
     guessed = cost("m.measures", measures={"groups": "choices"}).rows["measures"]
     assert guessed.generated[0] == 12 * 3 * GUESS_TOKENS
+    spaced = cost("m.measures", measures={"groups": " samples , choices,"}).rows["measures"]
+    assert spaced == cost("m.measures", measures={"groups": "samples,choices"}).rows["measures"]
     with pytest.raises(UserError, match='no group "lense"'):
         cost("m.measures", measures={"groups": "lense"})
 

@@ -125,6 +125,11 @@ def test_a_mistake_is_named(tmp_path, change, words):
     assert all(word in str(caught.value) for word in words), caught.value
 
 
+def test_names_may_have_blanks_between_them(tmp_path):
+    names = {"methods": "perplexity, saplma", "turn_scorers": "sep, saplma"}
+    assert load_experiment(write(tmp_path, **names)).turn_scorers == "sep, saplma"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +14,10 @@ import pytest
 from PIL import Image
 from sklearn.metrics import f1_score, roc_auc_score
 
-from spikescore.detectors.score_book import load_score_book
+from spikescore.detectors.score_book import BookItem, ScoreBook, load_score_book
 from spikescore.errors import UserError
+from spikescore.packing import pack
+from spikescore.pairs import find_records
 from spikescore.report import plots
 from spikescore.report.comparison import SPIKE, Comparison
 from spikescore.report.experiment import Variant, load_experiment
@@ -62,6 +65,7 @@ from spikescore.report.variant_tables import (
 from spikescore.stats.early_stopping import stop_early, truthful_bounds
 from spikescore.stats.trajectory import spike_score
 from tests.helpers.books import make_book, trained_on_others
+from tests.helpers.factories import make_pairs
 
 
 @pytest.fixture(scope="module")
@@ -642,6 +646,20 @@ def test_what_several_domains_taught_is_a_chapter_and_no_part_of_another(whole):
         assert "all but" not in path.read_text()
 
 
+def test_dialogues_that_were_packed_since_are_shown(tmp_path):
+    make_pairs(tmp_path / "run" / "d", n=2, turns=3)
+    paths = find_records(tmp_path / "run")
+    items = [BookItem(str(path), path.stem, "d", path.stem, 0, ()) for path in paths]
+    report = ModelReport.__new__(ModelReport)
+    report.book = ScoreBook("m", "last_token_embedding", items)
+    plain = [*report.dialogues()], [report._families(item) for item in items]
+    assert len(plain[0][1].turns) == len(plain[1][1]) == 3
+    pack(tmp_path / "run", tmp_path / "packed", shard_bytes=10**9)
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "packed").rename(tmp_path / "run")
+    assert ([*report.dialogues()], [report._families(item) for item in items]) == plain
+
+
 def test_what_was_left_out_is_a_table_behind_all_others(tmp_path):
     why = "no item has a score; it needs samples"
     book = scoped()
@@ -668,7 +686,15 @@ def test_a_book_without_spikescore_gives_a_report_of_the_rest(tmp_path, lacking)
         book = without(book, "saplma")
     else:
         book.turns = {}
+    before = [tmp_path / f"reports/made_up/{name}" for name in (
+        "tables/m/turns.md", "tables/m/turns.csv", "tables/m/turns.tex", "plots/m/turns.png",
+        "tables/m/my_notes.csv", "plots/m/mine.png",
+    )]  # fmt: skip
+    for path in before:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("of before")
     report, folder = report_of(book, tmp_path)
+    assert [path.exists() for path in before] == [False] * 4 + [True] * 2
     assert "perplexity 0." in report.headline()[0] and "SpikeScore" not in report.headline()[0]
     assert (folder / "tables/m/macro.md").exists() and not (folder / "tables/m/turns.md").exists()
 

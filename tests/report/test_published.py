@@ -226,6 +226,8 @@ def test_what_is_unfinished_unlabelled_or_damaged_is_counted(tmp_path):
     unfinished, unlabelled = (read_json(folder / "a" / f"q{place}.json") for place in (0, 1))
     write_json(folder / "a" / "q0.json", {**unfinished, "complete": False})
     write_json(folder / "a" / "q1.json", {**unlabelled, "nil_label": None, "nil_judge": None})
+    (folder / "b" / "q1.json").write_text(json.dumps(read_json(folder / "b" / "q1.json")
+                                                     | {"domain": "half \udce9"}))  # fmt: skip
     (folder / "b" / "q0.json").write_text("{")
     found = publish_data(folder, [], out, **HUB)
     assert found.left_out == {"unfinished": 1} and found.damaged == [folder / "b" / "q0.json"]

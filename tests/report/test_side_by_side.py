@@ -9,9 +9,11 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from spikescore.errors import UserError
+from spikescore.files import write_json
 from spikescore.report.side_by_side import Run, SideBySide, read_run
 from spikescore.stats.trajectory import apply
 from tests.helpers.books import make_book
+from tests.helpers.factories import make_record
 from tests.helpers.running import run_script
 
 
@@ -119,6 +121,19 @@ def test_the_page_shows_both_and_marks_what_differs(tmp_path):
     macro = both.tables()[0]
     row = next(place for place, row in enumerate(macro.rows) if row[0] == "SpikeScore")
     assert (row, 1) in macro.bold
+
+
+def test_files_that_cannot_be_read_are_told(tmp_path, caplog):
+    for place in range(4):
+        record = make_record(f"q{place}", y=place % 2, turns=4, domain="d", model="m")
+        for turn, step in enumerate(record["cot_steps"]):
+            step["metrics"] = {"probe_pred": (turn * place) % 3 / 3}
+        write_json(tmp_path / f"q{place}.json", record)
+    assert read_run(str(tmp_path)).damaged == 0
+    (tmp_path / "q3.json").write_text("{")
+    run = read_run(str(tmp_path))
+    assert run.damaged == 1 and run.book.y.size == 3
+    assert "1 files are damaged" in caplog.text and "q3.json" in caplog.text
 
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path):

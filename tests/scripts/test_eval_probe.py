@@ -715,3 +715,11 @@ def test_of_given_answers_it_says_how_often_the_wrong_one_scores_higher(
         assert "Paired accuracy, cross-domain" in (tmp_path / "rep" / name).read_text()
     scores = list(csv.DictReader((tmp_path / "rep/scores.csv").open()))
     assert scores[0]["pair"] == "halueval/q0"
+    write(tmp_path / "plain", spikes(24))
+    monkeypatch.setattr(sys, "argv", [
+        "eval_probe.py", "--data_dir", f"{tmp_path}/plain", "--report_dir", f"{tmp_path}/rep",
+        "--draws", "5", "--without_dialogues",
+    ])  # fmt: skip
+    assert eval_probe.main() == 0  # nothing is left of what the report of before had beside it
+    left = {path.stem for path in (tmp_path / "rep").iterdir()}
+    assert "table_main" in left and not {"table_twins", "spiky_dialogue"} & left

@@ -59,6 +59,16 @@ def test_a_second_run_copies_and_judges_only_what_is_open(pairs, tmp_path):
     assert [one.path.stem for one in first_answers(copies) if one.label is None] == ["toy-0002"]
 
 
+@pytest.mark.parametrize("task", ["--relabel", "--agreement", "--check"])
+def test_an_empty_path_labels_nothing(pairs, task):
+    """As of a variable that is not set: "" is the working folder to Python, and no copy to --to."""
+    before = contents(pairs)
+    given = (pairs, "--to", "") if task == "--relabel" else ("",)
+    done = run_script(SCRIPT, task, *given, "--all")
+    assert done.returncode == 2 and "not an empty text" in done.stderr
+    assert "Traceback" not in done.stderr and contents(pairs) == before
+
+
 def test_copies_do_not_go_among_the_pairs(pairs):
     with pytest.raises(UserError, match="inside"):
         copy_unlabelled(pairs, pairs / "copies")

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -131,6 +132,23 @@ def test_running_again_gives_the_same_files(work: Path) -> None:
     again = score(work / "outputs", work / "probe.pkl", "--token_key", KEY)
     assert again.returncode == 0
     assert {path: path.read_bytes() for path in first} == first
+
+
+def test_what_stage_three_made_of_scores_goes_with_them(work: Path) -> None:
+    toy = work / "outputs" / "toy"
+    score(toy, work / "probe.pkl")
+    path = toy / "toy-0000.json"
+    record = read_json(path)
+    record["metrics"] |= {"spike_score": 0.5, "spike_turn": 2, "mine": 3}
+    write_json(path, record)
+    score(toy, work / "probe.pkl")
+    assert read_json(path) == record
+    probe = load_probe(work / "probe.pkl")
+    replace(probe, scale=probe.scale * 3).save(work / "other.pkl")
+    score(toy, work / "other.pkl")
+    metrics = read_json(path)["metrics"]
+    assert metrics["probe_pred"] != record["metrics"]["probe_pred"] and metrics["mine"] == 3
+    assert not {"spike_score", "spike_turn"} & metrics.keys()
 
 
 def test_pkls_in_a_mirrored_folder_and_missing_ones_are_counted(work: Path) -> None:
