@@ -53,16 +53,13 @@ _ENDS = (
     "", "none", "null", "stop", "eos", "eos_token", "end", "end_turn", "end_of_text", "stop_token",
     "stop_sequence", "complete", "completed", "finished", "done",
 )  # fmt: skip
-_CUTS = (
-    "length", "max_tokens", "max_length", "max_new_tokens", "max_output_tokens", "model_length",
-    "max_completion_tokens", "token_limit",
-)  # fmt: skip
+_CUT = re.compile("length|max.*token|token.*limit")
 _FAULTS = (
     "content_filter", "safety", "recitation", "blocklist", "prohibited_content", "spii", "error",
     "abort", "aborted", "cancelled", "tool_calls", "function_call", "network_error", "sensitive",
-    "insufficient_system_resource", "timeout", "time_limit",
+    "insufficient_system_resource", "timeout", "time_limit", "content_filtered",
+    "guardrail_intervened",
 )  # fmt: skip
-_ENDINGS = dict.fromkeys(_ENDS, "stop") | dict.fromkeys(_CUTS, "length")
 _FULL = re.compile(
     r"context|too (?:long|large|many tokens)|(?:token|length).*(?:exceed|maximum|limit|<=)"
     r"|(?:exceed|maximum|max_\w+|reduce|longer).*(?:token|length)"
@@ -412,8 +409,9 @@ def _read(response: Any) -> tuple[str, str]:
     # null: all its tokens were thoughts that the server took out, or it had none
     if not isinstance(answer, str | None):
         raise ValueError(f"the answer is {type(answer).__name__}, not text")
-    known = "context" if "context" in plain else _ENDINGS.get(plain, str(ending))
-    return (answer or "").strip(), known
+    known = "stop" if plain in _ENDS else str(ending)
+    known = "length" if _CUT.search(plain) else known
+    return (answer or "").strip(), "context" if "context" in plain else known
 
 
 class _SharedTime:

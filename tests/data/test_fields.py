@@ -82,6 +82,12 @@ def test_they_are_alike_inside_squads_articles(tmp_path: Path, value: object) ->
     assert second.meta["answerable"] is False and second.meta["incorrect_answers"] == ()
 
 
+def test_a_column_of_more_answers_may_be_null_inside(tmp_path: Path) -> None:
+    row = SHAPES["coqa"].make(1)  # as a table has it whose other rows have three of them
+    more = {**row, "additional_answers": {**row["additional_answers"], "1": None}}
+    assert one(tmp_path, more).gold_answers == one(tmp_path, row).gold_answers
+
+
 def test_a_given_answer_that_is_nan_is_none(tmp_path: Path) -> None:
     row = {"question": "Q?", "right_answer": "Oru", "wrong_answer": float("nan")}
     assert [answer.text for answer in one(tmp_path, row).given] == ["Oru"]

@@ -192,6 +192,7 @@ def test_a_passing_fault_is_retried(start_server):
         (completion("I cannot", "content_filter"), ["turn 2", "content_filter"]),
         (completion("The", "insufficient_system_resource"), ["turn 2", "insufficient"]),
         (completion("The", "time_limit"), ["turn 2", "time_limit"]),
+        (completion("Sorry", "guardrail_intervened"), ["turn 2", "guardrail"]),
         ((500, {"retry-after-ms": "10"}, "context deadline exceeded"), ["turn 2", "deadline"]),
     ],
 )
@@ -232,6 +233,8 @@ def test_an_empty_answer_is_an_answer(start_server, content):
         ("STOP", "stop"),
         ("FinishReason.MAX_TOKENS", "length"),
         ("end_turn", "stop"),
+        ("maximum_tokens", "length"),
+        ("model_length", "length"),
         ("repetition", "repetition"),
     ],  # fmt: skip
 )

@@ -61,6 +61,7 @@ def _coqa_turns(row: Row) -> Iterator[tuple[object, str, list[str]]]:
         raise BadRow("answers", f"{len(answers)} answers to {len(asked)} questions")
     additional = parsed(optional(row, "additional_answers"), "additional_answers") or {}
     extra = list(additional.values()) if isinstance(additional, dict) else [additional]
+    extra = [entries for entries in extra if entries is not None]
     if not all(isinstance(entries, list) for entries in extra):
         raise BadRow("additional_answers", "expected an object of lists")
     for place, (ask, answer) in enumerate(zip(asked, answers, strict=True)):
