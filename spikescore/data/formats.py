@@ -171,7 +171,7 @@ _ALSO_CALLED = {
 """Format -> the set it is named after, and what else files and folders of that set are called."""
 _NO_NAME = re.compile(
     r"(v|part|shard|chunk)?\d*|data|qa|main|default|rand|split|no|answers|of|jsonl?|parquet|csv|"
-    + "|".join(word for words in SPLIT_WORDS.values() for word in words)
+    r"snapshots|[0-9a-f]{40}|" + "|".join(word for words in SPLIT_WORDS.values() for word in words)
 )
 
 
@@ -184,6 +184,7 @@ def domain_of(path: Path, format_name: str) -> str:
     """
     known = _ALSO_CALLED.get(format_name, ())
     parts = [plain_name(path), *(part.name for part in path.absolute().parents)]
+    parts = [re.sub("^datasets--(.*--)?", "", part) for part in parts]  # the hub's own cache
     telling = [part for part in parts if _words(part)]
     if any("".join(_words(part)) in ("".join(known[:1]).replace("_", ""), *known[1:])
            for part in telling[:3]):  # fmt: skip

@@ -64,7 +64,7 @@ _FULL = re.compile(
     r"context|too (?:long|large|many tokens)|(?:token|length).*(?:exceed|maximum|limit|<=)"
     r"|(?:exceed|maximum|max_\w+|reduce|longer).*(?:token|length)"
     r"|(?:(?:less|fewer) than|up to) \d+ (?:\w+ )?tokens|input[_ ]length|kv.cache"
-    r"|length\b.{0,40}(?:>|greater|less than)",
+    r"|length\b.{0,40}(?: > |greater|less than)",
     re.IGNORECASE | re.DOTALL,
 )
 """How servers say that prompt and answer are more than they hold."""

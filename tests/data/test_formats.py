@@ -33,6 +33,11 @@ NEWS = {"id": "./cnn/1", "context": "c", "question": "?", "answers": {"text": ["
         ("TriviaQA/test", PACKED, "triviaqa"),
         ("webquestions", SHORT, "webquestions"),
         ("nq_open/train", SHORT, "nq_open"),
+        (
+            f"datasets--x--web_questions/snapshots/{'0f' * 20}/data/test-00000",
+            SHORT,
+            "web_questions",
+        ),
         ("NQ-open.dev", SHORT, "nq_open"),
         ("gsm_symbolic", {**GSM, "id": 1, "instance": 2}, "gsm_symbolic"),
         ("any", GSM, "gsm8k"),

@@ -26,7 +26,7 @@ from spikescore.data.fields import (
 from spikescore.data.question import Adapter, GivenAnswer, Question, Row, distinct, gold_option
 from spikescore.pairs import ANSWER_TYPES
 
-_UNQUOTED = re.compile(r"\s*[\[{]\s*[^\W\d][^\[\]{}]*,[^\[\]{}]*[\]}]\s*")
+_UNQUOTED = re.compile(r"\s*[\[{]\s*[^\W\d][^\[\]{},]*,[^\[\]{}]*[\]}]\s*")
 """[a, b] or {a, b}, as Java, Spark and Postgres write lists of texts."""
 FIELDS = ("id", "domain", "question", "context", "choices", "gold_answers", "answer_type", "group",
           "history", "right_answer", "wrong_answer")  # fmt: skip
