@@ -7,7 +7,8 @@ Each JSON under --json_dir, subfolders included, is scored from the PKL of the s
 under --pkl_dir, or else from the one next to it. The scores go back into the JSON and nothing else
 in it changes: `metrics.probe_pred` of each step is that turn's score, `metrics.probe_pred` of the
 dialogue lists them all. A higher score means more hallucinated. Files of the older public form
-(`reasoning_chain`) keep their form. Running the stage again replaces the scores.
+(`reasoning_chain`) keep their form. Running the stage again replaces the scores, and takes what
+stage 3 made of other ones away.
 
 The probe file says which token and layers it was trained on; --token_key and --layer_range are only
 needed for older files that do not, and are refused where they contradict it. A dialogue whose PKL

@@ -42,8 +42,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     args = parser.parse_args(arguments)
     if (args.save_dir is None) != (args.task == "check"):
         parser.error("pack and unpack need --save_dir, and check takes none")
-    if not args.shard_gb > 0:
-        parser.error(f"--shard_gb must be above 0, not {args.shard_gb:g}")
+    if not 0 < args.shard_gb < float("inf"):
+        parser.error(f"--shard_gb must be a number above 0, not {args.shard_gb:g}")
     return args
 
 

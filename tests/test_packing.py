@@ -284,6 +284,9 @@ def test_the_script_ends_with_2(packed):
     done = run_script("scripts/pack_pairs.py", "check", "--data_dir", packed)
     assert done.returncode == 2 and "states-00000.safetensors" in done.stderr
     assert "Traceback" not in done.stderr
+    done = run_script("scripts/pack_pairs.py", "pack", "--data_dir", packed, "--save_dir", "new",
+                      "--shard_gb", "inf")  # fmt: skip
+    assert done.returncode == 2 and "--shard_gb must be a number above 0, not inf" in done.stderr
 
 
 def test_sound_shards_are_hashed_once(packed, monkeypatch):

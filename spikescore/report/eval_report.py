@@ -232,12 +232,12 @@ class EvalReport:
             texts |= dict(zip(TWINS, twins, strict=True))
         if self.with_dialogues:
             texts[SPIKIEST] = dialogue_markdown(read_record(spikiest.path), spikiest)
-        for name in {SPIKIEST, *TWINS} - texts.keys():
-            (folder / name).unlink(missing_ok=True)
         files = {name: text.encode("utf-8", "replace") for name, text in texts.items()}
         files |= {f"{name}.png": png for name, png in plots.items()}
         for name, data in files.items():
             write_atomic(folder / name, data)
+        for name in {SPIKIEST, *TWINS} - texts.keys():
+            (folder / name).unlink(missing_ok=True)
         write_json(folder / "summary.json", self.summary())
         write_page(
             folder / "report.html",

@@ -28,7 +28,7 @@ def verdict(comparison: Comparison, spike: Entry | None, first: Entry | None) ->
     It is the paired test on the first view there is: cross-domain macro, pooled, in-domain. A
     difference holds when its 95% bootstrap interval leaves out 0. Where it does not and the items
     could not have shown a difference of DIFFERENCE either, they are too few, and the sentence says
-    about how many more would do.
+    about how many more would do. A difference without an interval is told as such.
     """
     if spike is None or first is None:
         return ""
@@ -46,6 +46,12 @@ def verdict(comparison: Comparison, spike: Entry | None, first: Entry | None) ->
         f"{name} {figure_cell(areas[0])} against {figure_cell(areas[1])}, difference "
         f"{figure_cell(found, '+.3f')}, n = {found.n:,} in {count} domain{'s' * (count > 1)}"
     )
+    if found.interval is None and found.value and found.error is not None:
+        side = "above" if found.value > 0 else "below"
+        return (
+            f"SpikeScore is {side} the first-answer probe {where}, but no draw differs from the "
+            f"others, so that there is no interval to say whether that holds: {told}."
+        )
     low, high = found.interval or (-math.inf, math.inf)
     more = _more(found)
     if low > 0:

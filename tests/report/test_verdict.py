@@ -52,6 +52,20 @@ def test_one_score_against_itself_does_not_differ():
     assert told.startswith("SpikeScore and the first-answer probe do not differ on unseen domains")
 
 
+@pytest.mark.parametrize(("sign", "side"), [(1, "above"), (-1, "below")])
+def test_a_difference_without_variance_is_not_called_none(sign, side):
+    """A score that never errs against one that is the same for all: 1 or 0 less 0.5, always."""
+    book = make_book(seeds=1)
+    compare = Comparison(book, draws=50)
+    always, constant = (
+        Entry(name, name, "trained", dict.fromkeys(book.splits, scores[None]))
+        for name, scores in (("always", sign * book.y.astype(float)), ("one", book.y * 0.0))
+    )
+    told = verdict(compare, always, constant)
+    assert told.startswith(f"SpikeScore is {side} the first-answer probe on unseen domains, but no")
+    assert f"difference {sign * 0.5:+.3f}, n = 240" in told
+
+
 def test_better_than_worse_than_chance_is_not_praised():
     book = make_book(n=400, seeds=1)
     compare = Comparison(book, draws=100)
