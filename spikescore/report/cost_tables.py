@@ -8,7 +8,7 @@ that answer and the groups of measures that it reads; SpikeScore over K turns co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from spikescore.dialogues.prompts import FORKED
 from spikescore.report.comparison import SPIKE, Comparison, Entry, longest, trajectory_entry
 from spikescore.report.content import Table
 from spikescore.report.paper import BASE_SCORER
-from spikescore.report.text import MISSING, figure_cell, number
+from spikescore.report.text import MISSING, figure_cell, number, share
 from spikescore.stats.bootstrap import Area
 from spikescore.stats.pareto import pareto_front
 
@@ -33,7 +33,8 @@ class CostPoint:
     """A method: macro AUROC, and its mean cost an item by the names of COSTS, None where unknown.
 
     `k`: the turns that SpikeScore is of, else 0, and `schedule`: how they were asked, where not in
-    a row. `front`: the costs by which it is on the front.
+    a row. `front`: the costs by which it is on the front. `known`: over how many of the items each
+    mean cost is.
     """
 
     title: str
@@ -43,6 +44,7 @@ class CostPoint:
     k: int = 0
     schedule: str = ""
     front: frozenset[str] = frozenset()
+    known: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def auroc(self) -> float | None:
@@ -64,14 +66,24 @@ def item_cost(item: BookItem, turns: int | None, needs: Sequence[str]) -> list[f
     return spent
 
 
-def mean_cost(book: ScoreBook, turns: int | None, needs: Sequence[str]) -> dict[str, float | None]:
-    """Return the mean of each `item_cost` over the items of which it is known; None if of none."""
+def known_costs(book: ScoreBook, turns: int | None, needs: Sequence[str]) -> dict[str, list[float]]:
+    """Return each `item_cost` of the items of which it is known."""
     rows = [item_cost(item, turns, needs) for item in book.items]
     known = [[one for one in column if one is not None] for column in zip(*rows, strict=True)]
-    return {
-        name: float(np.mean(column)) if column else None
-        for name, column in zip(COSTS, known, strict=True)
-    }
+    return dict(zip(COSTS, known, strict=True))
+
+
+def mean_cost(book: ScoreBook, turns: int | None, needs: Sequence[str]) -> dict[str, float | None]:
+    """Return the mean of each of the `known_costs`; None where it is known of no item."""
+    known = known_costs(book, turns, needs)
+    return {name: float(np.mean(own)) if own else None for name, own in known.items()}
+
+
+def _costs(book: ScoreBook, turns: int | None, needs: Sequence[str]) -> dict[str, dict]:
+    """Return a point's `costs` and over how many items they are `known`."""
+    known = known_costs(book, turns, needs)
+    over = {name: (len(own), len(book.items)) for name, own in known.items()}
+    return {"costs": mean_cost(book, turns, needs), "known": over}
 
 
 def cost_points(
@@ -92,8 +104,9 @@ def cost_points(
         about = book.methods[entry.name]
         usual = getattr(REGISTRY.get(entry.name), "whole_dialogue", False)
         needs = about.get("measured", groups_read(about["needs"]))
-        costs = mean_cost(book, None if about.get("whole_dialogue", usual) else 1, needs)
-        points.append(CostPoint(entry.title, entry.family, comparison.mean(entry, "macro"), costs))
+        costs = _costs(book, None if about.get("whole_dialogue", usual) else 1, needs)
+        area = comparison.mean(entry, "macro")
+        points.append(CostPoint(entry.title, entry.family, area, **costs))
     return with_fronts(points)
 
 
@@ -104,8 +117,8 @@ def _spike_points(comparison: Comparison, schedule: str) -> list[CostPoint]:
     for k in (*(k for k in SPIKE_TURNS if k < most), most):
         if entry := trajectory_entry(book, "max_abs_d2", BASE_SCORER, k):
             area = comparison.mean(entry, "macro")
-            title, costs = f"SpikeScore{told}, K = {k}", mean_cost(book, k, ())
-            points.append(CostPoint(title, entry.family, area, costs, k, schedule))
+            title, costs = f"SpikeScore{told}, K = {k}", _costs(book, k, ())
+            points.append(CostPoint(title, entry.family, area, k=k, schedule=schedule, **costs))
     return points
 
 
@@ -128,11 +141,19 @@ def cost_table(points: Sequence[CostPoint]) -> Table:
     """Return the points as a table; bold are those on a front."""
     unknown = {"generated": "not known", "encoded": "not known", "seconds": "not measured"}
     forms = {"generated": ",.0f", "encoded": ",.0f", "seconds": ",.3f"}
+
+    def cell(one: CostPoint, name: str) -> str:
+        if one.costs[name] is None:
+            return unknown[name]
+        return number(one.costs[name], forms[name]) + share(*one.known.get(name, (1, 1)))
+
+    some = any(0 < made < of for one in points for made, of in one.known.values())
+    of_items = " Behind a cost: the mean is over a of b items." if some else ""
     rows = [
         (
             one.title,
             figure_cell(one.area),
-            *(number(one.costs[name], forms[name]) or unknown[name] for name in COSTS),
+            *(cell(one, name) for name in COSTS),
             ", ".join(COSTS[name] for name in COSTS if name in one.front),
         )
         for one in points
@@ -150,6 +171,6 @@ def cost_table(points: Sequence[CostPoint]) -> Table:
         "had. Seconds: the item's share of the passes, on a CPU of their processor time. A method "
         "by measures is charged its first answer and whole groups of measures, also for what only "
         "other methods read of them, and the samples where a group shows them to the model. "
-        f"{MISSING}",
+        f"{MISSING}{of_items}",
         frozenset((row, 0) for row, one in enumerate(points) if one.front),
     )  # fmt: skip

@@ -54,7 +54,13 @@ from spikescore.report.paper import BASE_SCORER
 from spikescore.report.settings import dialogue_settings, made_now
 from spikescore.report.spike_places import Spike, family_table
 from spikescore.report.stopping_tables import decided_table, stopping, stopping_table
-from spikescore.report.text import csv_table, figure_cell, headed_table, tex_table
+from spikescore.report.text import (
+    counted,
+    csv_table,
+    figure_cell,
+    headed_table,
+    tex_table,
+)
 from spikescore.report.trajectory_tables import (
     CLAIMS,
     base_scorer_table,
@@ -138,9 +144,9 @@ class ModelReport:
         return lines
 
     def figures(self) -> dict[str, dict[str, float | None]]:
-        """Return the mean AUROC of every method by view."""
+        """Return the mean AUROC of every method by view, `counted`."""
         return {
-            view: {entry.name: self.comparison.mean(entry, view).value for entry in self.entries}
+            view: counted({one.name: self.comparison.mean(one, view) for one in self.entries})
             for view in VIEWS
         }
 

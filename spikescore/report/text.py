@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from spikescore.report.content import Table
 from spikescore.stats.bootstrap import Area, Contrast
@@ -137,6 +137,12 @@ def mean_cell(cells: Sequence[Sequence[float | None]]) -> str:
         return "not computable"
     made, of = (sum(map(len, values)) for values in (known, cells))
     return f"{sum(means) / len(means):.3f}{share(made, of)}"
+
+
+def counted(areas: Mapping[str, Area]) -> dict[str, float | None]:
+    """Return AUROCs by name, and for means of several, "<name> (AUROCs)", how many they are of."""
+    over = {f"{name} (AUROCs)": one.parts[0] for name, one in areas.items() if one.parts[1] > 1}
+    return {name: one.value for name, one in areas.items()} | over
 
 
 MISSING = "(a of b): the mean is over a of b AUROCs; the others are not computable or not scored."

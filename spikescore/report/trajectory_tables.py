@@ -25,7 +25,7 @@ from spikescore.report.comparison import (
 from spikescore.report.content import Table
 from spikescore.report.main_tables import main_entries
 from spikescore.report.paper import BASE_SCORER, published_base_scorer
-from spikescore.report.text import MISSING, figure_cell, number
+from spikescore.report.text import MISSING, figure_cell, number, share
 from spikescore.stats.bootstrap import Area
 from spikescore.stats.theory import theory_report
 from spikescore.stats.trajectory import FUNCTIONALS, MIN_SCORES
@@ -79,6 +79,8 @@ class TurnsPoint:
     areas: dict[str, Area]
     tokens: float | None
     seconds: float | None
+    known: tuple[int, int]
+    """Of how many of the dialogues the tokens are known."""
 
 
 def turns_sweep(comparison: Comparison, seconds_per_token: float | None) -> list[TurnsPoint]:
@@ -95,18 +97,22 @@ def turns_sweep(comparison: Comparison, seconds_per_token: float | None) -> list
         tokens = float(np.mean(known)) if known else None
         seconds = tokens * seconds_per_token if seconds_per_token and known else None
         areas = {view: comparison.mean(entry, view) for view in CROSS}
-        points.append(TurnsPoint(k, areas, tokens, seconds))
+        over = len(known), len(comparison.book.items)
+        points.append(TurnsPoint(k, areas, tokens, seconds, over))
     return points
 
 
 def turns_table(points: Sequence[TurnsPoint]) -> Table:
     """Return the sweep over K as a table."""
+    some = any(0 < made < of for made, of in (point.known for point in points))
     rows = [
         (
             str(point.k),
             *(figure_cell(point.areas[view]) for view in CROSS),
-            number(point.tokens, ".0f"),
-            number(point.seconds, ".3f"),
+            *(
+                cost and cost + share(*point.known)
+                for cost in (number(point.tokens, ".0f"), number(point.seconds, ".3f"))
+            ),
         )
         for point in points
     ]
@@ -115,7 +121,8 @@ def turns_table(points: Sequence[TurnsPoint]) -> Table:
         ("K", *CROSS, "answer tokens a dialogue", "seconds a dialogue"),
         tuple(rows),
         "Seconds: share of the run's wall-clock time, dialogues being generated in batches. "
-        + MISSING,
+        + MISSING
+        + (" Behind a cost: the mean is over a of b dialogues." if some else ""),
     )
 
 

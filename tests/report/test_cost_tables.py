@@ -125,7 +125,10 @@ def test_every_method_has_its_cost_and_the_front_is_marked():
     table = cost_table(points)
     rows = {row[0]: row[2:] for row in table.rows}
     assert rows["old"] == ("not known", "not known", "not measured", "")
-    assert rows["sampled"] == ("27", "200", "2.500", "")
+    # of the first third of the items no time is known, and its mean says so
+    assert rows["sampled"] == ("27", "200", "2.500 (160 of 240)", "")
+    assert rows["SAPLMA"] == ("7", "100", "0.500 (160 of 240)", "")
+    assert table.note.endswith("Behind a cost: the mean is over a of b items.")
     assert {table.rows[row][0] for row, _ in table.bold} == {"perplexity", "SpikeScore, K = 3"}
     assert cost_plot(points, "Cost").startswith(b"\x89PNG")
 

@@ -37,7 +37,7 @@ from spikescore.report.main_tables import (
 )
 from spikescore.report.page import Dialogue
 from spikescore.report.stopping_tables import LOST, decided_table, stopping, stopping_table
-from spikescore.report.text import csv_table, markdown_table, tex_table
+from spikescore.report.text import counted, csv_table, markdown_table, tex_table
 from spikescore.report.trajectory_tables import (
     CLAIMS,
     base_scorer_table,
@@ -174,6 +174,9 @@ def test_more_turns_cost_more_and_the_last_k_is_spikescore(comparison, entries):
     book.items[:200] = [replace(item, turn_tokens=()) for item in book.items[:200]]
     fewer = turns_sweep(Comparison(book, draws=5), 0.5)  # unknown lengths are no zeros
     assert fewer[0].tokens == pytest.approx(np.mean(tokens[200:]))
+    for told, cell in ((points, ""), (fewer, " (40 of 240)")):
+        row = turns_table(told).rows[0]
+        assert row[3:] == (f"{told[0].tokens:.0f}{cell}", f"{told[0].seconds:.3f}{cell}")
     assert points[-1].areas["macro"].value == comparison.mean(entries[0], "macro").value
     assert len(turns_table(points).rows) == 6
 
@@ -279,6 +282,8 @@ def test_every_mean_says_over_how_many_it_is_where_some_are_missing():
                 )
             if "perplexity" in rows and "Paired" not in table.caption:
                 assert not any(" of " in rows["perplexity"][column] for column in columns)
+    saplma = next(entry for entry in entries if entry.name == "saplma")
+    assert counted({"saplma": comparison.mean(saplma, "macro")})["saplma (AUROCs)"] == 4
     note = paired_table(comparison, entries).note
     assert "macro, over 2 of 3 training domains: perplexity, SAPLMA" in note
     headed = main_tables(comparison, entries, None)[0]
