@@ -36,19 +36,18 @@ def first_answers(folder: Path) -> list[FirstAnswer]:
     """Return every readable pair's first answer; UserError without any, a warning for the rest."""
     damaged: list[Path] = []
     found = [_first_answer(path, record) for path, record in iter_records(folder, damaged)]
-    for path in damaged:
-        log.warning("left out: %s", _damage(path))
+    _tell_of(damaged)
     if not found:
         raise UserError(f'folder "{folder}" holds no pair; give the folder that stage 1 wrote to')
     return found
 
 
-def _damage(path: Path) -> str:
-    try:
-        read_record(path)
-    except UserError as error:
-        return str(error)
-    return str(path)
+def _tell_of(damaged: Sequence[Path]) -> None:
+    for path in damaged:
+        try:
+            read_record(path)
+        except UserError as error:
+            log.warning("left out: %s", error)
 
 
 def _first_answer(path: Path, record: dict[str, Any]) -> FirstAnswer:
@@ -96,12 +95,14 @@ def label_pairs(
 def copy_unlabelled(source: Path, target: Path) -> None:
     """Copy the pairs under a folder to another one, without their labels, for another judge.
 
-    Copies that are there already are left alone. Files other than JSON are hard links where the
-    file system can make them: hidden states are large, and no stage writes into them.
+    Copies that are there already are left alone; of what cannot be read none is made, with a
+    warning. Files other than JSON are hard links where the file system can make them: hidden states
+    are large, and no stage writes into them.
     """
+    damaged: list[Path] = []
     if target.resolve().is_relative_to(source.resolve()):
         raise UserError(f'--to "{target}" lies inside "{source}"; choose a folder outside it')
-    for path, record in iter_records(source, []):
+    for path, record in iter_records(source, damaged):
         if holding(path):
             raise UserError(
                 f'"{path}" is packed in shards, of which --to can make no copies; unpack them with '
@@ -117,6 +118,7 @@ def copy_unlabelled(source: Path, target: Path) -> None:
                 _link(beside, linked)
         record = {key: value for key, value in record.items() if key != "legacy"}
         write_json(copy, {**record, "nil_label": None, "nil_judge": None})
+    _tell_of(damaged)
 
 
 def _link(source: Path, target: Path) -> None:

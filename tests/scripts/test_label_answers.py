@@ -69,6 +69,14 @@ def test_an_empty_path_labels_nothing(pairs, task):
     assert "Traceback" not in done.stderr and contents(pairs) == before
 
 
+def test_of_a_damaged_pair_there_is_no_copy_and_it_is_named(pairs, tmp_path, caplog):
+    (pairs / "toy" / "toy-0001.json").write_text("{")
+    copy_unlabelled(pairs, tmp_path / "copies")
+    assert len(first_answers(tmp_path / "copies")) == 3
+    (line,) = caplog.messages
+    assert line.startswith("left out: ") and "toy-0001.json" in line
+
+
 def test_copies_do_not_go_among_the_pairs(pairs):
     with pytest.raises(UserError, match="inside"):
         copy_unlabelled(pairs, pairs / "copies")
