@@ -355,7 +355,7 @@ def turns_curve(points: Sequence[TurnsPoint], title: str) -> bytes:
     right.set_ylabel("answer tokens a dialogue")
     right.set_ylim(0)
     for axis in (left, right):
-        axis.set_xticks([ks[0], *(k for k in ks if k % 5 == 0 and k != ks[0])])
+        axis.set_xticks([*ks[:1], *(k for k in ks[1:] if k % 5 == 0)])
     return png(figure, title)
 
 

@@ -181,6 +181,12 @@ def test_more_turns_cost_more_and_the_last_k_is_spikescore(comparison, entries):
     assert len(turns_table(points).rows) == 6
 
 
+def test_dialogues_of_two_turns_have_no_k_to_show():
+    points = turns_sweep(Comparison(make_book(turns=2), draws=5), None)
+    assert points == [] and turns_table(points).rows == ()
+    assert plots.turns_curve(points, "K").startswith(b"\x89PNG")
+
+
 def test_stopping_early_flags_the_same_and_saves_tokens(comparison, entries):
     """By a loop over dialogues, with the threshold that the row names."""
     book, places = comparison.book, np.arange(240)
