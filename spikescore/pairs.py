@@ -419,6 +419,12 @@ def item_key(record: dict[str, Any]) -> str:
     return f"{record.get('domain') or 'unknown'}/{record.get('id')}"
 
 
+def group_key(record: dict[str, Any], name: Any) -> Any:
+    """Return an item's group, which may be the number 0; its own `name` where it has none."""
+    group = record.get("group")
+    return name if group in (None, "") else group
+
+
 def pair_key(record: dict[str, Any]) -> str:
     """Return what the twins of one question share, unique over domains; "" for no twin."""
     pair = record.get("pair_id")

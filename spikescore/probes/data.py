@@ -22,6 +22,7 @@ from spikescore.pairs import (
     MODEL_PARTS,
     find_records,
     gathered,
+    group_key,
     iter_records,
     model_difference,
     question_digests,
@@ -276,8 +277,7 @@ def question_groups(records: Sequence[dict[str, Any]]) -> np.ndarray:
             name = parent[name]
         return name
 
-    own = [r["id"] if r.get("group") in (None, "") else r["group"] for r in records]  # 0 is one
-    names = [f"{r.get('domain')}/{one}" for r, one in zip(records, own, strict=True)]
+    names = [f"{r.get('domain')}/{group_key(r, r['id'])}" for r in records]
     for name, record in zip(names, records, strict=True):
         for key in question_digests(record):
             parent[root(name)] = root(asked.setdefault(key, name))

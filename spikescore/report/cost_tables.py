@@ -75,15 +75,17 @@ def known_costs(book: ScoreBook, turns: int | None, needs: Sequence[str]) -> dic
 
 def mean_cost(book: ScoreBook, turns: int | None, needs: Sequence[str]) -> dict[str, float | None]:
     """Return the mean of each of the `known_costs`; None where it is known of no item."""
-    known = known_costs(book, turns, needs)
-    return {name: float(np.mean(own)) if own else None for name, own in known.items()}
+    return _costs(book, turns, needs)["costs"]
 
 
 def _costs(book: ScoreBook, turns: int | None, needs: Sequence[str]) -> dict[str, dict]:
-    """Return a point's `costs` and over how many items they are `known`."""
+    """Return a point's mean `costs` and over how many items they are `known`."""
     known = known_costs(book, turns, needs)
-    over = {name: (len(own), len(book.items)) for name, own in known.items()}
-    return {"costs": mean_cost(book, turns, needs), "known": over}
+    means = {name: float(np.mean(own)) if own else None for name, own in known.items()}
+    return {
+        "costs": means,
+        "known": {name: (len(own), len(book.items)) for name, own in known.items()},
+    }
 
 
 def cost_points(

@@ -200,7 +200,6 @@ def read_item(record: dict[str, Any], path: Path, *, by: str = "") -> Item:
     judge = (record.get("nil_judge") or {}).get("judge", "none")
     name = path.stem if record.get("id") is None else str(record["id"])
     domain = whole_characters(record.get("domain") or path.resolve().parent.name)
-    group = name if record.get("group") in (None, "") else record["group"]  # 0 is a group
     enough = len(scores) >= MIN_SCORES
     return Item(
         path=path,
@@ -208,7 +207,7 @@ def read_item(record: dict[str, Any], path: Path, *, by: str = "") -> Item:
         folder=str(path.parent),
         domain=domain,
         # a question met twice (two runs of one domain) is still one question to the bootstrap
-        group=f"{domain}/{group}",
+        group=f"{domain}/{pairs.group_key(record, name)}",
         pair=pairs.pair_key(record),
         y=None if label is None else 1 - int(label),
         unread=label is None and judge != "none",
